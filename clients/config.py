@@ -1,0 +1,45 @@
+"""What the owner of a device says about it, in Flower's node config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Where this client's examples come from, and which model entry it is willing to run.
+
+    Either `data-path` names a local file or folder, or `partition-id` and `num-partitions` (Flower's own names) make
+    this node one client of a simulated split of a registered data set.
+    """
+
+    data_path: str = ""
+    partition: int = -1
+    partitions: int = 0
+    model_entry: str = ""
+
+    @classmethod
+    def from_node_config(cls, values: Mapping[str, Any]) -> NodeConfig:
+        config = cls(
+            data_path=str(values.get("data-path", "")),
+            partition=_whole(values, "partition-id", -1),
+            partitions=_whole(values, "num-partitions", 0),
+            model_entry=str(values.get("model-entry", "")),
+        )
+        if not config.data_path and not 0 <= config.partition < config.partitions:
+            raise ConfigError(
+                f"node config: give data-path, or partition-id from 0 to num-partitions - 1 "
+                f"(partition-id = {config.partition}, num-partitions = {config.partitions})"
+            )
+        return config
+
+
+def _whole(values: Mapping[str, Any], name: str, default: int) -> int:
+    value = values.get(name, default)
+    if type(value) is not int:
+        raise ConfigError(f"node config: {name} = {value!r}: must be a whole number")
+    return value

@@ -1,0 +1,133 @@
+"""A client's own examples: from a local file or folder, or its part of a simulated split.
+
+Formats: `.npz` with arrays `x` and `y`; `.csv` with one example per row, numbers only, the class in the last column;
+a folder with one sub-folder of images per class. Bad files give one line that says which row or file.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.config import NodeConfig
+from edge_runtime import plugins
+from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.train.batches import Examples
+from edge_runtime.train.config import DATASETS, DataConfig
+from edge_runtime.train.sources import DataSource
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
+
+
+def load_examples(node: NodeConfig, data: DataConfig, seed: int) -> Examples:
+    """The examples this node trains on. Only a node that was given a partition reads a data set the server names."""
+    if node.data_path:
+        return read_examples(Path(node.data_path))
+    source: DataSource = plugins.load(DATASETS, data.name)
+    return source.client_split(data, seed, node.partition)
+
+
+def read_examples(path: Path) -> Examples:
+    """Read a `.npz`, a `.csv` or a folder of images.
+
+    Returns:
+        x float32 (or integer, from .npz) of shape (N, ...), y int64 or float32 of shape (N, ...).
+
+    Raises:
+        ConfigError: the path is not there, not one of these formats, or holds bad rows.
+    """
+    if path.is_dir():
+        return _read_images(path)
+    if not path.is_file():
+        raise ConfigError(f"data path {str(path)!r}: no such file or folder")
+    match path.suffix:
+        case ".npz":
+            return _read_npz(path)
+        case ".csv":
+            return _read_csv(path)
+        case _:
+            raise ConfigError(f"data path {str(path)!r}: must be .npz, .csv or a folder with a sub-folder per class")
+
+
+def _read_npz(path: Path) -> Examples:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: must be an .npz with plain arrays x and y ({error})") from error
+    if len(x) != len(y) or not len(x):
+        raise ConfigError(f"{path}: x has {len(x)} rows and y has {len(y)}; both need the same number, at least 1")
+    return Examples(_as_input(x, path), _as_target(y, path))
+
+
+def _read_csv(path: Path) -> Examples:
+    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    if lines and not _numbers(lines[0][1]):
+        lines = lines[1:]  # a header
+    rows = []
+    for number, line in lines:
+        row = _numbers(line)
+        if not row or (rows and len(row) != len(rows[0])) or not np.isfinite(row).all():
+            raise ConfigError(f"{path}, line {number}: must be {len(rows[0]) if rows else 'at least 2'} finite numbers")
+        rows.append(row)
+    table = np.array(rows, np.float64)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise ConfigError(f"{path}: must have rows of at least 2 numbers, the class in the last column")
+    return Examples(table[:, :-1].astype(np.float32), _as_target(table[:, -1], path))
+
+
+def _numbers(line: str) -> list[float]:
+    """The row's numbers; empty if a field is not a number."""
+    try:
+        return [float(text) for text in line.split(",")]
+    except ValueError:
+        return []
+
+
+def _read_images(folder: Path) -> Examples:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingPackageError("reading image folders needs Pillow: pip install pillow") from error
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    files = [
+        (label, file)
+        for label, name in enumerate(classes)
+        for file in sorted((folder / name).iterdir())
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise ConfigError(f"{folder}: has no images; expected one sub-folder per class with {', '.join(sorted(IMAGE_SUFFIXES))}")
+    images = []
+    for _, file in files:
+        try:
+            with Image.open(file) as image:
+                grey = image.mode in ("1", "L", "I;16")
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ConfigError(f"{file}: cannot be read as an image ({error})") from error
+        images.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
+        if images[-1].shape != images[0].shape:
+            raise ConfigError(f"{file}: has shape {images[-1].shape}, the first image {images[0].shape}; make them equal")
+    labels = np.array([label for label, _ in files], np.int64)
+    return Examples(np.stack(images).astype(np.float32) / 255, labels)
+
+
+def _as_input(x: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
+    if np.issubdtype(x.dtype, np.integer):
+        return x.astype(np.int64)
+    if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
+        raise ConfigError(f"{path}: x must hold finite numbers, found dtype {x.dtype} or a NaN")
+    return x.astype(np.float32)
+
+
+def _as_target(y: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
+    """Whole numbers become int64 classes, other finite numbers float32 targets."""
+    if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
+        raise ConfigError(f"{path}: targets must be finite numbers, found dtype {y.dtype} or a NaN")
+    if np.issubdtype(y.dtype, np.integer) or (y == np.round(y)).all():
+        return y.astype(np.int64)
+    return y.astype(np.float32)

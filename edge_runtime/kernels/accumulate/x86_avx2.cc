@@ -1,0 +1,32 @@
+// AVX2: eight floats a block, widened to two vectors of four doubles.
+#include <immintrin.h>
+
+#include "accumulate/generic.h"
+
+namespace hedgerow {
+namespace {
+
+struct Avx2 {
+  static constexpr size_t kWidth = 8;
+
+  static bool BlockFinite(const float* x) {
+    const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x));
+    return _mm256_testz_si256(_mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent), _mm256_set1_epi32(-1));
+  }
+
+  static void BlockAccumulate(const float* x, double weight, double* acc) {
+    const __m256d w = _mm256_set1_pd(weight);
+    for (int half = 0; half < 2; ++half) {
+      const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(x + 4 * half));
+      double* out = acc + 4 * half;
+      _mm256_storeu_pd(out, _mm256_add_pd(_mm256_loadu_pd(out), _mm256_mul_pd(wide, w)));
+    }
+  }
+};
+
+}  // namespace
+
+const AccumulateKernels kAccumulateAvx2 = MakeAccumulateKernels<Avx2>();
+
+}  // namespace hedgerow

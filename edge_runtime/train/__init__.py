@@ -1,0 +1,1 @@
+"""Local training: what a trainer is, batches, metrics, and the PyTorch reference trainer."""

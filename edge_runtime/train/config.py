@@ -1,0 +1,107 @@
+"""The settings that say what a client trains and how: the `[data]`, `[model]`, `[train]` and link tables of a scenario.
+
+They stand here because server and client both read them: the server sends them with every round, as a `RoundTask`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from edge_runtime import losses, optimizers, plugins
+from edge_runtime.config import key, section
+from edge_runtime.errors import ConfigError
+from edge_runtime.updates import CODECS
+
+DATASETS, MODELS = "hedgerow.datasets", "hedgerow.models"
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Which examples, and how a simulation splits them among its clients."""
+
+    name: str = key("mnist", choices=lambda: plugins.names(DATASETS))
+    clients: int = key(50, low=1, high=1_000_000)
+    partition: str = key("dirichlet", choices=("dirichlet", "iid", "natural", "shards"))
+    alpha: float = key(0.3, above=0, high=1e6)
+    shards_per_client: int = key(2, low=1, high=10_000)
+    min_examples: int = key(2, low=1, high=1_000_000)
+    holdout: float = key(0.2, above=0, below=1)
+    path: str = key("")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A registered model by name, or the user's own as `entry = "package.module:function"`, called without arguments."""
+
+    name: str = key("lenet", choices=lambda: plugins.names(MODELS))
+    entry: str = key("")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """Every optimizer's arguments; each optimizer reads its own."""
+
+    name: str = key("sgd", choices=tuple(optimizers.OPTIMIZERS))
+    lr: float = key(0.05, above=0, high=100)
+    momentum: float = key(0.9, low=0, below=1)
+    nesterov: bool = key(False)
+    weight_decay: float = key(0.0, low=0, high=10)
+    beta1: float = key(0.9, low=0, below=1)
+    beta2: float = key(0.999, low=0, below=1)
+    alpha: float = key(0.99, low=0, below=1)
+    eps: float = key(1e-8, above=0, high=1)
+
+    def __post_init__(self) -> None:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ConfigError("train.optimizer.nesterov = True: must be false while train.optimizer.momentum is 0")
+
+    def build(self) -> optimizers.Optimizer:
+        """The optimizer of that name, with the arguments it has."""
+        optimizer = optimizers.OPTIMIZERS[self.name]
+        arguments = {item.name for item in dataclasses.fields(optimizer)}
+        return optimizer(**{name: value for name, value in dataclasses.asdict(self).items() if name in arguments})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Local training of one client in one round."""
+
+    trainer: str = key("torch", choices=("torch",))
+    epochs: int = key(1, low=1, high=10_000)
+    batch_size: int = key(32, low=1, high=1_000_000)
+    loss: str = key("cross_entropy", choices=tuple(losses.LOSSES))
+    label_smoothing: float = key(0.0, low=0, below=1)
+    huber_delta: float = key(1.0, above=0, high=1e6)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+
+    def build_loss(self) -> losses.Loss:
+        """The loss of that name, with the arguments it has."""
+        match self.loss:
+            case "cross_entropy":
+                return losses.CrossEntropy(self.label_smoothing)
+            case "huber":
+                return losses.Huber(self.huber_delta)
+            case _:
+                return losses.LOSSES[self.loss]()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConfig:
+    """How models or updates are written on one direction of the wire."""
+
+    codec: str = key("float32", choices=tuple(CODECS))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTask:
+    """What a server asks of a client in one round; travels as flat keys beside the model."""
+
+    round: int = key(1, low=1, high=2**31 - 1)
+    seed: int = key(1, low=0, high=2**31 - 1)
+    proximal_mu: float = key(0.0, low=0, high=1000)
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+    uplink: LinkConfig = section(LinkConfig)
+    downlink: LinkConfig = section(LinkConfig)

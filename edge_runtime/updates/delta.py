@@ -1,0 +1,74 @@
+"""The order and shape of a model's float32 tensors, so that a whole model can be one flat vector.
+
+Server and client must agree on names, shapes and order: the layout's digest travels with every payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatVector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """Names and shapes of float32 tensors in their order on the wire, which is the model's own order."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, NDArray[np.generic] | tuple[int, ...]]) -> TensorLayout:
+        """The layout of `{name: array}` or `{name: shape}`; integer arrays (batch counters) are left out."""
+        shapes = []
+        for name, tensor in tensors.items():
+            if isinstance(tensor, tuple):
+                shapes.append((name, tensor))
+            elif np.issubdtype(tensor.dtype, np.floating):
+                shapes.append((name, tensor.shape))
+        return cls(tuple(shapes))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of float32 values in the whole model."""
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """First 16 bytes of the SHA-256 over names, shapes and dtype: equal layouts, and only they, agree."""
+        text = json.dumps([[name, list(shape), "float32"] for name, shape in self.shapes], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()[:16]
+
+    def flatten(self, tensors: Mapping[str, NDArray[np.generic]]) -> FloatVector:
+        """One float32 vector of shape (size,) with every tensor of the layout, copied.
+
+        Raises:
+            ValueError: a tensor is missing or has another shape.
+        """
+        flat = np.empty(self.size, np.float32)
+        for name, view in self.views(flat).items():
+            if name not in tensors:
+                raise ValueError(f"tensor {name} is missing; the layout has {len(self.shapes)} tensors")
+            if tensors[name].shape != view.shape:
+                raise ValueError(f"tensor {name} has shape {tensors[name].shape}, the layout says {view.shape}")
+            view[...] = tensors[name]
+        return flat
+
+    def views(self, flat: FloatVector) -> dict[str, FloatVector]:
+        """`{name: view}` into a vector of shape (size,), without copying."""
+        if flat.shape != (self.size,):
+            raise ValueError(f"a vector of {flat.size} values does not hold this layout's {self.size}")
+        views: dict[str, FloatVector] = {}
+        offset = 0
+        for name, shape in self.shapes:
+            count = math.prod(shape)
+            views[name] = flat[offset : offset + count].reshape(shape)
+            offset += count
+        return views

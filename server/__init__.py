@@ -1,0 +1,1 @@
+"""The aggregation server: a Flower ServerApp that owns its round loop, strategies, aggregation and run records."""

@@ -1,0 +1,40 @@
+"""The running weighted sum of updates: memory for one model, however many clients report."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import PeerError
+from edge_runtime.kernels import native
+
+
+class WeightedSum:
+    """sum_k weight_k x_k over float32 vectors of shape (size,), kept in float64; nothing but the sum is held."""
+
+    def __init__(self, size: int) -> None:
+        self._sum = np.zeros(size)
+        self.total_weight = 0
+        self.count = 0
+
+    def add(self, update: NDArray[np.float32], weight: int) -> None:
+        """Add one client's update with its number of examples.
+
+        Raises:
+            PeerError: a NaN or an infinity in the update, or a weight outside 1..2^28. The sum is unchanged.
+        """
+        # 2^28: the product float32 x weight stays exact in float64, and no client can drown all others by claim alone.
+        if not 1 <= weight <= 2**28:
+            raise PeerError(f"update claims {weight} examples; must be 1 to 2^28")
+        # A whole pass before the first addition: half an update in the sum could not be taken back.
+        if not native.all_finite(update):
+            raise PeerError("update holds NaN or infinite values")
+        native.accumulate(self._sum, update, weight)
+        self.total_weight += weight
+        self.count += 1
+
+    def mean(self) -> NDArray[np.float64]:
+        """The weighted mean, shape (size,)."""
+        if not self.count:
+            raise ValueError("no update was added, so there is no mean")
+        return self._sum / self.total_weight

@@ -1,0 +1,85 @@
+"""The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_runtime.config import key, pick, section
+from edge_runtime.errors import ConfigError
+from edge_runtime.train.config import DataConfig, LinkConfig, ModelConfig, RoundTask, TrainConfig
+from server.strategy import STRATEGIES
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyConfig:
+    """Rounds, who takes part, and how the server moves the model. `lr` and below: see server/strategy.py."""
+
+    rounds: int = key(30, low=1, high=1_000_000)
+    cohort: int = key(10, low=1, high=1_000_000)
+    strategy: str = key("fedavg", choices=tuple(STRATEGIES))
+    min_updates: int = key(2, low=1, high=1_000_000)
+    deadline_s: float = key(60.0, above=0, high=604_800)
+    evaluate: str = key("central", choices=("central", "clients", "none"))
+    eval_every: int = key(1, low=1, high=1_000_000)
+    workers: int = key(0, low=0, high=1024)  # simulation only: client processes, 0 = one per core
+    lr: float = key(1.0, above=0, high=1000)
+    momentum: float = key(0.9, low=0, below=1)
+    beta1: float = key(0.9, low=0, below=1)
+    beta2: float = key(0.99, low=0, below=1)
+    tau: float = key(1e-3, above=0, high=1)
+    proximal_mu: float = key(0.01, low=0, high=1000)
+
+    def __post_init__(self) -> None:
+        if self.min_updates > self.cohort:
+            raise ConfigError(f"server.min_updates = {self.min_updates}: must be <= server.cohort ({self.cohort})")
+
+
+@dataclass(frozen=True, slots=True)
+class DeployConfig:
+    """The artefact at the end of a run. `formats = ""` exports nothing."""
+
+    formats: tuple[str, ...] = key(("onnx",), choices=("onnx",))
+    precision: str = key("int8", choices=("fp32", "int8"))
+    calibration: int = key(200, low=1, high=100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """Where the run directory goes; empty = `runs/<UTC time>` in the current folder."""
+
+    out: str = key("")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """All that `server.app` needs to know."""
+
+    seed: int = key(1, low=0, high=2**31 - 1)
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+    server: StrategyConfig = section(StrategyConfig)
+    uplink: LinkConfig = section(LinkConfig)
+    downlink: LinkConfig = section(LinkConfig)
+    deploy: DeployConfig = section(DeployConfig)
+    run: OutputConfig = section(OutputConfig)
+
+    @classmethod
+    def from_run_config(cls, values: Mapping[str, Any]) -> ServerConfig:
+        """From Flower's flat run config; keys of other rooms (`faults.*`) are left alone."""
+        return pick(cls, values)
+
+    def task(self, round_number: int) -> RoundTask:
+        """What clients are asked to do in this round."""
+        return RoundTask(
+            round=round_number,
+            seed=self.seed,
+            proximal_mu=self.server.proximal_mu if STRATEGIES[self.server.strategy].proximal else 0.0,
+            data=self.data,
+            model=self.model,
+            train=self.train,
+            uplink=self.uplink,
+            downlink=self.downlink,
+        )

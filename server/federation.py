@@ -1,0 +1,233 @@
+"""A whole run, start to end: rounds, evaluation, the record of it, and the artefact at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import plugins
+from edge_runtime.config import flatten
+from edge_runtime.errors import RunError
+from edge_runtime.train.batches import Examples
+from edge_runtime.train.config import DATASETS
+from edge_runtime.train.sources import DataSource
+from edge_runtime.updates import make_codec
+from server import results
+from server.artefacts import export_and_check
+from server.config import ServerConfig
+from server.link import Answer, Link, read_metrics, read_update
+from server.model import GlobalModel
+from server.rounds import OpenRound, RoundResult, choose_cohort
+from server.run_store import RunStore, model_bytes, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The model is built and clients are there; round 1 is about to be sent."""
+
+    config: ServerConfig
+    directory: Path
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAnswered:
+    """One client's part of the current round is settled, well or badly."""
+
+    round: int
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClosed:
+    """A round is over; `row` is its row of `run.json`."""
+
+    row: results.RoundRow
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The run directory is complete; `final` is `run.json`'s `final`."""
+
+    directory: Path
+    final: Mapping[str, Any]
+
+
+Event = RunStarted | ClientAnswered | RoundClosed | RunFinished
+Listener = Callable[[Event], None]
+
+
+def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = ()) -> RunFinished:
+    """Train `config.server.rounds` rounds with the clients behind `link` and leave a run directory.
+
+    Raises:
+        RunError: too few clients ever came, or no round gathered enough good updates.
+        ConfigError: the run directory already holds a run.
+    """
+    store = RunStore(Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+    with contextlib.closing(store):
+        run = _Run(link, config, tuple(listeners), store)
+        try:
+            return run.play()
+        except BaseException as error:
+            run.record_failure(error)
+            raise
+
+
+class _Run:
+    """The run in progress. `play` reads top-down; the rest are its steps."""
+
+    def __init__(self, link: Link, config: ServerConfig, listeners: Sequence[Listener], store: RunStore) -> None:
+        self._link, self._config, self._listeners, self._store = link, config, listeners, store
+        self._model = GlobalModel(config)
+        self._uplink, self._downlink = make_codec(config.uplink.codec), make_codec(config.downlink.codec)
+        self._test = _load_test(config) if config.server.evaluate == "central" else None
+        self._rows: list[results.RoundRow] = []
+        self._started_s = time.monotonic()
+
+    def play(self) -> RunFinished:
+        settings = self._config.server
+        nodes = self._link.wait_for_nodes(settings.cohort, settings.deadline_s)
+        if len(nodes) < settings.min_updates:
+            raise RunError(
+                f"{len(nodes)} clients online after {settings.deadline_s:g} s, server.min_updates = {settings.min_updates};"
+                " start more clients or lower it"
+            )
+        self._store.append("run_started", flatten(self._config))
+        self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))
+        for number in range(1, settings.rounds + 1):
+            self._close_round(*self._train(number))
+        return self._finish()
+
+    def _train(self, number: int) -> tuple[RoundResult, float]:
+        """Ask a cohort, gather what comes, move the model. Returns the result and the round's start."""
+        started_s = time.monotonic()
+        settings = self._config.server
+        nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
+        cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
+        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
+        opened = OpenRound(
+            number=number,
+            names={node: str(node) for node in cohort},
+            layout=self._model.layout,
+            codec=self._uplink,
+            min_updates=settings.min_updates,
+            downlink_bytes=len(payload) * len(cohort),
+        )
+        task = flatten(self._config.task(number))
+        for answer in self._link.train(cohort, payload, task, settings.deadline_s):
+            _receive(opened, answer)
+            self._emit(ClientAnswered(number, str(answer.node)))
+        result = opened.close(f"no reply within {settings.deadline_s:g} s")
+        if result.delta is not None:
+            self._model.apply(result.delta)
+        return result, started_s
+
+    def _close_round(self, result: RoundResult, started_s: float) -> None:
+        last = result.round == self._config.server.rounds
+        due = last or result.round % self._config.server.eval_every == 0
+        figures = self._evaluate(result.round) if due else {}
+        row = results.round_row(result, figures, time.monotonic() - started_s)
+        self._rows.append(row)
+        self._store.append("round_closed", results.as_json(row), result.round)
+        self._emit(RoundClosed(row))
+
+    def _evaluate(self, number: int) -> dict[str, float]:
+        """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
+        if self._test is not None:
+            return dict(self._model.evaluate(self._test))
+        if self._config.server.evaluate == "none":
+            return {}
+        nodes = choose_cohort(
+            self._link.wait_for_nodes(1, self._config.server.deadline_s),
+            self._config.server.cohort, self._config.seed, number,
+        )  # fmt: skip
+        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
+        task = flatten(self._config.task(number))
+        reports = []
+        for answer in self._link.evaluate(nodes, payload, task, self._config.server.deadline_s):
+            try:
+                reports.append(read_metrics(_content(answer)))
+            except ValueError as error:
+                self._store.append("evaluation_failed", {"client": str(answer.node), "reason": str(error)}, number)
+        return _weighted_mean(reports)
+
+    def _finish(self) -> RunFinished:
+        state = self._model.state_dict()
+        content = model_bytes(state)
+        self._store.write("model.safetensors", content)
+        applied = [row for row in self._rows if row.applied]
+        final: dict[str, Any] = {
+            "accuracy": self._rows[-1].accuracy,
+            "loss": self._rows[-1].loss,
+            "rounds_applied": len(applied),
+            "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
+            "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
+            "epsilon": None,
+            "parameters": self._model.layout.size,
+            "model_sha256": sha256(content),
+            "files": {"model.safetensors": len(content)},
+        }
+        if self._config.deploy.formats:
+            final["deploy"] = exported = export_and_check(self._config, state, self._test, self._store.directory)
+            final["files"] |= {name: entry["bytes"] for name, entry in exported.get("files", {}).items()}
+            if int8 := exported.get("formats", {}).get("onnx_int8"):
+                final["int8_accuracy"] = {"onnx": int8["accuracy"]}
+        final["seconds"] = round(time.monotonic() - self._started_s, 3)
+        if not applied:
+            raise RunError(
+                f"no round gathered server.min_updates = {self._config.server.min_updates} good updates; "
+                f"{self._store.directory / 'run.json'} names every failure"
+            )
+        self._store.append("run_finished", final)
+        self._write(final)
+        finished = RunFinished(self._store.directory, final)
+        self._emit(finished)
+        return finished
+
+    def record_failure(self, error: BaseException) -> None:
+        """Leave what happened so far on disk, and why it ended."""
+        text = f"{type(error).__name__}: {error}"
+        self._store.append("run_failed", {"error": text})
+        self._write(final=None, error=text)
+
+    def _write(self, final: Mapping[str, Any] | None, error: str | None = None) -> None:
+        rows = [results.as_json(row) for row in self._rows]
+        record = {"version": 1, "config": flatten(self._config), "rounds": rows, "final": final, "error": error}
+        self._store.write_json("run.json", record)
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+def _receive(opened: OpenRound, answer: Answer) -> None:
+    try:
+        update = read_update(_content(answer))
+    except ValueError as error:
+        opened.fail(answer.node, str(error))
+    else:
+        opened.receive(answer.node, update)
+
+
+def _content(answer: Answer) -> Any:
+    if answer.content is None:
+        raise ValueError(answer.error)
+    return answer.content
+
+
+def _weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure over clients, weighted by their numbers of examples."""
+    total = sum(report["num-examples"] for report in reports)
+    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
+    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}
+
+
+def _load_test(config: ServerConfig) -> Examples:
+    source: DataSource = plugins.load(DATASETS, config.data.name)
+    return source.test_split(config.data, config.seed)

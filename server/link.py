@@ -1,0 +1,100 @@
+"""The server's end of the Flower wire: the only module here that builds and reads Flower messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from edge_runtime.config import Scalar
+from edge_runtime.updates import STYPE
+from server.rounds import Update
+
+POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s makes rounds slower
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One node's reply: its content, or why there is none."""
+
+    node: int
+    content: RecordDict | None
+    error: str = ""
+
+
+class Link:
+    """Asks nodes and yields their answers as they come, until all have answered or the deadline has passed."""
+
+    def __init__(self, grid: Grid, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grid, self._clock = grid, clock
+
+    def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
+        """Node ids online once `wanted` are there, or at the deadline, however many those are."""
+        end = self._clock() + deadline_s
+        while len(nodes := list(self._grid.get_node_ids())) < wanted and self._clock() < end:
+            time.sleep(POLL_S)
+        return nodes
+
+    def train(
+        self, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
+    ) -> Iterator[Answer]:
+        return self._ask(MessageType.TRAIN, nodes, payload, task, deadline_s)
+
+    def evaluate(
+        self, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
+    ) -> Iterator[Answer]:
+        return self._ask(MessageType.EVALUATE, nodes, payload, task, deadline_s)
+
+    def _ask(
+        self, kind: str, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
+    ) -> Iterator[Answer]:
+        # One Array for the whole model: Flower makes an HTTP request per object.
+        model = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
+        content = RecordDict({"model": model, "task": ConfigRecord(dict(task))})
+        messages = [Message(content, node, kind, ttl=deadline_s, group_id=str(task["round"])) for node in nodes]
+        outstanding = set(self._grid.push_messages(messages))
+        del messages, content, model
+        end = self._clock() + deadline_s
+        while outstanding and self._clock() < end:
+            answered = False
+            for reply in self._grid.pull_messages(outstanding):
+                answered = True
+                outstanding.discard(reply.metadata.reply_to_message_id)
+                node = reply.metadata.src_node_id
+                if reply.has_error():
+                    yield Answer(node, None, reply.error.reason or f"Flower error code {reply.error.code}")
+                else:
+                    yield Answer(node, reply.content)
+            if outstanding and not answered:
+                time.sleep(POLL_S)
+
+
+def read_update(content: RecordDict) -> Update:
+    """The update inside a train reply; ValueError says which part is missing or of the wrong type."""
+    array = _record(content, "update", ArrayRecord).get("delta")
+    metrics = _record(content, "metrics", MetricRecord)
+    if not isinstance(array, Array) or array.stype != STYPE:
+        raise ValueError(f"reply has no update of type {STYPE}")
+    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    if type(examples) is not int or not isinstance(loss, float):
+        raise ValueError("reply does not say num-examples (whole number) and loss (number)")
+    return Update(array.data, examples, loss)
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """The scalar figures inside an evaluate reply, `num-examples` among them."""
+    metrics = _record(content, "metrics", MetricRecord)
+    figures = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    if not figures.get("num-examples", 0) >= 1:
+        raise ValueError("reply does not say num-examples >= 1")
+    return figures
+
+
+def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, object]:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise ValueError(f"reply has no {kind.__name__} {name!r}")
+    return record  # type: ignore[return-value]  # isinstance through a variable does not narrow

@@ -1,0 +1,54 @@
+"""The global model: its weights as one vector, how a strategy moves them, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.train.batches import Batches, Examples
+from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.trainer import State
+from edge_runtime.updates import TensorLayout
+from server.config import ServerConfig
+from server.strategy import STRATEGIES
+
+EVALUATION_BATCH = 256
+
+
+class GlobalModel:
+    """Weights between rounds. Float tensors are trained and travel; integer counters (batch norm's) stay as built."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._settings = config.server
+        self._strategy = STRATEGIES[config.server.strategy]
+        self._trainer = make_trainer(config.model, config.train, seed=config.seed)
+        self._initial = self._trainer.state_dict()
+        self.layout = TensorLayout.of(self._initial)
+        self.weights = self.layout.flatten(self._initial)
+        self._strategy_state = self._strategy.init(self.layout.size)
+        self._is_buffer = self._mark_buffers()
+
+    def apply(self, delta: NDArray[np.float64]) -> None:
+        """Move the weights by the mean client delta, as the strategy says; running statistics are plainly averaged."""
+        self._strategy_state, moved = self._strategy.apply(self._settings, self._strategy_state, self.weights, delta)
+        # An adaptive step on a running variance could make it negative.
+        moved[self._is_buffer] = (self.weights + delta).astype(np.float32)[self._is_buffer]
+        self.weights = moved
+
+    def state_dict(self) -> State:
+        """All tensors under the module's own names, in its order."""
+        views = self.layout.views(self.weights)
+        return {name: views.get(name, value) for name, value in self._initial.items()}
+
+    def evaluate(self, examples: Examples) -> Mapping[str, float]:
+        self._trainer.load_state_dict(self.state_dict())
+        return self._trainer.evaluate(Batches(examples, EVALUATION_BATCH))
+
+    def _mark_buffers(self) -> NDArray[np.bool_]:
+        buffers = self._trainer.buffer_names()
+        flags = np.zeros(self.layout.size, np.float32)
+        for name, view in self.layout.views(flags).items():
+            view[...] = name in buffers
+        return flags.astype(bool)

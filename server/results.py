@@ -1,0 +1,58 @@
+"""The rows and the closing figures of a run, as they stand in `run.json`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from server.rounds import Failure, RoundResult
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round. `clients` and `dropped` count; `failures` names. Bytes are payload bytes over all clients.
+
+    `applied` is false when too few good updates came and the model stayed as it was. `loss` and `accuracy` are of the
+    new global model on held-out data, null in rounds that were not evaluated.
+    """
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+    clients: int
+    dropped: int
+    failures: tuple[Failure, ...]
+    applied: bool
+    train_loss: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+    epsilon: float | None
+    seconds: float
+
+
+def round_row(result: RoundResult, figures: dict[str, float], seconds: float) -> RoundRow:
+    """The row of a closed round."""
+    return RoundRow(
+        round=result.round,
+        loss=_finite(figures.get("loss")),
+        accuracy=_finite(figures.get("accuracy")),
+        clients=len(result.clients),
+        dropped=len(result.failures),
+        failures=result.failures,
+        applied=result.delta is not None,
+        train_loss=_finite(result.train_loss),
+        uplink_bytes=result.uplink_bytes,
+        downlink_bytes=result.downlink_bytes,
+        epsilon=None,
+        seconds=round(seconds, 3),
+    )
+
+
+def as_json(item: RoundRow) -> dict[str, Any]:
+    return asdict(item)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN; a diverged model's loss becomes null."""
+    return value if value is not None and math.isfinite(value) else None

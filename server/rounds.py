@@ -1,0 +1,106 @@
+"""One round as pure logic: who is asked, what is made of each answer, how the round ends. No network, no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import PeerError
+from edge_runtime.updates import Codec, TensorLayout
+from server.aggregate import WeightedSum
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a client says after training: its encoded delta and the figures about it."""
+
+    payload: bytes
+    examples: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A client that cost this round its update, and why."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """How a round ended. `delta` is None when fewer than the minimum of good updates came: the model stays."""
+
+    round: int
+    delta: NDArray[np.float64] | None
+    clients: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    train_loss: float | None
+    uplink_bytes: int
+    downlink_bytes: int
+
+
+def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int) -> list[int]:
+    """`size` distinct nodes (all, if there are fewer), drawn uniformly by (seed, round) alone, sorted."""
+    rng = np.random.default_rng([seed, round_number])
+    pool = sorted(nodes)
+    return sorted(int(node) for node in rng.choice(pool, size=min(size, len(pool)), replace=False))
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A round while answers come in. Every asked client ends up in `clients` or in `failures`, exactly once."""
+
+    number: int
+    names: dict[int, str]  # node id -> the name shown to people, for every asked client
+    layout: TensorLayout
+    codec: Codec
+    min_updates: int
+    downlink_bytes: int
+    _sum: WeightedSum = field(init=False)
+    _outcome: dict[int, Failure | None] = field(init=False, default_factory=dict)
+    _loss: float = field(init=False, default=0.0)
+    _uplink_bytes: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._sum = WeightedSum(self.layout.size)
+
+    def receive(self, node: int, update: Update) -> None:
+        """Check one update and add it to the sum; a bad one becomes that client's failure."""
+        if node not in self.names or node in self._outcome:
+            return  # not asked, or a second answer: the first one stands
+        self._uplink_bytes += len(update.payload)
+        try:
+            if not math.isfinite(update.loss):
+                raise PeerError("update reports a loss that is not finite")
+            delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number)
+            self._sum.add(delta, update.examples)
+        except PeerError as error:
+            self.fail(node, str(error))
+            return
+        self._loss += update.examples * update.loss
+        self._outcome[node] = None
+
+    def fail(self, node: int, reason: str) -> None:
+        """Record that no usable update came from this client."""
+        if node in self.names and node not in self._outcome:
+            self._outcome[node] = Failure(self.names[node], reason)
+
+    def close(self, silent_reason: str) -> RoundResult:
+        """End the round; whoever has not answered failed for `silent_reason`."""
+        for node in self.names:
+            self.fail(node, silent_reason)
+        good = self._sum.count
+        return RoundResult(
+            round=self.number,
+            delta=self._sum.mean() if good >= self.min_updates else None,
+            clients=tuple(name for node, name in self.names.items() if self._outcome[node] is None),
+            failures=tuple(failure for failure in self._outcome.values() if failure is not None),
+            train_loss=self._loss / self._sum.total_weight if good else None,
+            uplink_bytes=self._uplink_bytes,
+            downlink_bytes=self.downlink_bytes,
+        )

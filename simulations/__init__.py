@@ -1,0 +1,1 @@
+"""A whole federation on one machine: the real server app and client app, without the network between them."""

@@ -1,0 +1,56 @@
+"""`hedgerow simulate` and `hedgerow bench`. Heavy imports happen when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_runtime.errors import ConfigError
+
+
+def simulate_command(parser: argparse.ArgumentParser) -> None:
+    """Train a whole federation on this machine, on real data, and write a report."""
+    parser.add_argument("scenario", nargs="?", default="mnist", help="a shipped scenario's name or a .toml file (default: mnist)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; may be repeated")
+    parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/SCENARIO-TIME)")
+    parser.set_defaults(run=_simulate)
+
+
+def bench_command(parser: argparse.ArgumentParser) -> None:
+    """Run a benchmark of this checkout's benchmarks/ folder and print its table."""
+    parser.add_argument("name", help="the benchmark's name")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the benchmark")
+    parser.set_defaults(run=_bench)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from simulations.scenario import load_scenario
+
+    stem = Path(options.scenario).stem
+    out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    scenario = load_scenario(options.scenario, [*options.set, f'run.out="{out}"'])
+
+    from simulations.console import Console
+    from simulations.report import write_report
+    from simulations.runner import simulate
+
+    with Console() as console:
+        finished = simulate(scenario, [console.on_event])
+    report = write_report(finished.directory)
+    console.summary(finished, report)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    if not folder.is_dir():
+        folder = Path.cwd() / "benchmarks"
+    names = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    if options.name not in names:
+        there = ", ".join(names) if names else "none here; run this inside a checkout of the project"
+        raise ConfigError(f"no benchmark {options.name!r}; there are {there}")
+    script = folder / f"bench_{options.name.replace('-', '_')}.py"
+    return subprocess.run([sys.executable, "-P", str(script), *options.arguments], check=False).returncode

@@ -1,0 +1,105 @@
+"""What a person sees while a simulation runs: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from server.federation import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
+from server.results import RoundRow
+
+
+class Console:
+    """Listens to a run and prints; a context manager, because a progress bar has to be taken down."""
+
+    def __init__(self) -> None:
+        self._out = rich.console.Console(highlight=False)
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def on_event(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                self._start(event)
+            case ClientAnswered() if self._progress is not None:
+                self._progress.advance(self._progress.task_ids[0])
+            case RoundClosed(row):
+                self._round(row)
+            case _:
+                pass
+
+    def summary(self, finished: RunFinished, report: Path) -> None:
+        """The closing table and where everything is."""
+        final = finished.final
+        table = Table(title=f"{final['parameters']:,} parameters after {final['rounds_applied']} rounds", title_justify="left")
+        for heading in ("model", "test accuracy", "size", "file"):
+            table.add_column(heading, justify="right" if heading in ("test accuracy", "size") else "left")
+        table.add_row("fp32 (trained)", _percent(final["accuracy"]), _size(final["files"]["model.safetensors"]), "model.safetensors")
+        deploy = final.get("deploy", {})
+        for name, figures in deploy.get("formats", {}).items():
+            file = f"model_{name.removeprefix('onnx_')}.onnx"
+            label = f"{name.removeprefix('onnx_')} ONNX"
+            table.add_row(label, _percent(figures["accuracy"]), _size(final["files"][file]), file)
+        self._out.print(table)
+        if "skipped" in deploy:
+            self._out.print(f"no ONNX file: {deploy['skipped']}")
+        up, down = _size(final["uplink_bytes"]), _size(final["downlink_bytes"])
+        self._out.print(f"{up} up, {down} down, {final['seconds']:.1f} s in all", soft_wrap=True)
+        self._out.print(f"run directory: {finished.directory}", soft_wrap=True)
+        self._out.print(f"report:        {report}", soft_wrap=True)
+
+    def _start(self, event: RunStarted) -> None:
+        config = event.config
+        self._out.print(
+            f"{config.data.name}: {config.data.clients} clients, {config.server.cohort} a round, "
+            f"{config.server.rounds} rounds of {config.server.strategy}; {event.parameters:,} parameters",
+            soft_wrap=True,
+        )
+        if self._out.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._out
+            )
+            self._progress.add_task("client updates", total=config.server.rounds * config.server.cohort)
+            self._progress.start()
+        self._rounds = config.server.rounds
+
+    def _round(self, row: RoundRow) -> None:
+        text = round_line(row, self._rounds)
+        if self._progress is None:
+            self._out.print(text, soft_wrap=True)
+            return
+        self._progress.update(self._progress.task_ids[0], description=text)
+        for failure in row.failures:
+            self._progress.print(f"round {row.round}: client {failure.client}: {failure.reason}", soft_wrap=True)
+
+
+def round_line(row: RoundRow, rounds: int) -> str:
+    """One round in one line."""
+    parts = [f"round {row.round:>{len(str(rounds))}}/{rounds}"]
+    if row.accuracy is not None:
+        parts.append(f"accuracy {row.accuracy:.3f}")
+    if row.loss is not None:
+        parts.append(f"loss {row.loss:.3f}")
+    parts.append(f"clients {row.clients}")
+    if row.dropped:
+        parts.append(f"dropped {row.dropped}")
+    if not row.applied:
+        parts.append("too few updates, model unchanged")
+    return "  ".join([*parts, f"{row.seconds:.1f} s"])
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,101 @@
+"""Clients that misbehave, at rates the scenario sets. Which client does what, and when, follows from the seed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, Context, Message
+
+from edge_runtime.config import key
+from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.updates import wire
+
+App = Callable[[Message, Context], Message]
+HANG_S = 3600.0
+
+
+class SimulatedFaultError(EdgeRuntimeError):
+    """A failure that the scenario asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultConfig:
+    """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors."""
+
+    dropout: float = key(0.0, low=0, high=1)
+    error: float = key(0.0, low=0, high=1)
+    hang: float = key(0.0, low=0, high=1)
+    crash: float = key(0.0, low=0, high=1)
+    nan: float = key(0.0, low=0, high=1)
+    wrong_shape: float = key(0.0, low=0, high=1)
+    missing_tensor: float = key(0.0, low=0, high=1)
+
+    def __post_init__(self) -> None:
+        if (total := sum(dataclasses.astuple(self))) > 1:
+            raise ConfigError(f"faults: the rates add up to {total:g}; must be <= 1")
+
+    def draw(self, seed: int, round_number: int, client: int) -> str:
+        """The fault of one client in one round, by name; empty for none."""
+        u = np.random.default_rng([seed, round_number, client, 0xFA17]).random()
+        for name, rate in dataclasses.asdict(self).items():
+            u -= rate
+            if u < 0:
+                return str(name)
+        return ""
+
+
+def with_faults(app: App, faults: FaultConfig) -> App:
+    """The client app, but train messages meet the faults drawn for them."""
+
+    def faulty(message: Message, context: Context) -> Message:
+        if not message.metadata.message_type.startswith("train"):
+            return app(message, context)
+        task = message.content.config_records["task"]
+        seed, round_number = task["seed"], task["round"]
+        assert isinstance(seed, int)
+        assert isinstance(round_number, int)
+        match faults.draw(seed, round_number, context.node_id):
+            case "":
+                return app(message, context)
+            case "dropout":
+                raise SimulatedFaultError("simulated drop-out: the device went away")
+            case "error":
+                raise SimulatedFaultError("simulated error in training")
+            case "hang":
+                _hang()
+            case "crash":
+                os._exit(1)
+            case damage:
+                return _damage(app(message, context), damage)
+        raise AssertionError("a hanging client is killed, it does not return")
+
+    return faulty
+
+
+def _hang() -> None:
+    """Sleep well past any deadline, but not past the life of the simulation."""
+    parent, end = os.getppid(), time.monotonic() + HANG_S
+    while os.getppid() == parent and time.monotonic() < end:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _damage(reply: Message, how: str) -> Message:
+    """Spoil the update inside a reply, the way a broken or hostile client would."""
+    record = reply.content.array_records["update"]
+    envelope = wire.unpack(record["delta"].data)
+    body, layout = bytes(envelope.body), envelope.layout
+    if how == "nan":
+        body = np.float32(np.nan).tobytes() + body[4:]
+    elif how == "wrong_shape":
+        body = body[:-4]
+    else:
+        layout, body = bytes(16), body[: len(body) // 8 * 4]
+    payload = wire.pack(envelope.codecs, layout, envelope.round, body)
+    record["delta"] = Array("uint8", (len(payload),), record["delta"].stype, payload)
+    return reply

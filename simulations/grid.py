@@ -1,0 +1,247 @@
+"""A Flower Grid without a network: messages go to client processes on this machine, over pipes.
+
+Every message is settled: with the client's reply, or with a Flower error when the client raised, died, or took longer
+than the message's time to live (the process is then killed and replaced). Replies come back in the order in which the
+messages were pushed, so that a sum over them does not depend on how many processes there were.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from edge_runtime.errors import RunError
+from simulations.faults import FaultConfig
+
+RUN_ID, SERVER_NODE_ID = 1, 1 << 62
+LOOKAHEAD = 2  # replies held back per worker while an earlier one is still out: bounds memory
+START_TIMEOUT_S = 120.0
+WORKER_ENV = {
+    # Clients run side by side; each one's arithmetic stays on one core, and so the same in every run.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # A training step frees and takes the same megabytes: glibc is to keep them rather than fault them in again.
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
+
+
+def assume_identity(node_id: int) -> None:
+    """Tell Flower who this process is; outside a SuperLink's run, building a Message needs it."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, node_id, 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a client process is told first."""
+
+    sys_path: list[str]
+    faults: FaultConfig
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One client process, its pipe, and the message it is working on."""
+
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    ready: bool = False
+    message: Message | None = None
+    deadline_s: float = field(default=float("inf"))
+
+
+class InProcessGrid(Grid):
+    """Clients 0 .. clients-1, served by `workers` processes. Use as a context manager: leaving it ends them."""
+
+    def __init__(
+        self,
+        clients: int,
+        workers: int,
+        *,
+        node_config: Mapping[str, str | int | float | bool] | None = None,
+        faults: FaultConfig | None = None,
+    ) -> None:
+        assume_identity(SERVER_NODE_ID)
+        self._clients = clients
+        self._node_config = dict(node_config or {})
+        self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig())
+        self._states: dict[int, RecordDict] = {}  # Context.state of the clients that keep any
+        self._order: deque[str] = deque()  # pushed and not yet handed out, oldest first
+        self._waiting: deque[Message] = deque()  # pushed and not yet given to a process
+        self._settled: dict[str, Message] = {}
+        self._run = Run.create_empty(RUN_ID)
+        self._workers = [self._start_worker() for _ in range(workers)]
+
+    def __enter__(self) -> InProcessGrid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all client processes; messages that are still out are lost."""
+        for worker in self._workers:
+            _stop(worker)
+        self._workers = []
+
+    def clock(self) -> float:
+        """Simulated seconds: each client has a device of its own, so waiting for this machine's cores takes no time."""
+        return 0.0
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return range(self._clients)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, status="online") for node in range(self._clients)]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages; returns their ids in the same order."""
+        pushed = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = message_id = uuid.uuid4().hex
+            self._order.append(message_id)
+            self._waiting.append(message)
+            pushed.append(message_id)
+        self._dispatch()
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to those messages, oldest message first; waits until the oldest one is settled."""
+        wanted = set(message_ids)
+        replies: list[Message] = []
+        while any(message_id in wanted for message_id in self._order) and not replies:
+            while (head := next((i for i in self._order if i in wanted), None)) in self._settled:
+                assert head is not None
+                self._order.remove(head)
+                replies.append(self._settled.pop(head))
+            if not replies:
+                self._dispatch()
+                self._wait_for_one()
+        self._dispatch()
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        outstanding = set(self.push_messages(messages))
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        replies: list[Message] = []
+        while outstanding and time.monotonic() < end:
+            for reply in self.pull_messages(outstanding):
+                outstanding.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _start_worker(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P keeps the current folder off the child's path: a checkout there would hide the installed package.
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", "simulations.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **WORKER_ENV},
+            )
+        worker = _Worker(process, Connection(ours.detach()), deadline_s=time.monotonic() + START_TIMEOUT_S)
+        worker.pipe.send(self._setup)
+        return worker
+
+    def _dispatch(self) -> None:
+        """Give waiting messages to idle processes, as far as the look-ahead allows."""
+        for worker in self._workers:
+            ahead = len(self._settled) + sum(other.message is not None for other in self._workers)
+            if not self._waiting or ahead >= LOOKAHEAD * len(self._workers):
+                return
+            if worker.ready and worker.message is None:
+                self._give(worker, self._waiting.popleft())
+
+    def _give(self, worker: _Worker, message: Message) -> None:
+        node = message.metadata.dst_node_id
+        # The client's time runs from here, not from when the message was queued.
+        message.metadata.__dict__["_created_at"] = time.time()
+        config = {**self._node_config, "partition-id": node, "num-partitions": self._clients}
+        context = Context(RUN_ID, node, config, self._states.get(node, RecordDict()), {})
+        worker.message, worker.deadline_s = message, time.monotonic() + message.metadata.ttl
+        try:
+            worker.pipe.send((message, context))
+        except OSError:
+            self._replace(worker, ErrorCode.CLIENT_APP_CRASHED, "the client's process ended before it was asked")
+
+    def _wait_for_one(self) -> None:
+        """Block until something happens to one message: a reply, a death, or its deadline."""
+        busy = [worker for worker in self._workers if worker.message is not None or not worker.ready]
+        if not busy:
+            raise RunError("the simulation has no client process left to answer")
+        timeout = max(0.0, min(worker.deadline_s for worker in busy) - time.monotonic())
+        ready = wait([worker.pipe for worker in busy], timeout)
+        for worker in busy:
+            if worker.pipe in ready:
+                self._read(worker)
+            elif time.monotonic() >= worker.deadline_s:
+                if worker.message is None:
+                    raise RunError(f"a client process was not ready after {START_TIMEOUT_S:g} s")
+                reason = f"no reply within {worker.message.metadata.ttl:g} s"
+                self._replace(worker, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason)
+
+    def _read(self, worker: _Worker) -> None:
+        try:
+            reply, state = worker.pipe.recv()
+        except (EOFError, OSError):
+            if worker.message is None:
+                code = worker.process.wait()
+                raise RunError(f"a client process ended while starting, exit code {code}; what it printed stands above") from None
+            code = worker.process.wait()
+            self._replace(worker, ErrorCode.CLIENT_APP_CRASHED, f"the client's process died, exit code {code}")
+            return
+        if worker.message is None:
+            worker.ready = True
+            return
+        node = worker.message.metadata.dst_node_id
+        if len(state):
+            self._states[node] = state
+        self._settle(worker, reply)
+
+    def _replace(self, worker: _Worker, code: int, reason: str) -> None:
+        """Kill a process that cannot be used any more and start another in its place."""
+        assert worker.message is not None
+        error = Message(Error(code, reason), reply_to=worker.message)
+        self._settle(worker, error)
+        _stop(worker)
+        self._workers[self._workers.index(worker)] = self._start_worker()
+
+    def _settle(self, worker: _Worker, reply: Message) -> None:
+        assert worker.message is not None
+        self._settled[worker.message.metadata.message_id] = reply
+        worker.message, worker.deadline_s = None, float("inf")
+
+
+def _stop(worker: _Worker) -> None:
+    worker.pipe.close()
+    worker.process.kill()
+    worker.process.wait()
+

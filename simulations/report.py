@@ -1,0 +1,84 @@
+"""`report.html` of a run: one page that needs no network, drawn from `run.json` alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from edge_runtime.errors import MissingPackageError
+
+
+def write_report(directory: Path) -> Path:
+    """Draw `report.html` beside the `run.json` of a finished run; returns its path."""
+    run = json.loads((directory / "run.json").read_text())
+    page = _template().render(
+        run=run,
+        rows=run["rounds"],
+        final=run["final"],
+        config=run["config"],
+        plots=[_accuracy_plot(run["rounds"]), _loss_plot(run["rounds"]), _bytes_plot(run["rounds"])],
+        failures=[(row["round"], failure) for row in run["rounds"] for failure in row["failures"]],
+    )
+    path = directory / "report.html"
+    path.write_text(page, "utf-8")
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
+    environment.filters["size"] = lambda n: f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
+    return environment.from_string(files("simulations").joinpath("templates/report.html.j2").read_text("utf-8"))
+
+
+def _accuracy_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
+    return "Accuracy on held-out data", _lines(rows, {"accuracy": "accuracy"}, "share correct")
+
+
+def _loss_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
+    return "Loss", _lines(rows, {"loss": "held-out", "train_loss": "clients, while training"}, "loss")
+
+
+def _bytes_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
+    columns = {"downlink_bytes": "server to clients", "uplink_bytes": "clients to server"}
+    return "Bytes per round, all clients", _lines(rows, columns, "MB", scale=1e-6, from_zero=True)
+
+
+def _lines(
+    rows: Sequence[dict[str, Any]], columns: dict[str, str], unit: str, *, scale: float = 1.0, from_zero: bool = False
+) -> markupsafe.Markup:
+    """The named columns against the round, as inline SVG; rounds without a value leave no point."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise MissingPackageError("the report's plots need matplotlib: pip install 'hedgerow[sim]'") from error
+
+    style = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "hedgerow", "axes.spines.top": False}
+    with mpl.rc_context({**style, "axes.spines.right": False, "text.color": "#3b453f"}):
+        figure = Figure(figsize=(5.6, 3.1), layout="constrained")
+        axes = figure.subplots()
+        for (column, label), colour, width in zip(columns.items(), ("#2f7d4f", "#c7782b"), (2.2, 1.6), strict=False):
+            points = [(row["round"], row[column] * scale) for row in rows if row[column] is not None]
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=width, marker=marker) if points else None
+        axes.set_xlabel("round")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#e3e7e3")
+        if len(columns) > 1 and axes.lines:
+            axes.legend(frameon=False)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    svg = out.getvalue()
+    return markupsafe.Markup(svg[svg.index("<svg") :])  # noqa: S704 - drawn by matplotlib from numbers

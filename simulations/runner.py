@@ -1,0 +1,56 @@
+"""Runs a scenario: the server app in this process, client processes behind an in-process grid."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from edge_runtime import plugins
+from edge_runtime.config import flatten
+from edge_runtime.train.config import DATASETS
+from server.app import make_app
+from server.federation import Event, RoundClosed, RunFinished
+from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
+from simulations.scenario import Scenario
+
+Listener = Callable[[Event], None]
+
+
+def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:
+    """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised."""
+    if scenario.model.entry and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own model usually stands in the folder they are in
+    finished: list[RunFinished] = []
+    with InProcessGrid(
+        scenario.data.clients,
+        worker_count(scenario),
+        node_config={"model-entry": scenario.model.entry},
+        faults=scenario.faults,
+    ) as grid:
+        check_data(scenario)  # while the client processes start
+
+        def watch(event: Event) -> None:
+            if isinstance(event, RoundClosed) and event.row.round == scenario.server.rounds:
+                grid.close()  # the export that follows needs the memory, the clients' work is done
+            if isinstance(event, RunFinished):
+                finished.append(event)
+
+        app = make_app([*listeners, watch], clock=grid.clock)
+        app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(scenario))))
+    return finished[0]
+
+
+def worker_count(scenario: Scenario) -> int:
+    """Client processes to start: as the scenario says, else one per core this process may use, at most the cohort."""
+    wanted = scenario.server.workers or len(os.sched_getaffinity(0))
+    return min(wanted, scenario.server.cohort)
+
+
+def check_data(scenario: Scenario) -> None:
+    """Load and split the data once, so that a bad setting or a missing package shows before the first round."""
+    source = plugins.load(DATASETS, scenario.data.name)
+    source.client_split(scenario.data, scenario.seed, 0)

@@ -1,0 +1,71 @@
+"""A scenario: what is simulated, as one frozen value read from TOML and `key=value` overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.config import flatten_tree, from_flat, section
+from edge_runtime.errors import ConfigError
+from server.config import ServerConfig
+from simulations.faults import FaultConfig
+
+SHIPPED = Path(__file__).with_name("scenarios")
+DEFAULT = "mnist"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario(ServerConfig):
+    """The server's settings and, for a simulation, how its clients misbehave."""
+
+    faults: FaultConfig = section(FaultConfig)
+
+    def __post_init__(self) -> None:
+        if self.server.cohort > self.data.clients:
+            raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
+
+
+def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a shipped scenario by name, or a TOML file by path, with `key=value` overrides on top.
+
+    Raises:
+        ConfigError: no such file, not TOML, or a key that is unknown or out of range.
+    """
+    path = _locate(name)
+    try:
+        values = flatten_tree(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
+    for override in overrides:
+        key, value = parse_override(override)
+        values[key] = value
+    return from_flat(Scenario, values)
+
+
+def shipped() -> list[str]:
+    """Names of the scenarios that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`server.rounds=5` -> ("server.rounds", 5). Values are TOML; what is not TOML is taken as plain text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: must be of the form key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _locate(name: str) -> Path:
+    if Path(name).suffix == ".toml":
+        if not Path(name).is_file():
+            raise ConfigError(f"scenario {name!r}: no such file; shipped scenarios: {', '.join(shipped())}")
+        return Path(name)
+    if name not in shipped():
+        raise ConfigError(f"scenario {name!r}: must be a .toml file or one of {', '.join(shipped())}")
+    return SHIPPED / f"{name}.toml"
