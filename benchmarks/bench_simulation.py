@@ -39,7 +39,9 @@ def main() -> None:
         for name in VARIANTS:
             rates[name].append(_fresh(name))
     updates = (options.rounds - 1) * scenario.server.cohort
-    print(f"{options.scenario}: {updates} client updates a run, {options.repeats} runs each, fresh processes, alternating")
+    print(
+        f"{options.scenario}: {updates} client updates a run, {options.repeats} runs each, fresh processes, alternating"
+    )
     for name, values in rates.items():
         low, high = min(values), max(values)
         print(f"  {name:22} {statistics.median(values):7.1f} updates per CPU-second ({low:.1f} .. {high:.1f})")
@@ -51,7 +53,9 @@ def main() -> None:
 def _fresh(variant: str) -> float:
     """Updates per CPU-second of one variant, in a process of its own with this one's arguments."""
     command = [sys.executable, "-P", __file__, "--variant", variant, *sys.argv[1:]]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    return float(
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    )
 
 
 def _cpu_s() -> float:

@@ -55,7 +55,9 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, by
     except ConfigError as error:
         raise PeerError(f"message's task: {error}") from error
     if task.model.entry != "" and task.model.entry != node.model_entry:
-        raise PeerError(f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it")
+        raise PeerError(
+            f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"
+        )
     array = arrays.get("weights")
     if array is None or array.stype != STYPE:
         raise PeerError(f"message has no weights of type {STYPE}")

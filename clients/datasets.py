@@ -38,6 +38,7 @@ def read_examples(path: Path) -> Examples:
 
     Raises:
         ConfigError: the path is not there, not one of these formats, or holds bad rows.
+
     """
     if path.is_dir():
         return _read_images(path)
@@ -67,7 +68,7 @@ def _read_csv(path: Path) -> Examples:
     lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
     if lines and not _numbers(lines[0][1]):
         lines = lines[1:]  # a header
-    rows = []
+    rows: list[list[float]] = []
     for number, line in lines:
         row = _numbers(line)
         if not row or (rows and len(row) != len(rows[0])) or not np.isfinite(row).all():
@@ -100,7 +101,9 @@ def _read_images(folder: Path) -> Examples:
         if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise ConfigError(f"{folder}: has no images; expected one sub-folder per class with {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise ConfigError(
+            f"{folder}: has no images; expected one sub-folder per class with {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     images = []
     for _, file in files:
         try:
@@ -111,7 +114,9 @@ def _read_images(folder: Path) -> Examples:
             raise ConfigError(f"{file}: cannot be read as an image ({error})") from error
         images.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
         if images[-1].shape != images[0].shape:
-            raise ConfigError(f"{file}: has shape {images[-1].shape}, the first image {images[0].shape}; make them equal")
+            raise ConfigError(
+                f"{file}: has shape {images[-1].shape}, the first image {images[0].shape}; make them equal"
+            )
     labels = np.array([label for label, _ in files], np.int64)
     return Examples(np.stack(images).astype(np.float32) / 255, labels)
 
@@ -128,6 +133,5 @@ def _as_target(y: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
     """Whole numbers become int64 classes, other finite numbers float32 targets."""
     if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
         raise ConfigError(f"{path}: targets must be finite numbers, found dtype {y.dtype} or a NaN")
-    if np.issubdtype(y.dtype, np.integer) or (y == np.round(y)).all():
-        return y.astype(np.int64)
-    return y.astype(np.float32)
+    classes = y.astype(np.int64)
+    return classes if (classes == y).all() else y.astype(np.float32)

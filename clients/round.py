@@ -42,6 +42,7 @@ class Workbench:
 
         Raises:
             PeerError: the model bytes are malformed or belong to another model or round.
+
         """
         weights = make_codec(task.downlink.codec).decode_vector(model, self.layout, round_number=task.round)
         seeds = np.random.SeedSequence([task.seed, task.round, client])

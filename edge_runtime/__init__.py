@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_runtime import deploy, losses, optimizers, updates
     from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageError, PeerError, UnsupportedOpError
-    from edge_runtime.losses import BCEWithLogits, CrossEntropy, Huber, L1, MSE
+    from edge_runtime.losses import L1, MSE, BCEWithLogits, CrossEntropy, Huber
     from edge_runtime.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
     from edge_runtime.train.torch_trainer import TorchTrainer
     from edge_runtime.train.trainer import History, Trainer

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
-        return _report(error, EXIT_FAILED, options.debug, f"unexpected {type(error).__name__}: {error} (--debug shows where)")
+        return _report(
+            error, EXIT_FAILED, options.debug, f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        )
 
 
 def _report(error: BaseException, code: int, debug: bool, text: str | None = None) -> int:

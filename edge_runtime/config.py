@@ -48,7 +48,7 @@ class Bounds:
         if self.choices is not None:
             return "one of " + ", ".join(self.choices())
         parts = [
-            f"{sign} {limit:g}"
+            f"{sign} {int(limit) if float(limit).is_integer() else limit}"
             for sign, limit in ((">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below))
             if limit is not None
         ]
@@ -71,7 +71,7 @@ def key(
 
 def section(cls: type[T]) -> T:
     """A field that holds a nested config section; its keys are prefixed with the field's name and a dot."""
-    return typing.cast(T, field(default_factory=cls))
+    return field(default_factory=cls)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Scalar]:
@@ -99,6 +99,7 @@ def from_flat(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Raises:
         ConfigError: a key is unknown, of the wrong type or out of bounds. The text gives key, value and range.
+
     """
     known = list(_keys(cls))
     for name in values:
@@ -116,7 +117,7 @@ def pick(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """A config class's field types; cached, because a client reads its task in every round."""
     return typing.get_type_hints(cls)
 
@@ -135,7 +136,7 @@ def _sections(known: Sequence[str]) -> list[str]:
 
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     fields: dict[str, Any] = {}
     for item in dataclasses.fields(typing.cast(Any, cls)):
         name, hint = prefix + item.name, hints[item.name]

@@ -28,4 +28,4 @@ class RunError(EdgeRuntimeError):
 
 
 class PeerError(EdgeRuntimeError):
-    """Bytes or settings from the other side that are malformed. Costs that peer's part of the round, never the round."""
+    """Malformed bytes or settings from the other side. Costs that peer's part of the round, never the round."""

@@ -22,6 +22,7 @@ class WeightedSum:
 
         Raises:
             PeerError: a NaN or an infinity in the update, or a weight outside 1..2^28. The sum is unchanged.
+
         """
         # 2^28: the product float32 x weight stays exact in float64, and no client can drown all others by claim alone.
         if not 1 <= weight <= 2**28:

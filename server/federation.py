@@ -68,6 +68,7 @@ def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = (
     Raises:
         RunError: too few clients ever came, or no round gathered enough good updates.
         ConfigError: the run directory already holds a run.
+
     """
     store = RunStore(Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}"))
     with contextlib.closing(store):
@@ -95,8 +96,8 @@ class _Run:
         nodes = self._link.wait_for_nodes(settings.cohort, settings.deadline_s)
         if len(nodes) < settings.min_updates:
             raise RunError(
-                f"{len(nodes)} clients online after {settings.deadline_s:g} s, server.min_updates = {settings.min_updates};"
-                " start more clients or lower it"
+                f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
+                f"{settings.min_updates}; start more clients or lower it"
             )
         self._store.append("run_started", flatten(self._config))
         self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))

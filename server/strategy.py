@@ -73,8 +73,7 @@ def _adaptive(s: Settings, m: Delta, v: Delta, lr: float) -> tuple[Moments, Delt
 
 
 def _fedadagrad(s: Settings, applied: int, moments: Moments, delta: Delta) -> tuple[Moments, Delta]:
-    m, v = moments
-    return _adaptive(s, delta, v + delta**2, s.lr)
+    return _adaptive(s, delta, moments[1] + delta**2, s.lr)
 
 
 def _fedadam(s: Settings, applied: int, moments: Moments, delta: Delta) -> tuple[Moments, Delta]:

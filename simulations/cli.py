@@ -13,8 +13,12 @@ from edge_runtime.errors import ConfigError
 
 def simulate_command(parser: argparse.ArgumentParser) -> None:
     """Train a whole federation on this machine, on real data, and write a report."""
-    parser.add_argument("scenario", nargs="?", default="mnist", help="a shipped scenario's name or a .toml file (default: mnist)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; may be repeated")
+    parser.add_argument(
+        "scenario", nargs="?", default="mnist", help="a shipped scenario's name or a .toml file (default: mnist)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; may be repeated"
+    )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/SCENARIO-TIME)")
     parser.set_defaults(run=_simulate)
 

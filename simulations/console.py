@@ -40,10 +40,17 @@ class Console:
     def summary(self, finished: RunFinished, report: Path) -> None:
         """The closing table and where everything is."""
         final = finished.final
-        table = Table(title=f"{final['parameters']:,} parameters after {final['rounds_applied']} rounds", title_justify="left")
+        table = Table(
+            title=f"{final['parameters']:,} parameters after {final['rounds_applied']} rounds", title_justify="left"
+        )
         for heading in ("model", "test accuracy", "size", "file"):
             table.add_column(heading, justify="right" if heading in ("test accuracy", "size") else "left")
-        table.add_row("fp32 (trained)", _percent(final["accuracy"]), _size(final["files"]["model.safetensors"]), "model.safetensors")
+        table.add_row(
+            "fp32 (trained)",
+            _percent(final["accuracy"]),
+            _size(final["files"]["model.safetensors"]),
+            "model.safetensors",
+        )
         deploy = final.get("deploy", {})
         for name, figures in deploy.get("formats", {}).items():
             file = f"model_{name.removeprefix('onnx_')}.onnx"
@@ -66,7 +73,11 @@ class Console:
         )
         if self._out.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._out
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self._out,
             )
             self._progress.add_task("client updates", total=config.server.rounds * config.server.cohort)
             self._progress.start()

@@ -78,10 +78,10 @@ def _split(load: Load, data: DataConfig, seed: int) -> tuple[Table, Rows, Rows]:
 @lru_cache(maxsize=1)
 def _parts(load: Load, data: DataConfig, seed: int) -> list[Rows]:
     table, train, _ = _split(load, data, seed)
-    label = table.y if table.label is None else table.label
+    label = np.asarray(table.y if table.label is None else table.label)
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
-        label = np.zeros(len(label), np.int64)  # nothing to skew by: one class
-    return partition(label[train], None if table.users is None else table.users[train], data, seed)
+        label = np.zeros(len(label))  # nothing to skew by: one class
+    return partition(label[train].astype(np.int64), None if table.users is None else table.users[train], data, seed)
 
 
 def _load_mnist(data: DataConfig) -> Table:
@@ -107,7 +107,8 @@ def _load_fashion(data: DataConfig) -> Table:
             found = [path for end in (".gz", "") if (path := folder / f"{part}-{kind}-ubyte{end}").is_file()]
             if not found:
                 raise MissingPackageError(
-                    f"no Fashion-MNIST files in {folder}: apt install dataset-fashion-mnist, or set data.path to a folder of IDX files"
+                    f"no Fashion-MNIST files in {folder}: apt install dataset-fashion-mnist, "
+                    "or set data.path to a folder of IDX files"
                 )
             arrays.append(read_idx(found[0]))
     train_x, train_y, test_x, test_y = arrays
@@ -184,7 +185,11 @@ def _load_shakespeare(data: DataConfig) -> Table:
                 users.append(user)
                 test.append(is_test)
     return Table(
-        np.stack(x).astype(np.int64), np.stack(y).astype(np.int64), np.array(users), np.array(test), label=np.array(users)
+        np.stack(x).astype(np.int64),
+        np.stack(y).astype(np.int64),
+        np.array(users),
+        np.array(test),
+        label=np.array(users),
     )
 
 

@@ -214,7 +214,9 @@ class InProcessGrid(Grid):
         except (EOFError, OSError):
             if worker.message is None:
                 code = worker.process.wait()
-                raise RunError(f"a client process ended while starting, exit code {code}; what it printed stands above") from None
+                raise RunError(
+                    f"a client process ended while starting, exit code {code}; what it printed stands above"
+                ) from None
             code = worker.process.wait()
             self._replace(worker, ErrorCode.CLIENT_APP_CRASHED, f"the client's process died, exit code {code}")
             return
@@ -244,4 +246,3 @@ def _stop(worker: _Worker) -> None:
     worker.pipe.close()
     worker.process.kill()
     worker.process.wait()
-

@@ -24,7 +24,7 @@ def iid(count: int, clients: int, rng: np.random.Generator) -> list[Rows]:
 
 
 def dirichlet(labels: NDArray[np.integer], clients: int, alpha: float, rng: np.random.Generator) -> list[Rows]:
-    """For each class, shares ~ Dirichlet(alpha) decide how many of its rows each client gets: small alpha, few classes each."""
+    """Each class is shared out by a draw from Dirichlet(alpha): the smaller alpha, the fewer classes a client sees."""
     parts: list[list[Rows]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
@@ -49,11 +49,14 @@ def natural(users: NDArray[np.integer], clients: int, rng: np.random.Generator) 
     return [np.flatnonzero(users == user) for user in chosen]
 
 
-def partition(labels: NDArray[np.integer], users: NDArray[np.integer] | None, data: DataConfig, seed: int) -> list[Rows]:
+def partition(
+    labels: NDArray[np.integer], users: NDArray[np.integer] | None, data: DataConfig, seed: int
+) -> list[Rows]:
     """The row indices of each of `data.clients` clients, as `data` says.
 
     Raises:
         ConfigError: the set has no users, or too few rows or users, or a part would be smaller than `min_examples`.
+
     """
     rng = np.random.default_rng([seed, 0x5EED])
     if data.clients * data.min_examples > len(labels):
@@ -70,7 +73,9 @@ def partition(labels: NDArray[np.integer], users: NDArray[np.integer] | None, da
             return _checked(data, lambda: shards(labels, data.clients, data.shards_per_client, rng))
         case _:
             if users is None:
-                raise ConfigError(f"data.partition = 'natural': the set {data.name} has no users; use dirichlet, iid or shards")
+                raise ConfigError(
+                    f"data.partition = 'natural': the set {data.name} has no users; use dirichlet, iid or shards"
+                )
             if (there := len(np.unique(users))) < data.clients:
                 raise ConfigError(f"data.clients = {data.clients}: must be <= {there}, the users of {data.name}")
             return _checked(data, lambda: natural(users, data.clients, rng))

@@ -14,6 +14,12 @@ import markupsafe
 
 from edge_runtime.errors import MissingPackageError
 
+# Where two lines coincide, the dashes on top let the first one show.
+LINES: tuple[dict[str, Any], ...] = (
+    {"color": "#2f7d4f", "linewidth": 2.2},
+    {"color": "#c7782b", "linewidth": 1.6, "linestyle": (0, (4, 2))},
+)
+
 
 def write_report(directory: Path) -> Path:
     """Draw `report.html` beside the `run.json` of a finished run; returns its path."""
@@ -32,8 +38,10 @@ def write_report(directory: Path) -> Path:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f} %"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f} %"
     environment.filters["size"] = lambda n: f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
     return environment.from_string(files("simulations").joinpath("templates/report.html.j2").read_text("utf-8"))
 
@@ -62,14 +70,21 @@ def _lines(
     except ImportError as error:
         raise MissingPackageError("the report's plots need matplotlib: pip install 'hedgerow[sim]'") from error
 
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "hedgerow", "axes.spines.top": False}
-    with mpl.rc_context({**style, "axes.spines.right": False, "text.color": "#3b453f"}):
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "hedgerow",
+        "font.family": "sans-serif",
+        "text.color": "#3b453f",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context(style):
         figure = Figure(figsize=(5.6, 3.1), layout="constrained")
         axes = figure.subplots()
-        for (column, label), colour, width in zip(columns.items(), ("#2f7d4f", "#c7782b"), (2.2, 1.6), strict=False):
+        for (column, label), line in zip(columns.items(), LINES, strict=False):
             points = [(row["round"], row[column] * scale) for row in rows if row[column] is not None]
-            marker = "o" if len(points) == 1 else None
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=width, marker=marker) if points else None
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **line)
         axes.set_xlabel("round")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

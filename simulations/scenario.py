@@ -33,6 +33,7 @@ def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Scenari
 
     Raises:
         ConfigError: no such file, not TOML, or a key that is unknown or out of range.
+
     """
     path = _locate(name)
     try:

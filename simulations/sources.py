@@ -13,7 +13,7 @@ from edge_runtime.errors import ConfigError, MissingPackageError
 
 
 def package_file(package: str, inside: str, install: str) -> Path:
-    """A file or folder inside an installed package; MissingPackageError names the install command if it is not there."""
+    """A file or folder inside an installed package; if it is not there, MissingPackageError says how to install it."""
     spec = importlib.util.find_spec(package)
     for root in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(root) / inside).exists():
@@ -28,7 +28,7 @@ def read_csv_gz(path: Path) -> NDArray[np.uint8]:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of bytes, gzipped or not: two zero bytes, type 8, the number of dimensions, each as uint32 big-endian, data."""
+    """An IDX file of bytes, gzipped or not: 0, 0, type 8, number of dimensions, each as big-endian uint32, data."""
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
         raw = gzip.decompress(raw)

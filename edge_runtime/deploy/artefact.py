@@ -44,6 +44,7 @@ def verified_bytes(path: Path) -> bytes:
 
     Raises:
         ArtefactError: no manifest, the file is not listed in it, or size or SHA-256 differ.
+
     """
     entry = _entry(path)
     try:
@@ -51,7 +52,9 @@ def verified_bytes(path: Path) -> bytes:
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ArtefactError(f"{path}: its bytes are not those in {MANIFEST}; it was changed or cut short, fetch it again")
+        raise ArtefactError(
+            f"{path}: its bytes are not those in {MANIFEST}; it was changed or cut short, fetch it again"
+        )
     return content
 
 

@@ -39,9 +39,12 @@ def export(
     """Write `model_fp32.onnx` (and `model_int8.onnx` for precision "int8") and `manifest.json` into `out`.
 
     Args:
-        module: the model; its weights are replaced by `state_dict`.
-        calibration: batches of inputs (B, ...), at least one; the first gives shape and dtype of the export.
+        module: the model; its weights are replaced by those of `state_dict`.
+        state_dict: arrays under the names of `module.state_dict()`.
         formats: "onnx" is what this version writes.
+        precision: "fp32", or "int8" for both.
+        calibration: batches of inputs (B, ...), at least one; the first gives shape and dtype of the export.
+        out: folder to write to; made if it is not there.
 
     Returns:
         The artefact; its paths are keyed "onnx_fp32" and "onnx_int8", and "onnx" is the most compact of them.
@@ -49,6 +52,7 @@ def export(
     Raises:
         UnsupportedOpError: a format that cannot be written, or a model that ONNX cannot hold.
         ConfigError: unknown precision, or no calibration inputs.
+
     """
     if unknown := sorted(set(formats) - {"onnx"}):
         raise UnsupportedOpError(f"formats = {unknown}: this version writes onnx only")
@@ -80,7 +84,9 @@ def _write_fp32(
         import onnxscript  # noqa: F401 - torch.onnx needs it, and says so less clearly
         import torch
     except ImportError as error:
-        raise MissingPackageError("exporting needs torch, onnx and onnxscript: pip install 'hedgerow[server]'") from error
+        raise MissingPackageError(
+            "exporting needs torch, onnx and onnxscript: pip install 'hedgerow[server]'"
+        ) from error
     module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()})
     module.eval()
     # A batch of two, so that torch.export does not take the batch size for a constant.
@@ -138,7 +144,9 @@ def _write_int8(fp32: Path, inputs: Sequence[NDArray[np.generic]], path: Path) -
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep exporter chatter (missing torchvision, preprocessing hints) off the user's terminal."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
+    loggers: list[Any] = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

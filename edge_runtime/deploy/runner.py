@@ -40,6 +40,7 @@ class Runner:
         Raises:
             ArtefactError: it does not match, or the runtime refuses it.
             UnsupportedOpError: not an .onnx file.
+
         """
         path = Path(path)
         if path.suffix != ".onnx":

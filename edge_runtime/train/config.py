@@ -32,7 +32,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A registered model by name, or the user's own as `entry = "package.module:function"`, called without arguments."""
+    """A registered model by name, or the user's own function of no arguments as `entry = "module:function"`."""
 
     name: str = key("lenet", choices=lambda: plugins.names(MODELS))
     entry: str = key("")

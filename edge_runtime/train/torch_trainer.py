@@ -38,6 +38,7 @@ class TorchTrainer:
         proximal_mu: FedProx's mu; adds mu (w - w_loaded) to the gradient (Li et al. 2020, equation 2).
         threads: PyTorch's intra-op threads, a setting of the whole process.
         seed: for dropout.
+
     """
 
     def __init__(

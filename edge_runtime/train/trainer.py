@@ -41,13 +41,14 @@ class Trainer(Protocol):
 
         Raises:
             ValueError: a tensor is missing, unknown, or of another shape.
+
         """
 
     def state_dict(self) -> State:
         """A copy of all weights and buffers."""
 
     def buffer_names(self) -> set[str]:
-        """Names in `state_dict()` that are running statistics or counters, moved by the forward pass, not by gradients."""
+        """Names in `state_dict()` of running statistics and counters: moved by the forward pass, not by gradients."""
 
     def reseed(self, seed: int) -> None:
         """Restart the random numbers that training uses (dropout)."""

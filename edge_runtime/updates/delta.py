@@ -51,6 +51,7 @@ class TensorLayout:
 
         Raises:
             ValueError: a tensor is missing or has another shape.
+
         """
         flat = np.empty(self.size, np.float32)
         for name, view in self.views(flat).items():

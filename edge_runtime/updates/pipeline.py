@@ -24,13 +24,17 @@ class Codec(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def _encode_body(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> bytes | memoryview: ...
+    def _encode_body(
+        self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator
+    ) -> bytes | memoryview: ...
 
     @abstractmethod
     def _decode_body(self, body: memoryview, layout: TensorLayout) -> FloatVector:
         """Float32 vector of shape (layout.size,), which may be a read-only view; PeerError on malformed bytes."""
 
-    def encode_vector(self, values: FloatVector, layout: TensorLayout, *, round_number: int = 0, seed: int = 0) -> bytes:
+    def encode_vector(
+        self, values: FloatVector, layout: TensorLayout, *, round_number: int = 0, seed: int = 0
+    ) -> bytes:
         """Payload bytes of a float32 vector of shape (layout.size,). `seed` drives stochastic codecs."""
         body = self._encode_body(values, layout, np.random.default_rng(seed))
         return wire.pack((self.name,), layout.digest, round_number, body)
@@ -40,14 +44,15 @@ class Codec(ABC):
 
         Raises:
             PeerError: malformed bytes, another codec, other tensors, or another round than `round_number`.
+
         """
         envelope = wire.unpack(payload)
         if envelope.codecs != (self.name,):
             raise PeerError(f"payload is encoded as {'+'.join(envelope.codecs)}, this round uses {self.name}")
         if envelope.layout != layout.digest:
             raise PeerError(
-                f"payload's tensors (layout {envelope.layout.hex()[:8]}) are not the model's (layout {layout.digest.hex()[:8]}):"
-                " a tensor is missing, is of another shape, or belongs to another model"
+                f"payload's tensors ({envelope.layout.hex()[:8]}) are not the model's ({layout.digest.hex()[:8]}):"
+                " one is missing, is of another shape, or belongs to another model"
             )
         if round_number is not None and envelope.round != round_number:
             raise PeerError(f"payload belongs to round {envelope.round}, this is round {round_number}")
@@ -72,11 +77,13 @@ class Float32Codec(Codec):
     name = "float32"
 
     def _encode_body(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> memoryview:
-        return memoryview(np.ascontiguousarray(values, "<f4")).cast("B")
+        return np.ascontiguousarray(values, "<f4").data.cast("B")
 
     def _decode_body(self, body: memoryview, layout: TensorLayout) -> FloatVector:
         if len(body) != 4 * layout.size:
-            raise PeerError(f"float32 body has {len(body)} bytes, the model's {layout.size} values take {4 * layout.size}")
+            raise PeerError(
+                f"float32 body has {len(body)} bytes, the model's {layout.size} values take {4 * layout.size}"
+            )
         # A view, unless the payload itself came to lie at an odd address.
         return np.require(np.frombuffer(body, "<f4"), requirements="A")
 

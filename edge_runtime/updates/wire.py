@@ -1,7 +1,7 @@
-"""The envelope around every encoded update or model, version 1. All integers are little-endian.
+r"""The envelope around every encoded update or model, version 1. All integers are little-endian.
 
     offset  bytes  field
-    0       4      magic "HGR\\x01", the last byte being the version
+    0       4      magic "HGR\x01", the last byte being the version
     4       1      number of codecs, 1..8
     5       ...    per codec: one length byte (1..32), then its name in ASCII
     +0      16     digest of the tensor layout (delta.TensorLayout.digest)
@@ -52,6 +52,7 @@ def unpack(payload: bytes | memoryview) -> Envelope:
 
     Raises:
         PeerError: not our magic or version, a length out of bounds, missing or trailing bytes.
+
     """
     view = memoryview(payload)
     if bytes(view[:4]) != MAGIC:
