@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from logging import INFO, WARNING
 
 from flwr.app import Context
+from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.federation import Listener, federate
+from server.federation import Event, Listener, RoundClosed, RunFinished, RunStarted, federate
 from server.link import Link
+from server.results import describe
 
 
 def make_app(listeners: Sequence[Listener] = (), clock: Callable[[], float] = time.monotonic) -> ServerApp:
@@ -24,4 +27,19 @@ def make_app(listeners: Sequence[Listener] = (), clock: Callable[[], float] = ti
     return app
 
 
-app = make_app()
+def log_progress(event: Event) -> None:
+    """Write every round to Flower's log, which `flwr run --stream` and `flwr log` show."""
+    match event:
+        case RunStarted(config, directory, parameters):
+            log(INFO, "%s rounds, %s parameters; run directory %s", config.server.rounds, parameters, directory)
+        case RoundClosed(row, rounds):
+            log(INFO, "%s", describe(row, rounds))
+            for failure in row.failures:
+                log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
+        case RunFinished(_, final):
+            log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
+        case _:
+            pass
+
+
+app = make_app([log_progress])

@@ -45,9 +45,10 @@ class ClientAnswered:
 
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
-    """A round is over; `row` is its row of `run.json`."""
+    """Round `row.round` of `rounds` is over; `row` is its row of `run.json`."""
 
     row: results.RoundRow
+    rounds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class _Run:
         row = results.round_row(result, figures, time.monotonic() - started_s)
         self._rows.append(row)
         self._store.append("round_closed", results.as_json(row), result.round)
-        self._emit(RoundClosed(row))
+        self._emit(RoundClosed(row, self._config.server.rounds))
 
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""

@@ -15,6 +15,8 @@ from server.rounds import Update
 
 POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s makes rounds slower
 
+PULL_AT_ONCE = 8  # Flower hands over every reply that is asked for and ready: asking for few bounds the memory
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -55,21 +57,27 @@ class Link:
         model = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
         content = RecordDict({"model": model, "task": ConfigRecord(dict(task))})
         messages = [Message(content, node, kind, ttl=deadline_s, group_id=str(task["round"])) for node in nodes]
-        outstanding = set(self._grid.push_messages(messages))
+        outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
         del messages, content, model
         end = self._clock() + deadline_s
         while outstanding and self._clock() < end:
-            answered = False
-            for reply in self._grid.pull_messages(outstanding):
-                answered = True
-                outstanding.discard(reply.metadata.reply_to_message_id)
+            replies = self._pull(list(outstanding))
+            for reply in replies:
+                outstanding.pop(reply.metadata.reply_to_message_id, None)
                 node = reply.metadata.src_node_id
                 if reply.has_error():
                     yield Answer(node, None, reply.error.reason or f"Flower error code {reply.error.code}")
                 else:
                     yield Answer(node, reply.content)
-            if outstanding and not answered:
+            if outstanding and not replies:
                 time.sleep(POLL_S)
+
+    def _pull(self, message_ids: Sequence[str]) -> list[Message]:
+        """The replies to the first few of these messages that have any; never more than a few in memory."""
+        for first in range(0, len(message_ids), PULL_AT_ONCE):
+            if replies := list(self._grid.pull_messages(message_ids[first : first + PULL_AT_ONCE])):
+                return replies
+        return []
 
 
 def read_update(content: RecordDict) -> Update:

@@ -53,6 +53,21 @@ def as_json(item: RoundRow) -> dict[str, Any]:
     return asdict(item)
 
 
+def describe(row: RoundRow, rounds: int) -> str:
+    """One round in one line, for a terminal or a log."""
+    parts = [f"round {row.round:>{len(str(rounds))}}/{rounds}"]
+    if row.accuracy is not None:
+        parts.append(f"accuracy {row.accuracy:.3f}")
+    if row.loss is not None:
+        parts.append(f"loss {row.loss:.3f}")
+    parts.append(f"clients {row.clients}")
+    if row.dropped:
+        parts.append(f"dropped {row.dropped}")
+    if not row.applied:
+        parts.append("too few updates, model unchanged")
+    return "  ".join([*parts, f"{row.seconds:.1f} s"])
+
+
 def _finite(value: float | None) -> float | None:
     """JSON knows no NaN; a diverged model's loss becomes null."""
     return value if value is not None and math.isfinite(value) else None

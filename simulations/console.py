@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from server.federation import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
-from server.results import RoundRow
+from server.results import RoundRow, describe
 
 
 class Console:
@@ -32,8 +32,8 @@ class Console:
                 self._start(event)
             case ClientAnswered() if self._progress is not None:
                 self._progress.advance(self._progress.task_ids[0])
-            case RoundClosed(row):
-                self._round(row)
+            case RoundClosed(row, rounds):
+                self._round(row, rounds)
             case _:
                 pass
 
@@ -81,31 +81,15 @@ class Console:
             )
             self._progress.add_task("client updates", total=config.server.rounds * config.server.cohort)
             self._progress.start()
-        self._rounds = config.server.rounds
 
-    def _round(self, row: RoundRow) -> None:
-        text = round_line(row, self._rounds)
+    def _round(self, row: RoundRow, rounds: int) -> None:
+        text = describe(row, rounds)
         if self._progress is None:
             self._out.print(text, soft_wrap=True)
             return
         self._progress.update(self._progress.task_ids[0], description=text)
         for failure in row.failures:
             self._progress.print(f"round {row.round}: client {failure.client}: {failure.reason}", soft_wrap=True)
-
-
-def round_line(row: RoundRow, rounds: int) -> str:
-    """One round in one line."""
-    parts = [f"round {row.round:>{len(str(rounds))}}/{rounds}"]
-    if row.accuracy is not None:
-        parts.append(f"accuracy {row.accuracy:.3f}")
-    if row.loss is not None:
-        parts.append(f"loss {row.loss:.3f}")
-    parts.append(f"clients {row.clients}")
-    if row.dropped:
-        parts.append(f"dropped {row.dropped}")
-    if not row.applied:
-        parts.append("too few updates, model unchanged")
-    return "  ".join([*parts, f"{row.seconds:.1f} s"])
 
 
 def _percent(share: float | None) -> str:

@@ -34,7 +34,7 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         check_data(scenario)  # while the client processes start
 
         def watch(event: Event) -> None:
-            if isinstance(event, RoundClosed) and event.row.round == scenario.server.rounds:
+            if isinstance(event, RoundClosed) and event.row.round == event.rounds:
                 grid.close()  # the export that follows needs the memory, the clients' work is done
             if isinstance(event, RunFinished):
                 finished.append(event)

@@ -1,0 +1,41 @@
+"""The global model: what strategies may move, and what they must not."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge_runtime.config import from_flat
+from server.config import ServerConfig
+from server.model import GlobalModel
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def make(strategy: str) -> GlobalModel:
+    return GlobalModel(from_flat(ServerConfig, {"model.entry": f"{__name__}:normalised", "server.strategy": strategy}))
+
+
+def test_running_statistics_are_averaged_whatever_the_strategy(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(normalised=normalised))
+    model = make("fedadam")
+    delta = np.full(model.layout.size, -0.25)
+    before = model.state_dict()
+    model.apply(delta)
+    after = model.state_dict()
+    np.testing.assert_allclose(after["2.running_var"], before["2.running_var"] - 0.25)
+    assert abs(after["1.weight"] - before["1.weight"] + 0.25).max() > 0.1  # Adam's first step is about lr, not delta
+    assert after["2.num_batches_tracked"] == before["2.num_batches_tracked"] == 0
+
+
+def test_state_dict_has_the_modules_names_in_its_order(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(normalised=normalised))
+    torch.manual_seed(1)
+    expected = normalised().state_dict()
+    state = make("fedavg").state_dict()
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(state[name], tensor.numpy())
