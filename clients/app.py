@@ -54,6 +54,10 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, by
         task = from_flat(RoundTask, settings)
     except ConfigError as error:
         raise PeerError(f"message's task: {error}") from error
+    if not node.data_path and task.data.clients != node.partitions:
+        raise PeerError(
+            f"the task splits data among {task.data.clients} clients, this node is a partition of {node.partitions}"
+        )
     if task.model.entry != "" and task.model.entry != node.model_entry:
         raise PeerError(
             f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"

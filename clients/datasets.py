@@ -6,8 +6,8 @@ a folder with one sub-folder of images per class. Bad files give one line that s
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS, DataConfig
 from edge_runtime.train.sources import DataSource
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
 
@@ -55,24 +58,31 @@ def read_examples(path: Path) -> Examples:
 
 def _read_npz(path: Path) -> Examples:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive fails in zipfile, zlib, tokenize and NumPy, each in its own way
         raise ConfigError(f"{path}: must be an .npz with plain arrays x and y ({error})") from error
-    if len(x) != len(y) or not len(x):
-        raise ConfigError(f"{path}: x has {len(x)} rows and y has {len(y)}; both need the same number, at least 1")
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or not len(x):
+        raise ConfigError(
+            f"{path}: x has shape {x.shape} and y {y.shape}; both need the same number of rows, at least 1"
+        )
     return Examples(_as_input(x, path), _as_target(y, path))
 
 
 def _read_csv(path: Path) -> Examples:
-    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets put a byte order mark first
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error})") from error
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if lines and not _numbers(lines[0][1]):
         lines = lines[1:]  # a header
     rows: list[list[float]] = []
     for number, line in lines:
         row = _numbers(line)
-        if not row or (rows and len(row) != len(rows[0])) or not np.isfinite(row).all():
-            raise ConfigError(f"{path}, line {number}: must be {len(rows[0]) if rows else 'at least 2'} finite numbers")
+        if not row or (rows and len(row) != len(rows[0])) or not _fits_float32(np.array(row)):
+            wanted = len(rows[0]) if rows else "at least 2"
+            raise ConfigError(f"{path}, line {number}: must be {wanted} finite numbers that fit float32")
         rows.append(row)
     table = np.array(rows, np.float64)
     if table.ndim != 2 or table.shape[1] < 2:
@@ -108,30 +118,45 @@ def _read_images(folder: Path) -> Examples:
     for _, file in files:
         try:
             with Image.open(file) as image:
-                grey = image.mode in ("1", "L", "I;16")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+                pixels = _pixels(image)
         except (OSError, UnidentifiedImageError) as error:
             raise ConfigError(f"{file}: cannot be read as an image ({error})") from error
-        images.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
+        images.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         if images[-1].shape != images[0].shape:
             raise ConfigError(
                 f"{file}: has shape {images[-1].shape}, the first image {images[0].shape}; make them equal"
             )
     labels = np.array([label for label, _ in files], np.int64)
-    return Examples(np.stack(images).astype(np.float32) / 255, labels)
+    return Examples(np.stack(images), labels)
 
 
-def _as_input(x: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
+def _pixels(image: Image.Image) -> NDArray[np.float32]:
+    """Grey (H, W) or colour (H, W, 3) in 0..1."""
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) / 65535).astype(np.float32)
+    pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return (pixels / 255).astype(np.float32)
+
+
+def _as_input(x: NDArray[Any], path: Path) -> NDArray[np.generic]:
     if np.issubdtype(x.dtype, np.integer):
         return x.astype(np.int64)
-    if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
-        raise ConfigError(f"{path}: x must hold finite numbers, found dtype {x.dtype} or a NaN")
+    if not np.issubdtype(x.dtype, np.floating) or not _fits_float32(x):
+        raise ConfigError(f"{path}: x must hold finite numbers that fit float32, found dtype {x.dtype} or such a value")
     return x.astype(np.float32)
 
 
-def _as_target(y: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
+def _as_target(y: NDArray[Any], path: Path) -> NDArray[np.generic]:
     """Whole numbers become int64 classes, other finite numbers float32 targets."""
-    if not np.issubdtype(y.dtype, np.number) or not np.isfinite(y).all():
-        raise ConfigError(f"{path}: targets must be finite numbers, found dtype {y.dtype} or a NaN")
-    classes = y.astype(np.int64)
-    return classes if (classes == y).all() else y.astype(np.float32)
+    real = np.issubdtype(y.dtype, np.integer) or np.issubdtype(y.dtype, np.floating)
+    if not real or not _fits_float32(y):
+        raise ConfigError(
+            f"{path}: targets must be finite numbers that fit float32, found dtype {y.dtype} or such a value"
+        )
+    whole = np.issubdtype(y.dtype, np.integer) or ((np.abs(y) < 2**53).all() and (y == np.rint(y)).all())
+    return y.astype(np.int64 if whole else np.float32)
+
+
+def _fits_float32(values: NDArray[Any]) -> bool:
+    """Neither NaN nor beyond float32's range."""
+    return bool((np.abs(values) <= np.finfo(np.float32).max).all())

@@ -31,23 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors are one line on stderr, a traceback only with --debug."""
     os.environ.update(FLOWER_ENV)
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
+    debug = "--debug" in arguments
     try:
+        options = _parser(arguments).parse_args(arguments)
         return int(options.run(options) or 0)
     except (ConfigError, MissingPackageError) as error:
-        return _report(error, EXIT_USAGE, options.debug)
+        return _report(error, EXIT_USAGE, debug)
     except EdgeRuntimeError as error:
-        return _report(error, EXIT_FAILED, options.debug)
+        return _report(error, EXIT_FAILED, debug)
     except KeyboardInterrupt as error:
-        return _report(error, EXIT_INTERRUPTED, options.debug, "interrupted")
+        return _report(error, EXIT_INTERRUPTED, debug, "interrupted")
     except BrokenPipeError:
         # The reader of our output went away (`hedgerow ... | head`); not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception as error:
-        return _report(
-            error, EXIT_FAILED, options.debug, f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        )
+        return _report(error, EXIT_FAILED, debug, f"unexpected {type(error).__name__}: {error} (--debug shows where)")
 
 
 def _report(error: BaseException, code: int, debug: bool, text: str | None = None) -> int:
@@ -65,7 +64,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hedgerow {edge_runtime.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in wanted:
-        register = plugins.load(COMMANDS, name)
+        try:
+            register = plugins.load(COMMANDS, name)
+        except MissingPackageError as error:
+            if len(wanted) == 1:
+                raise
+            commands.add_parser(name, help=f"not available: {error}")
+            continue
         summary = (register.__doc__ or "").strip().partition("\n")[0]
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--debug", action="store_true", help="show a traceback when something fails")

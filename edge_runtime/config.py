@@ -157,7 +157,7 @@ def _checked(name: str, value: Any, hint: Any, bounds: Bounds) -> Any:
     elif words and isinstance(value, list):
         value = tuple(value)
     elif hint is float and type(value) is int:
-        value = float(value)
+        value = _float(value)
 
     right_type = all(type(word) is str for word in value) if words and type(value) is tuple else type(value) is hint
     admitted = right_type and (all(map(bounds.admits, value)) if words else bounds.admits(value))
@@ -165,6 +165,14 @@ def _checked(name: str, value: Any, hint: Any, bounds: Bounds) -> Any:
         allowed = " ".join(filter(None, (_type_text(hint), bounds.text())))
         raise ConfigError(f"{name} = {_shown(value)}: must be {allowed}")
     return value
+
+
+def _float(value: int) -> float | int:
+    """The whole number as a float; as it is, for the type check to refuse, when no float is that large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return value
 
 
 def _shown(value: Any) -> str:

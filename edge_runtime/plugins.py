@@ -29,13 +29,16 @@ def load(group: str, name: str) -> Any:
     entry = _group(group).get(name)
     if entry is None:
         raise ConfigError(f"no {name!r} among the installed {group}: {', '.join(names(group)) or 'none'}")
-    return entry.load()
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise MissingPackageError(f"{name!r} of {group} cannot be loaded from {entry.value}: {error}") from error
 
 
 def load_entry(entry: str) -> Any:
     """The object at `package.module:name`. For local configuration only, never for a peer's words."""
     module_name, colon, attribute = entry.partition(":")
-    if not (colon and module_name and attribute.isidentifier()):
+    if not (colon and all(map(str.isidentifier, [*module_name.split("."), attribute]))):
         raise ConfigError(f"entry = {entry!r}: must be text of the form package.module:function")
     try:
         module = importlib.import_module(module_name)

@@ -48,8 +48,10 @@ def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int)
     """`size` distinct nodes (all, if there are fewer), drawn uniformly by (seed, round) alone, sorted."""
     rng = np.random.default_rng([seed, round_number])
     pool = sorted(nodes)
+    if not pool:
+        return []
     # Draw places, not ids: Flower's are 64-bit unsigned, and NumPy would round a mixed list of them to floats.
-    places = rng.choice(len(pool), size=min(size, len(pool)), replace=False) if pool else []
+    places = rng.choice(len(pool), size=min(size, len(pool)), replace=False)
     return [pool[place] for place in sorted(places)]
 
 

@@ -35,7 +35,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     stem = Path(options.scenario).stem
     out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    scenario = load_scenario(options.scenario, [*options.set, f'run.out="{out}"'])
+    scenario = load_scenario(options.scenario, options.set, out=out)
 
     from simulations.console import Console
     from simulations.report import write_report

@@ -87,7 +87,8 @@ class Console:
         if self._progress is None:
             self._out.print(text, soft_wrap=True)
             return
-        self._progress.update(self._progress.task_ids[0], description=text)
+        what_next = "exporting the model" if row.round == rounds else text
+        self._progress.update(self._progress.task_ids[0], description=what_next)
         for failure in row.failures:
             self._progress.print(f"round {row.round}: client {failure.client}: {failure.reason}", soft_wrap=True)
 

@@ -112,6 +112,9 @@ def _load_fashion(data: DataConfig) -> Table:
                 )
             arrays.append(read_idx(found[0]))
     train_x, train_y, test_x, test_y = arrays
+    for part, images, labels in (("train", train_x, train_y), ("t10k", test_x, test_y)):
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            raise ConfigError(f"{folder}: {part} has images {images.shape} and labels {labels.shape}; they do not fit")
     x, y = np.concatenate([train_x, test_x])[:, None], np.concatenate([train_y, test_y]).astype(np.int64)
     return Table(x, y, test=np.arange(len(x)) >= len(train_x))
 

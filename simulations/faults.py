@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ class FaultConfig:
     missing_tensor: float = key(0.0, low=0, high=1)
 
     def __post_init__(self) -> None:
-        if (total := sum(dataclasses.astuple(self))) > 1:
+        if (total := math.fsum(dataclasses.astuple(self))) > 1:
             raise ConfigError(f"faults: the rates add up to {total:g}; must be <= 1")
 
     def draw(self, seed: int, round_number: int, client: int) -> str:

@@ -7,6 +7,7 @@ messages were pushed, so that a sum over them does not depend on how many proces
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -134,27 +135,29 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to those messages, oldest message first; waits until the oldest one is settled."""
-        wanted = set(message_ids)
+        return self._pull(set(message_ids), float("inf"))
+
+    def _pull(self, wanted: set[str], until_s: float) -> list[Message]:
+        """The settled replies at the head of what is wanted, once there is one or the (monotonic) time has come."""
         replies: list[Message] = []
-        while any(message_id in wanted for message_id in self._order) and not replies:
-            while (head := next((i for i in self._order if i in wanted), None)) in self._settled:
-                assert head is not None
-                self._order.remove(head)
-                replies.append(self._settled.pop(head))
+        while not replies and (out := [message_id for message_id in self._order if message_id in wanted]):
+            for message_id in itertools.takewhile(self._settled.__contains__, out):
+                self._order.remove(message_id)
+                replies.append(self._settled.pop(message_id))
+            if time.monotonic() >= until_s:
+                break
+            self._dispatch()
             if not replies:
-                self._dispatch()
-                self._wait_for_one()
-        self._dispatch()
+                self._wait_for_one(until_s)
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         outstanding = set(self.push_messages(messages))
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        until_s = float("inf") if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while outstanding and time.monotonic() < end:
-            for reply in self.pull_messages(outstanding):
-                outstanding.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
+        while outstanding and (settled := self._pull(outstanding, until_s)):
+            replies += settled
+            outstanding -= {reply.metadata.reply_to_message_id for reply in settled}
         return replies
 
     def _start_worker(self) -> _Worker:
@@ -172,10 +175,11 @@ class InProcessGrid(Grid):
         return worker
 
     def _dispatch(self) -> None:
-        """Give waiting messages to idle processes, as far as the look-ahead allows."""
+        """Give waiting messages to idle processes, as far as the look-ahead allows; one at least is always at work."""
         for worker in self._workers:
-            ahead = len(self._settled) + sum(other.message is not None for other in self._workers)
-            if not self._waiting or ahead >= LOOKAHEAD * len(self._workers):
+            busy = sum(other.message is not None for other in self._workers)
+            full = len(self._settled) + busy >= LOOKAHEAD * len(self._workers)
+            if not self._waiting or (full and busy):
                 return
             if worker.ready and worker.message is None:
                 self._give(worker, self._waiting.popleft())
@@ -192,12 +196,13 @@ class InProcessGrid(Grid):
         except OSError:
             self._replace(worker, ErrorCode.CLIENT_APP_CRASHED, "the client's process ended before it was asked")
 
-    def _wait_for_one(self) -> None:
-        """Block until something happens to one message: a reply, a death, or its deadline."""
+    def _wait_for_one(self, until_s: float) -> None:
+        """Block until something happens to one message (a reply, a death, its deadline), or until the time has come."""
         busy = [worker for worker in self._workers if worker.message is not None or not worker.ready]
         if not busy:
             raise RunError("the simulation has no client process left to answer")
-        timeout = max(0.0, min(worker.deadline_s for worker in busy) - time.monotonic())
+        next_s = min([until_s, *(worker.deadline_s for worker in busy)])
+        timeout = None if next_s == float("inf") else max(0.0, next_s - time.monotonic())
         ready = wait([worker.pipe for worker in busy], timeout)
         for worker in busy:
             if worker.pipe in ready:
@@ -224,8 +229,7 @@ class InProcessGrid(Grid):
             worker.ready = True
             return
         node = worker.message.metadata.dst_node_id
-        if len(state):
-            self._states[node] = state
+        self._states[node] = state
         self._settle(worker, reply)
 
     def _replace(self, worker: _Worker, code: int, reason: str) -> None:

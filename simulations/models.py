@@ -25,7 +25,7 @@ class LeNet(nn.Module):
 
 
 class DigitsCNN(nn.Module):
-    """5,946 parameters for (B, 1, 8, 8): small enough for tests."""
+    """5,928 parameters for (B, 1, 8, 8): small enough for tests."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,8 +28,8 @@ class Scenario(ServerConfig):
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
 
 
-def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Scenario:
-    """Read a shipped scenario by name, or a TOML file by path, with `key=value` overrides on top.
+def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = (), out: str | None = None) -> Scenario:
+    """Read a shipped scenario by name, or a TOML file by path, with `key=value` overrides and then `run.out` on top.
 
     Raises:
         ConfigError: no such file, not TOML, or a key that is unknown or out of range.
@@ -43,6 +43,8 @@ def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = ()) -> Scenari
     for override in overrides:
         key, value = parse_override(override)
         values[key] = value
+    if out is not None:
+        values["run.out"] = out
     return from_flat(Scenario, values)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime.deploy.artefact import Artefact
-    from edge_runtime.deploy.export import export
+    from edge_runtime.deploy.exporter import export
     from edge_runtime.deploy.runner import Runner
 
 __all__ = ["Artefact", "Runner", "export"]
@@ -17,7 +17,7 @@ __all__ = ["Artefact", "Runner", "export"]
 
 def __getattr__(name: str) -> Any:
     if name == "export":
-        from edge_runtime.deploy.export import export
+        from edge_runtime.deploy.exporter import export
 
         return export
     if name == "Runner":

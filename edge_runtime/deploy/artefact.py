@@ -48,10 +48,11 @@ def verified_bytes(path: Path) -> bytes:
     """
     entry = _entry(path)
     try:
-        content = path.read_bytes() if path.stat().st_size == entry["bytes"] else b""
+        # The size first: nothing larger than promised is read.
+        content = path.read_bytes() if path.stat().st_size == entry["bytes"] else None
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    if content is None or hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise ArtefactError(
             f"{path}: its bytes are not those in {MANIFEST}; it was changed or cut short, fetch it again"
         )
@@ -61,14 +62,17 @@ def verified_bytes(path: Path) -> bytes:
 def _entry(path: Path) -> dict[str, Any]:
     manifest = path.with_name(MANIFEST)
     try:
-        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ArtefactError(f"{manifest}: larger than {_MAX_MANIFEST_BYTES} bytes")
-        entry = json.loads(manifest.read_text())["files"][path.name]
+        oversized = manifest.stat().st_size > _MAX_MANIFEST_BYTES
+        text = "" if oversized else manifest.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path}: no readable {MANIFEST} beside it ({error})") from error
+    if oversized:
+        raise ArtefactError(f"{manifest}: larger than {_MAX_MANIFEST_BYTES} bytes")
+    try:
+        entry = json.loads(text)["files"][path.name]
         if type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
             raise TypeError("bytes and sha256 have the wrong type")
-    except OSError as error:
-        raise ArtefactError(f"{path}: no readable {MANIFEST} beside it ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ArtefactError(f"{manifest}: has no valid entry for {path.name}") from error
     return dict(entry)
 

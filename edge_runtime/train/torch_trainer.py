@@ -77,7 +77,7 @@ class TorchTrainer:
         return {name: tensor.numpy().copy() for name, tensor in self.module.state_dict().items()}
 
     def buffer_names(self) -> set[str]:
-        return {name for name, _ in self.module.named_buffers()}
+        return self.module.state_dict().keys() - dict(self.module.named_parameters()).keys()
 
     def reseed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also visits every kind of GPU, 50x as long

@@ -3,7 +3,7 @@ r"""The envelope around every encoded update or model, version 1. All integers a
     offset  bytes  field
     0       4      magic "HGR\x01", the last byte being the version
     4       1      number of codecs, 1..8
-    5       ...    per codec: one length byte (1..32), then its name in ASCII
+    5       ...    per codec: one length byte (1..32), then its name in printable ASCII
     +0      16     digest of the tensor layout (delta.TensorLayout.digest)
     +16     4      round, unsigned
     +20     8      body length, unsigned
@@ -64,7 +64,7 @@ def unpack(payload: bytes | memoryview) -> Envelope:
     for _ in range(view[4]):
         length = view[at] if at < len(view) else 0
         name = bytes(view[at + 1 : at + 1 + length])
-        if not 1 <= length <= _MAX_NAME or len(name) != length or not name.isascii():
+        if not 1 <= length <= _MAX_NAME or len(name) != length or not name.isascii() or not name.decode().isprintable():
             raise PeerError(f"payload has a malformed codec name at byte {at}")
         codecs.append(name.decode("ascii"))
         at += 1 + length

@@ -1,0 +1,72 @@
+"""What an import costs a device: each in a fresh interpreter, compared with one that imports nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import edge_runtime
+from edge_runtime import deploy
+
+OURS = {"edge_runtime", "server", "clients", "simulations"}
+
+
+def modules_after(code: str) -> set[str]:
+    """All modules in a fresh interpreter that has run `code`."""
+    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def packages_after(code: str) -> set[str]:
+    """Third-party packages that `code` loads, beyond those that this interpreter loads at start-up."""
+    new = modules_after(code) - modules_after("")
+    return {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names) - OURS
+
+
+@pytest.mark.parametrize("module", ["edge_runtime", "edge_runtime.deploy", "edge_runtime.losses", "edge_runtime.cli"])
+def test_names_and_descriptions_load_the_standard_library_alone(module: str) -> None:
+    assert packages_after(f"import {module}") == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "edge_runtime.updates",
+        "edge_runtime.kernels.native",
+        "edge_runtime.train.batches",
+        "edge_runtime.train.config",
+        "edge_runtime.train.factory",
+        "edge_runtime.train.metrics",
+        "edge_runtime.train.trainer",
+        "clients.round",
+        *(module.name for module in pkgutil.iter_modules(deploy.__path__, "edge_runtime.deploy.")),
+    ],
+)
+def test_the_devices_modules_load_numpy_at_most(module: str) -> None:
+    assert packages_after(f"import {module}") <= {"numpy"}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in edge_runtime.__all__:
+        assert getattr(edge_runtime, name) is not None
+    assert set(edge_runtime.__all__) <= set(dir(edge_runtime))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        edge_runtime.no_such_name  # noqa: B018 - the access is the test
+
+
+def test_a_training_step_does_not_load_torchs_compiler() -> None:
+    step = """
+import numpy as np
+from torch import nn
+from edge_runtime import SGD, TorchTrainer
+trainer = TorchTrainer(nn.Linear(2, 2), optimizer=SGD(0.1, momentum=0.9), proximal_mu=0.1)
+trainer.step(np.zeros((1, 2), np.float32), np.zeros(1, np.int64))
+"""
+    loaded = modules_after(step)
+    assert "torch.nn" in loaded
+    assert not {"torch._dynamo", "torch._inductor"} & loaded

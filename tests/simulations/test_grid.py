@@ -1,0 +1,172 @@
+"""The in-process grid with real client processes: every message is settled, whatever a client does, in push order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from edge_runtime.config import flatten, from_flat
+from edge_runtime.train.config import RoundTask
+from edge_runtime.train.factory import make_trainer
+from edge_runtime.updates import STYPE, TensorLayout, make_codec
+from simulations.faults import FaultConfig
+from simulations.grid import InProcessGrid
+from simulations.runner import simulate
+from simulations.scenario import load_scenario
+
+CLIENTS, SEED = 6, 1
+FAULTS = FaultConfig(error=0.25, hang=0.25, crash=0.25)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+def grid(request: pytest.FixtureRequest) -> Iterator[InProcessGrid]:
+    with InProcessGrid(CLIENTS, request.param, faults=FAULTS) as grid:
+        yield grid
+
+
+def round_with(fault: str, client: int) -> int:
+    """The first round in which that fault is drawn for that client."""
+    return next(number for number in itertools.count(1) if FAULTS.draw(SEED, number, client) == fault)
+
+
+@cache
+def model(round_number: int) -> bytes:
+    task = task_of(round_number)
+    state = make_trainer(task.model, task.train).state_dict()
+    layout = TensorLayout.of(state)
+    return make_codec("float32").encode_vector(layout.flatten(state), layout, round_number=round_number)
+
+
+def task_of(round_number: int, epochs: int = 1) -> RoundTask:
+    values = {"data.name": "digits", "data.clients": CLIENTS, "data.partition": "iid", "model.name": "digits_cnn"}
+    return from_flat(RoundTask, {**values, "round": round_number, "seed": SEED, "train.epochs": epochs})
+
+
+def message(client: int, kind: str, round_number: int = 1, *, ttl: float = 60.0, epochs: int = 1) -> Message:
+    payload = model(round_number)
+    record = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
+    task = ConfigRecord(flatten(task_of(round_number, epochs)))
+    return Message(RecordDict({"model": record, "task": task}), client, kind, ttl=ttl, group_id=str(round_number))
+
+
+def faulty(client: int, fault: str, **options: float) -> Message:
+    return message(client, "train", round_with(fault, client), ttl=options.get("ttl", 60.0))
+
+
+def ask(grid: InProcessGrid, messages: Sequence[Message]) -> list[Message]:
+    """Replies in the order in which the grid hands them out."""
+    ids = list(grid.push_messages(messages))
+    outstanding, replies = set(ids), []
+    while outstanding:
+        for reply in grid.pull_messages(outstanding):
+            outstanding.discard(reply.metadata.reply_to_message_id)
+            replies.append(reply)
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ids
+    return replies
+
+
+def senders(replies: Sequence[Message]) -> list[int]:
+    return [reply.metadata.src_node_id for reply in replies]
+
+
+def assert_all_clients_answer(grid: InProcessGrid) -> None:
+    replies = ask(grid, [message(client, "evaluate") for client in range(CLIENTS)])
+    assert senders(replies) == list(range(CLIENTS))
+    assert all(reply.content.metric_records["metrics"]["num-examples"] > 200 for reply in replies)
+
+
+def test_node_ids_are_the_clients_numbers(grid: InProcessGrid) -> None:
+    assert list(grid.get_node_ids()) == list(range(CLIENTS))
+    assert [node.node_id for node in grid.get_nodes()] == list(range(CLIENTS))
+
+
+def test_replies_come_in_push_order(grid: InProcessGrid) -> None:
+    slow = message(3, "train", round_with("", 3), epochs=40)
+    order = [3, 5, 0, 4, 1, 2]
+    replies = ask(grid, [slow, *(message(client, "evaluate") for client in order[1:])])
+    assert senders(replies) == order
+    assert not any(reply.has_error() for reply in replies)
+    assert "update" in replies[0].content
+
+
+def test_several_messages_to_one_client_are_all_answered(grid: InProcessGrid) -> None:
+    replies = ask(grid, [message(2, "evaluate"), message(2, "evaluate"), message(2, "evaluate")])
+    assert senders(replies) == [2, 2, 2]
+    assert not any(reply.has_error() for reply in replies)
+
+
+def test_what_a_client_raises_is_its_error_reply(grid: InProcessGrid) -> None:
+    empty = Message(RecordDict(), 1, "evaluate", ttl=60.0)
+    broken, injured, good = ask(grid, [empty, faulty(2, "error"), message(3, "evaluate")])
+    assert broken.error.reason == "PeerError: message has no task and model records"
+    assert injured.error.reason == "SimulatedFaultError: simulated error in training"
+    assert not good.has_error()
+
+
+def test_a_client_that_dies_costs_its_own_message_only(grid: InProcessGrid) -> None:
+    replies = ask(grid, [faulty(0, "crash"), message(1, "evaluate"), faulty(2, "crash"), message(3, "evaluate")])
+    assert [reply.has_error() for reply in replies] == [True, False, True, False]
+    assert "process died, exit code 1" in (replies[0].error.reason or "")
+    assert_all_clients_answer(grid)
+
+
+def test_a_client_that_hangs_is_given_up_at_its_messages_time_to_live(grid: InProcessGrid) -> None:
+    replies = ask(grid, [faulty(4, "hang", ttl=1.5), message(1, "evaluate"), message(2, "evaluate")])
+    assert [reply.has_error() for reply in replies] == [True, False, False]
+    assert replies[0].error.reason == "no reply within 1.5 s"
+    assert_all_clients_answer(grid)
+
+
+def test_send_and_receive_waits_for_all_replies(grid: InProcessGrid) -> None:
+    replies = list(grid.send_and_receive([message(client, "evaluate") for client in range(CLIENTS)]))
+    assert sorted(senders(replies)) == list(range(CLIENTS))
+
+
+def test_replies_can_be_pulled_for_the_last_message_first() -> None:
+    with InProcessGrid(CLIENTS, 1) as grid:
+        ids = list(grid.push_messages([message(client, "evaluate") for client in range(CLIENTS)]))
+        assert senders(list(grid.pull_messages(ids[-1:]))) == [CLIENTS - 1]
+
+
+@pytest.fixture
+def before() -> set[int]:
+    return children()
+
+
+def children() -> set[int]:
+    """Processes started by this one; those that have ended but were not waited for count too."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_close_leaves_no_process_even_while_a_client_hangs(before: set[int]) -> None:
+    with InProcessGrid(CLIENTS, 2, faults=FaultConfig(hang=1.0)) as grid:
+        assert len(children() - before) == 2
+        ask(grid, [message(0, "evaluate")])
+        grid.push_messages([message(1, "train"), message(2, "train")])
+    assert children() <= before
+
+
+def test_a_process_killed_between_messages_costs_one_message_at_most(before: set[int]) -> None:
+    with InProcessGrid(CLIENTS, 1) as grid:
+        ask(grid, [message(0, "evaluate")])
+        (worker,) = children() - before
+        psutil.Process(worker).kill()
+        first, second = ask(grid, [message(1, "evaluate"), message(2, "evaluate")])
+        assert "process" in (first.error.reason or "")
+        assert not second.has_error()
+    assert children() <= before
+
+
+def test_the_model_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    tiny = "data.name=digits model.name=digits_cnn data.clients=6 server.cohort=5 server.rounds=2 deploy.formats="
+    hashes = set()
+    for workers in (1, 2):
+        overrides = [*tiny.split(), f"server.workers={workers}", f"run.out={tmp_path / str(workers)}"]
+        hashes.add(simulate(load_scenario("mnist", overrides)).final["model_sha256"])
+    assert len(hashes) == 1
