@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
 .PHONY: demo test check format wheel clean
