@@ -67,7 +67,7 @@ def _cpu_s() -> float:
 def hedgerow(scenario: Scenario, workers: int) -> float:
     """Our own simulation, through its public entry, timed by the events it emits."""
     from edge_runtime.config import flatten, from_flat
-    from server.federation import Event, RoundClosed
+    from server.events import Event, RoundClosed
     from simulations.runner import simulate
 
     marks = []

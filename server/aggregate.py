@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from edge_runtime.errors import PeerError
 from edge_runtime.kernels import native
 
+# What a client may claim. Up to here float32 x weight is exact in float64.
+MAX_EXAMPLES = 2**28
+
 
 class WeightedSum:
     """sum_k weight_k x_k over float32 vectors of shape (size,), kept in float64; nothing but the sum is held."""
@@ -24,8 +27,7 @@ class WeightedSum:
             PeerError: a NaN or an infinity in the update, or a weight outside 1..2^28. The sum is unchanged.
 
         """
-        # 2^28: the product float32 x weight stays exact in float64, and no client can drown all others by claim alone.
-        if not 1 <= weight <= 2**28:
+        if not 1 <= weight <= MAX_EXAMPLES:
             raise PeerError(f"update claims {weight} examples; must be 1 to 2^28")
         # A whole pass before the first addition: half an update in the sum could not be taken back.
         if not native.all_finite(update):

@@ -11,7 +11,8 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.federation import Event, Listener, RoundClosed, RunFinished, RunStarted, federate
+from server.events import Event, Listener, RoundClosed, RunFinished, RunStarted
+from server.federation import federate
 from server.link import Link
 from server.results import describe
 

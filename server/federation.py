@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,47 +19,11 @@ from edge_runtime.updates import make_codec
 from server import results
 from server.artefacts import export_and_check
 from server.config import ServerConfig
+from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
 from server.link import Answer, Link, read_metrics, read_update
 from server.model import GlobalModel
 from server.rounds import OpenRound, RoundResult, choose_cohort
 from server.run_store import RunStore, model_bytes, sha256
-
-
-@dataclass(frozen=True, slots=True)
-class RunStarted:
-    """The model is built and clients are there; round 1 is about to be sent."""
-
-    config: ServerConfig
-    directory: Path
-    parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClientAnswered:
-    """One client's part of the current round is settled, well or badly."""
-
-    round: int
-    client: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoundClosed:
-    """Round `row.round` of `rounds` is over; `row` is its row of `run.json`."""
-
-    row: results.RoundRow
-    rounds: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunFinished:
-    """The run directory is complete; `final` is `run.json`'s `final`."""
-
-    directory: Path
-    final: Mapping[str, Any]
-
-
-Event = RunStarted | ClientAnswered | RoundClosed | RunFinished
-Listener = Callable[[Event], None]
 
 
 def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = ()) -> RunFinished:
@@ -103,12 +66,15 @@ class _Run:
         self._store.append("run_started", flatten(self._config))
         self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))
         for number in range(1, settings.rounds + 1):
-            self._close_round(*self._train(number))
+            started_s = time.monotonic()
+            result = self._train(number)
+            due = number == settings.rounds or number % settings.eval_every == 0
+            figures = self._evaluate(number) if due else {}
+            self._close_round(results.round_row(result, figures, time.monotonic() - started_s))
         return self._finish()
 
-    def _train(self, number: int) -> tuple[RoundResult, float]:
-        """Ask a cohort, gather what comes, move the model. Returns the result and the round's start."""
-        started_s = time.monotonic()
+    def _train(self, number: int) -> RoundResult:
+        """Ask a cohort, gather what comes, move the model."""
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
@@ -128,15 +94,11 @@ class _Run:
         result = opened.close(f"no reply within {settings.deadline_s:g} s")
         if result.delta is not None:
             self._model.apply(result.delta)
-        return result, started_s
+        return result
 
-    def _close_round(self, result: RoundResult, started_s: float) -> None:
-        last = result.round == self._config.server.rounds
-        due = last or result.round % self._config.server.eval_every == 0
-        figures = self._evaluate(result.round) if due else {}
-        row = results.round_row(result, figures, time.monotonic() - started_s)
+    def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
-        self._store.append("round_closed", results.as_json(row), result.round)
+        self._store.append("round_closed", results.as_json(row), row.round)
         self._emit(RoundClosed(row, self._config.server.rounds))
 
     def _evaluate(self, number: int) -> dict[str, float]:
@@ -145,14 +107,13 @@ class _Run:
             return dict(self._model.evaluate(self._test))
         if self._config.server.evaluate == "none":
             return {}
-        nodes = choose_cohort(
-            self._link.wait_for_nodes(1, self._config.server.deadline_s),
-            self._config.server.cohort, self._config.seed, number,
-        )  # fmt: skip
+        settings = self._config.server
+        nodes = self._link.wait_for_nodes(1, settings.deadline_s)
+        cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
         payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
         task = flatten(self._config.task(number))
         reports = []
-        for answer in self._link.evaluate(nodes, payload, task, self._config.server.deadline_s):
+        for answer in self._link.evaluate(cohort, payload, task, settings.deadline_s):
             try:
                 reports.append(read_metrics(_content(answer)))
             except ValueError as error:
@@ -163,11 +124,16 @@ class _Run:
         state = self._model.state_dict()
         content = model_bytes(state)
         self._store.write("model.safetensors", content)
-        applied = [row for row in self._rows if row.applied]
+        applied = sum(row.applied for row in self._rows)
+        if not applied:
+            raise RunError(
+                f"no round gathered server.min_updates = {self._config.server.min_updates} good updates; "
+                f"{self._store.directory / 'run.json'} names every failure"
+            )
         final: dict[str, Any] = {
             "accuracy": self._rows[-1].accuracy,
             "loss": self._rows[-1].loss,
-            "rounds_applied": len(applied),
+            "rounds_applied": applied,
             "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
             "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
             "epsilon": None,
@@ -181,11 +147,6 @@ class _Run:
             if int8 := exported.get("formats", {}).get("onnx_int8"):
                 final["int8_accuracy"] = {"onnx": int8["accuracy"]}
         final["seconds"] = round(time.monotonic() - self._started_s, 3)
-        if not applied:
-            raise RunError(
-                f"no round gathered server.min_updates = {self._config.server.min_updates} good updates; "
-                f"{self._store.directory / 'run.json'} names every failure"
-            )
         self._store.append("run_finished", final)
         self._write(final)
         finished = RunFinished(self._store.directory, final)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.updates import STYPE
+from server.aggregate import MAX_EXAMPLES
 from server.rounds import Update
 
 POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s makes rounds slower
@@ -93,11 +95,11 @@ def read_update(content: RecordDict) -> Update:
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
-    """The scalar figures inside an evaluate reply, `num-examples` among them."""
+    """The finite figures inside an evaluate reply, `num-examples` (1 to 2^28) among them."""
     metrics = _record(content, "metrics", MetricRecord)
     figures = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    if not figures.get("num-examples", 0) >= 1:
-        raise ValueError("reply does not say num-examples >= 1")
+    if not 1 <= figures.get("num-examples", 0) <= MAX_EXAMPLES or not all(map(math.isfinite, figures.values())):
+        raise ValueError("reply has no finite figures with num-examples from 1 to 2^28")
     return figures
 
 

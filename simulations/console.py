@@ -8,7 +8,7 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.federation import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
+from server.events import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
 from server.results import RoundRow, describe
 
 

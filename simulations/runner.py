@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -13,11 +13,9 @@ from edge_runtime import plugins
 from edge_runtime.config import flatten
 from edge_runtime.train.config import DATASETS
 from server.app import make_app
-from server.federation import Event, RoundClosed, RunFinished
+from server.events import Event, Listener, RoundClosed, RunFinished
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.scenario import Scenario
-
-Listener = Callable[[Event], None]
 
 
 def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:

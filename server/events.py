@@ -1,0 +1,48 @@
+"""What a run tells its listeners while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server import results
+from server.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The model is built and clients are there; round 1 is about to be sent."""
+
+    config: ServerConfig
+    directory: Path
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAnswered:
+    """One client's part of the current round is settled, well or badly."""
+
+    round: int
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClosed:
+    """Round `row.round` of `rounds` is over; `row` is its row of `run.json`."""
+
+    row: results.RoundRow
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The run directory is complete; `final` is `run.json`'s `final`."""
+
+    directory: Path
+    final: Mapping[str, Any]
+
+
+Event = RunStarted | ClientAnswered | RoundClosed | RunFinished
+Listener = Callable[[Event], None]
