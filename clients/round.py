@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from edge_runtime.train.batches import Batches, Examples
 from edge_runtime.train.config import RoundTask
 from edge_runtime.train.trainer import State, Trainer
 from edge_runtime.updates import TensorLayout, make_codec
+from edge_runtime.updates.delta import FloatVector
 
 EVALUATION_BATCH = 256
 
@@ -23,17 +24,13 @@ class LocalUpdate:
     loss: float
 
 
-@dataclass(frozen=True)
 class Workbench:
     """A trainer with the layout of its model; built once per process and used for many rounds."""
 
-    trainer: Trainer
-    initial: State = field(init=False)
-    layout: TensorLayout = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "initial", self.trainer.state_dict())
-        object.__setattr__(self, "layout", TensorLayout.of(self.initial))
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.initial: State = trainer.state_dict()
+        self.layout = TensorLayout.of(self.initial)
 
     def train(self, task: RoundTask, model: bytes, examples: Examples, client: int) -> LocalUpdate:
         """Train from the global model for `task.train.epochs` epochs.
@@ -63,6 +60,6 @@ class Workbench:
         self._load(make_codec(task.downlink.codec).decode_vector(model, self.layout, round_number=task.round))
         return self.trainer.evaluate(Batches(examples, EVALUATION_BATCH))
 
-    def _load(self, weights: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    def _load(self, weights: FloatVector) -> None:
         # Integer counters start each round as built: they must not carry one client's history to the next.
         self.trainer.load_state_dict({**self.initial, **self.layout.views(weights)})

@@ -1,0 +1,354 @@
+"""What each ATen op of an exported forward pass becomes: one row per op, nothing silently approximated.
+
+A row gets the builder and the op's arguments, tensors as value names (lists of names where ATen has lists), missing
+arguments at ATen's defaults; it returns a name or a list of names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from edge_runtime.capture.builder import Builder, window
+
+Row = Callable[..., Any]
+R = TypeVar("R", bound=Row)
+ATEN: dict[str, Row] = {}
+
+
+def aten(*names: str) -> Callable[[R], R]:
+    def register(row: R) -> R:
+        ATEN.update(dict.fromkeys(names, row))
+        return row
+
+    return register
+
+
+def _activation(op: str) -> Row:
+    return lambda b, x: b.emit(op, x)
+
+
+for _name in ("relu", "relu6", "sigmoid", "silu", "tanh"):
+    ATEN[f"{_name}.default"] = ATEN[f"{_name}_.default"] = _activation(_name)
+
+
+@aten("hardtanh.default", "hardtanh_.default")
+def _hardtanh(b: Builder, x: str, low: float = -1.0, high: float = 1.0) -> str:
+    if (low, high) != (0, 6):
+        raise b.refuse(f"hardtanh from {low:g} to {high:g}", "use ReLU6, which is 0 to 6")
+    return b.emit("relu6", x)
+
+
+@aten("gelu.default")
+def _gelu(b: Builder, x: str, approximate: str = "none") -> str:
+    if approximate != "none":
+        raise b.refuse(f"gelu with approximate={approximate!r}", "use the exact gelu")
+    return b.emit("gelu", x)
+
+
+@aten("linear.default")
+def _linear(b: Builder, x: str, w: str, bias: str | None = None) -> str:
+    return b.emit("linear", x, w, *_given(bias))
+
+
+@aten("conv2d.default")
+def _conv2d(
+    b: Builder,
+    x: str,
+    w: str,
+    bias: str | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> str:
+    if window(dilation) != (1, 1):
+        raise b.refuse(f"conv2d with dilation {dilation}", "use dilation 1, or a larger kernel")
+    return b.emit("conv2d", x, w, *_given(bias), stride=window(stride), padding=window(padding), groups=groups)
+
+
+@aten("conv1d.default", "conv3d.default", "conv2d.padding")
+def _other_conv(b: Builder, *_: Any) -> str:
+    raise b.refuse("this convolution", "use Conv2d with numbers as padding (kernel (1, k) convolves over time)")
+
+
+@aten("max_pool2d.default")
+def _max_pool(
+    b: Builder, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> str:
+    if window(dilation) != (1, 1) or ceil_mode:
+        raise b.refuse("max_pool2d with dilation or ceil_mode", "use dilation 1 and ceil_mode=False")
+    return b.emit("max_pool2d", x, kernel=window(kernel), stride=window(stride or kernel), padding=window(padding))
+
+
+@aten("avg_pool2d.default")
+def _avg_pool(
+    b: Builder,
+    x: str,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> str:
+    if window(padding) != (0, 0) or ceil_mode or divisor:
+        raise b.refuse("avg_pool2d with padding, ceil_mode or its own divisor", "use none of them")
+    return b.emit("avg_pool2d", x, kernel=window(kernel), stride=window(stride or kernel), padding=(0, 0))
+
+
+@aten("adaptive_avg_pool2d.default")
+def _adaptive_pool(b: Builder, x: str, size: Any) -> str:
+    height, width = b.shape(x)[2:]
+    out = window(size)
+    if out == (1, 1):
+        return b.emit("mean", x, dims=(2, 3), keepdim=True)
+    if height % out[0] or width % out[1]:
+        raise b.refuse(f"adaptive_avg_pool2d of {height}x{width} to {out[0]}x{out[1]}", "use sizes that divide")
+    kernel = (height // out[0], width // out[1])
+    return b.emit("avg_pool2d", x, kernel=kernel, stride=kernel, padding=(0, 0))
+
+
+@aten("mean.dim")
+def _mean(b: Builder, x: str, dims: Sequence[int], keepdim: bool = False) -> str:
+    rank = len(b.shape(x))
+    return b.emit("mean", x, dims=tuple(sorted(dim % rank for dim in dims)), keepdim=keepdim)
+
+
+@aten("batch_norm.default")
+def _batch_norm(
+    b: Builder,
+    x: str,
+    w: str | None,
+    bias: str | None,
+    mean: str | None,
+    var: str | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    _cudnn: bool,
+) -> str:
+    if w is None or bias is None or mean is None or var is None:
+        raise b.refuse(
+            "batch norm without affine weights or running statistics", "use affine=True and track_running_stats=True"
+        )
+    writes = (mean, var) if training else ()
+    return b.emit("batch_norm", x, w, bias, mean, var, writes=writes, training=training, momentum=momentum, eps=eps)
+
+
+@aten("group_norm.default")
+def _group_norm(
+    b: Builder, x: str, groups: int, w: str | None = None, bias: str | None = None, eps: float = 1e-5, _: bool = True
+) -> str:
+    if w is None or bias is None:
+        raise b.refuse("group norm without affine weights", "use affine=True")
+    return b.emit("group_norm", x, w, bias, groups=groups, eps=eps)
+
+
+@aten("layer_norm.default")
+def _layer_norm(
+    b: Builder,
+    x: str,
+    shape: Sequence[int],
+    w: str | None = None,
+    bias: str | None = None,
+    eps: float = 1e-5,
+    _: bool = True,
+) -> str:
+    return b.emit("layer_norm", x, *_given(w), *_given(bias), dims=len(shape), eps=eps)
+
+
+@aten("embedding.default")
+def _embedding(b: Builder, table: str, ids: str, padding: int = -1, scaled: bool = False, sparse: bool = False) -> str:
+    if padding >= 0 or scaled or sparse:
+        raise b.refuse("embedding with padding_idx, scale_grad_by_freq or sparse", "use a plain embedding")
+    return b.emit("embedding", table, ids)
+
+
+@aten("scaled_dot_product_attention.default")
+def _attention(
+    b: Builder,
+    q: str,
+    k: str,
+    v: str,
+    mask: str | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
+) -> str:
+    if mask is not None or dropout:
+        raise b.refuse("attention with a mask tensor or dropout", "use is_causal=True, or full attention")
+    return b.emit("attention", q, k, v, causal=causal, scale=scale or 1 / math.sqrt(b.shape(q)[-1]))
+
+
+@aten("softmax.int")
+def _softmax(b: Builder, x: str, dim: int, _dtype: Any = None) -> str:
+    return b.emit("softmax", x, dim=dim % len(b.shape(x)))
+
+
+@aten("add.Tensor", "add_.Tensor")
+def _add(b: Builder, x: str, y: str | float, alpha: float = 1) -> str:
+    if not isinstance(y, str):
+        return b.emit("scale", x, by=1.0, plus=float(alpha * y))
+    return b.emit("add", x, y if alpha == 1 else b.emit("scale", y, by=float(alpha), plus=0.0))
+
+
+@aten("sub.Tensor")
+def _sub(b: Builder, x: str, y: str | float, alpha: float = 1) -> str:
+    return _add(b, x, y, -alpha)
+
+
+@aten("mul.Tensor")
+def _mul(b: Builder, x: str, y: str | float) -> str:
+    return b.emit("mul", x, y) if isinstance(y, str) else b.emit("scale", x, by=float(y), plus=0.0)
+
+
+@aten("div.Tensor")
+def _div(b: Builder, x: str, y: str | float) -> str:
+    if isinstance(y, str):
+        raise b.refuse("division by a tensor", "multiply, or divide by a number")
+    return b.emit("scale", x, by=1 / y, plus=0.0)
+
+
+@aten("cat.default")
+def _cat(b: Builder, xs: Sequence[str], dim: int = 0) -> str:
+    return b.emit("cat", *xs, dim=dim % len(b.shape(xs[0])))
+
+
+@aten("slice.Tensor")
+def _slice(b: Builder, x: str, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1) -> str:
+    if step != 1:
+        raise b.refuse(f"a slice in steps of {step}", "use steps of 1")
+    dim %= len(b.shape(x))
+    first, end, _ = slice(start, stop).indices(b.shape(x)[dim])
+    if (first, end) == (0, b.shape(x)[dim]):
+        return x
+    return b.emit("slice", x, dim=dim, start=first, stop=end)
+
+
+@aten("select.int")
+def _select(b: Builder, x: str, dim: int, index: int) -> str:
+    dim %= len(b.shape(x))
+    index %= b.shape(x)[dim]
+    return _squeeze(b, b.emit("slice", x, dim=dim, start=index, stop=index + 1), dim)
+
+
+@aten("unbind.int")
+def _unbind(b: Builder, x: str, dim: int = 0) -> list[str]:
+    return [_select(b, x, dim, index) for index in range(b.shape(x)[dim])]
+
+
+@aten("split.Tensor", "chunk.default")
+def _split(b: Builder, x: str, size: int, dim: int = 0, *, chunks: bool = False) -> list[str]:
+    dim %= len(b.shape(x))
+    whole = b.shape(x)[dim]
+    step = -(-whole // size) if chunks else size
+    return [_slice(b, x, dim, start, min(start + step, whole)) for start in range(0, whole, step)]
+
+
+ATEN["chunk.default"] = lambda b, x, count, dim=0: _split(b, x, count, dim, chunks=True)
+
+
+@aten("permute.default")
+def _permute(b: Builder, x: str, order: Sequence[int]) -> str:
+    rank = len(b.shape(x))
+    return b.emit("transpose", x, order=tuple(dim % rank for dim in order))
+
+
+@aten("transpose.int")
+def _transpose(b: Builder, x: str, first: int, second: int) -> str:
+    order = list(range(len(b.shape(x))))
+    order[first], order[second] = order[second], order[first]
+    return b.emit("transpose", x, order=tuple(order))
+
+
+@aten("view.default", "reshape.default", "_unsafe_view.default")
+def _reshape(b: Builder, x: str, shape: Sequence[int]) -> str:
+    sizes = list(shape)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = math.prod(b.shape(x)) // -math.prod(sizes)
+    return x if tuple(sizes) == b.shape(x) else b.emit("reshape", x, shape=tuple(sizes))
+
+
+@aten("flatten.using_ints")
+def _flatten(b: Builder, x: str, start: int = 0, end: int = -1) -> str:
+    shape = b.shape(x)
+    start, end = start % len(shape), end % len(shape)
+    return _reshape(b, x, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+
+
+@aten("unsqueeze.default")
+def _unsqueeze(b: Builder, x: str, dim: int) -> str:
+    shape = b.shape(x)
+    dim %= len(shape) + 1
+    return _reshape(b, x, (*shape[:dim], 1, *shape[dim:]))
+
+
+@aten("squeeze.dim")
+def _squeeze(b: Builder, x: str, dim: int) -> str:
+    shape = b.shape(x)
+    dim %= len(shape)
+    return _reshape(b, x, (*shape[:dim], *shape[dim + 1 :])) if shape[dim] == 1 else x
+
+
+@aten("contiguous.default", "clone.default", "alias.default", "detach.default")
+def _same(_: Builder, x: str, *__: Any, **___: Any) -> str:
+    return x
+
+
+@aten("dropout.default")
+def _dropout(b: Builder, x: str, p: float, train: bool) -> str:
+    if train and p:
+        raise b.refuse(f"dropout with p={p:g} in training", "set p=0")
+    return x
+
+
+@aten("zeros.default")
+def _zeros(b: Builder, shape: Sequence[int], **_: Any) -> str:
+    return b.emit("zeros", shape=tuple(shape))
+
+
+@aten("gru.input")
+def _gru(b: Builder, x: str, start: str, weights: Sequence[str], *flags: Any) -> list[str]:
+    y, states = _recurrent(b, "gru", x, [start], weights, *flags)
+    return [y, *states]
+
+
+@aten("lstm.input")
+def _lstm(b: Builder, x: str, start: Sequence[str], weights: Sequence[str], *flags: Any) -> list[str]:
+    y, states = _recurrent(b, "lstm", x, start, weights, *flags)
+    return [y, *states]
+
+
+def _recurrent(
+    b: Builder,
+    op: str,
+    x: str,
+    starts: Sequence[str],
+    weights: Sequence[str],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[str, list[str]]:
+    """Layers one after the other, batch first; returns the last layer's outputs and the stacked final states."""
+    if bidirectional or (dropout and train and layers > 1):
+        raise b.refuse(f"a bidirectional {op}, or one with dropout", "use one direction without dropout")
+    if not batch_first:
+        x = _transpose(b, x, 0, 1)
+    per_layer = len(weights) // layers
+    finals: list[list[str]] = []
+    for layer in range(layers):
+        own = weights[layer * per_layer : (layer + 1) * per_layer]
+        x, *states = b.emit_all(op, x, *(_select(b, start, 0, layer) for start in starts), *own)
+        finals.append([_unsqueeze(b, state, 0) for state in states])
+    stacked = [list(parts) for parts in zip(*finals, strict=True)]
+    y = x if batch_first else _transpose(b, x, 0, 1)
+    return y, [parts[0] if layers == 1 else _cat(b, parts) for parts in stacked]
+
+
+def _given(value: str | None) -> tuple[str, ...]:
+    return () if value is None else (value,)

@@ -1,0 +1,1 @@
+"""What executes a graph. So far the oracle: every op in plain NumPy."""
