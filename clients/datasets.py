@@ -6,6 +6,7 @@ a folder with one sub-folder of images per class. Bad files give one line that s
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,14 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png"})
 
 
 def load_examples(node: NodeConfig, data: DataConfig, seed: int) -> Examples:
-    """The examples this node trains on. Only a node that was given a partition reads a data set the server names."""
+    """The examples this node trains on.
+
+    Only a node that was given a partition reads a data set the server names, and never from a path the server names.
+    """
     if node.data_path:
         return read_examples(Path(node.data_path))
     source: DataSource = plugins.load(DATASETS, data.name)
-    return source.client_split(data, seed, node.partition)
+    return source.client_split(dataclasses.replace(data, path=node.dataset_path), seed, node.partition)
 
 
 def read_examples(path: Path) -> Examples:

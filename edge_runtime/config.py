@@ -90,7 +90,8 @@ def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested tables, as TOML gives them, to dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= flatten_tree(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        table = isinstance(value, Mapping) and value  # an empty table stays, for `from_flat` to know its name or not
+        flat |= flatten_tree(value, f"{prefix}{name}.") if table else {prefix + name: value}
     return flat
 
 
@@ -104,6 +105,12 @@ def from_flat(cls: type[T], values: Mapping[str, Any]) -> T:
     known = list(_keys(cls))
     for name in values:
         if name not in known:
+            if any(other.startswith(f"{name}.") for other in known):
+                if values[name] == {}:
+                    continue
+                raise ConfigError(
+                    f"{name} = {_shown(values[name])}: is a table; give its keys, such as {name}.KEY = VALUE"
+                )
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else "known sections: " + ", ".join(_sections(known))
             raise ConfigError(f"{name} = {values[name]!r}: no such key; {hint}")

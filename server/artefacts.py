@@ -14,6 +14,7 @@ from edge_runtime.train.factory import make_module
 from edge_runtime.train.metrics import accuracy, agreement
 from edge_runtime.train.trainer import State
 from server.config import ServerConfig
+from server.results import finite
 
 CALIBRATION_BATCH = 50
 
@@ -43,7 +44,7 @@ def export_and_check(config: ServerConfig, state: State, test: Examples | None, 
             name: {
                 "accuracy": accuracy(output, np.asarray(test.y)) if classes else None,
                 "agreement": agreement(output, outputs["onnx_fp32"]) if classes else None,
-                "max_abs_difference": float(np.abs(output - outputs["onnx_fp32"]).max()),
+                "max_abs_difference": finite(float(np.abs(output - outputs["onnx_fp32"]).max())),
             }
             for name, output in outputs.items()
         },

@@ -24,7 +24,7 @@ class StrategyConfig:
     evaluate: str = key("central", choices=("central", "clients", "none"))
     eval_every: int = key(1, low=1, high=1_000_000)
     workers: int = key(0, low=0, high=1024)  # simulation only: client processes, 0 = one per core
-    lr: float = key(1.0, above=0, high=1000)
+    lr: float = key(0.0, low=0, high=1000)  # 0 = the strategy's own: 1, or 0.02 for the adaptive ones
     momentum: float = key(0.9, low=0, below=1)
     beta1: float = key(0.9, low=0, below=1)
     beta2: float = key(0.99, low=0, below=1)

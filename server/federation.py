@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from edge_runtime.errors import RunError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.sources import DataSource
+from edge_runtime.train.trainer import State
 from edge_runtime.updates import make_codec
 from server import results
 from server.artefacts import export_and_check
@@ -23,7 +25,9 @@ from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinis
 from server.link import Answer, Link, read_metrics, read_update
 from server.model import GlobalModel
 from server.rounds import OpenRound, RoundResult, choose_cohort
-from server.run_store import RunStore, model_bytes, sha256
+from server.run_store import RunStore, model_bytes, refuse_used, sha256
+
+EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
 
 
 def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = ()) -> RunFinished:
@@ -34,26 +38,29 @@ def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = (
         ConfigError: the run directory already holds a run.
 
     """
-    store = RunStore(Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}"))
-    with contextlib.closing(store):
-        run = _Run(link, config, tuple(listeners), store)
-        try:
-            return run.play()
-        except BaseException as error:
-            run.record_failure(error)
-            raise
+    run = _Run(link, config, tuple(listeners))
+    try:
+        return run.play()
+    except BaseException as error:
+        run.record_failure(error)
+        raise
+    finally:
+        run.close()
 
 
 class _Run:
     """The run in progress. `play` reads top-down; the rest are its steps."""
 
-    def __init__(self, link: Link, config: ServerConfig, listeners: Sequence[Listener], store: RunStore) -> None:
-        self._link, self._config, self._listeners, self._store = link, config, listeners, store
+    def __init__(self, link: Link, config: ServerConfig, listeners: Sequence[Listener]) -> None:
+        self._link, self._config, self._listeners = link, config, listeners
+        directory = Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        refuse_used(directory)
         self._model = GlobalModel(config)
         self._uplink, self._downlink = make_codec(config.uplink.codec), make_codec(config.downlink.codec)
         self._test = _load_test(config) if config.server.evaluate == "central" else None
         self._rows: list[results.RoundRow] = []
         self._started_s = time.monotonic()
+        self._store = RunStore(directory)  # last: what fails before this leaves nothing behind
 
     def play(self) -> RunFinished:
         settings = self._config.server
@@ -67,14 +74,14 @@ class _Run:
         self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))
         for number in range(1, settings.rounds + 1):
             started_s = time.monotonic()
-            result = self._train(number)
+            result, unchanged = self._train(number)
             due = number == settings.rounds or number % settings.eval_every == 0
             figures = self._evaluate(number) if due else {}
-            self._close_round(results.round_row(result, figures, time.monotonic() - started_s))
+            self._close_round(results.round_row(result, unchanged, figures, time.monotonic() - started_s))
         return self._finish()
 
-    def _train(self, number: int) -> RoundResult:
-        """Ask a cohort, gather what comes, move the model."""
+    def _train(self, number: int) -> tuple[RoundResult, str | None]:
+        """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
@@ -92,9 +99,11 @@ class _Run:
             _receive(opened, answer)
             self._emit(ClientAnswered(number, str(answer.node)))
         result = opened.close(f"no reply within {settings.deadline_s:g} s")
-        if result.delta is not None:
-            self._model.apply(result.delta)
-        return result
+        if result.delta is None:
+            return result, f"fewer than {settings.min_updates} good updates"
+        if not self._model.apply(result.delta):
+            return result, "the new weights would not be finite"
+        return result, None
 
     def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
@@ -109,7 +118,8 @@ class _Run:
             return {}
         settings = self._config.server
         nodes = self._link.wait_for_nodes(1, settings.deadline_s)
-        cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
+        # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
+        cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
         task = flatten(self._config.task(number))
         reports = []
@@ -126,13 +136,11 @@ class _Run:
         self._store.write("model.safetensors", content)
         applied = sum(row.applied for row in self._rows)
         if not applied:
-            raise RunError(
-                f"no round gathered server.min_updates = {self._config.server.min_updates} good updates; "
-                f"{self._store.directory / 'run.json'} names every failure"
-            )
+            raise RunError(self._why_nothing_was_applied())
         final: dict[str, Any] = {
             "accuracy": self._rows[-1].accuracy,
             "loss": self._rows[-1].loss,
+            "evaluated_on": EVALUATED_ON[self._config.server.evaluate],
             "rounds_applied": applied,
             "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
             "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
@@ -142,7 +150,7 @@ class _Run:
             "files": {"model.safetensors": len(content)},
         }
         if self._config.deploy.formats:
-            final["deploy"] = exported = export_and_check(self._config, state, self._test, self._store.directory)
+            final["deploy"] = exported = self._export(state)
             final["files"] |= {name: entry["bytes"] for name, entry in exported.get("files", {}).items()}
             if int8 := exported.get("formats", {}).get("onnx_int8"):
                 final["int8_accuracy"] = {"onnx": int8["accuracy"]}
@@ -153,16 +161,37 @@ class _Run:
         self._emit(finished)
         return finished
 
+    def _export(self, state: State) -> dict[str, Any]:
+        """The exported files and their figures. A failure here must not cost the trained model."""
+        try:
+            return export_and_check(self._config, state, self._test, self._store.directory)
+        except Exception as error:  # exporter and runtime raise many private types
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            self._store.append("export_failed", {"error": text})
+            return {"error": text}
+
+    def _why_nothing_was_applied(self) -> str:
+        """No round moved the model: the commonest reason, and where the rest stands."""
+        reasons = Counter(failure.reason for row in self._rows for failure in row.failures)
+        reasons.update(row.unchanged for row in self._rows if row.unchanged and not row.failures)
+        reason, count = reasons.most_common(1)[0]
+        where = self._store.directory / "run.json"
+        return f"no round could be applied; {count} times the reason was: {reason} ({where} names every failure)"
+
     def record_failure(self, error: BaseException) -> None:
         """Leave what happened so far on disk, and why it ended."""
         text = f"{type(error).__name__}: {error}"
-        self._store.append("run_failed", {"error": text})
-        self._write(final=None, error=text)
+        with contextlib.suppress(RunError):  # the disk may be what failed; the first error is the one to report
+            self._store.append("run_failed", {"error": text})
+            self._write(final=None, error=text)
 
     def _write(self, final: Mapping[str, Any] | None, error: str | None = None) -> None:
         rows = [results.as_json(row) for row in self._rows]
         record = {"version": 1, "config": flatten(self._config), "rounds": rows, "final": final, "error": error}
         self._store.write_json("run.json", record)
+
+    def close(self) -> None:
+        self._store.close()
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:

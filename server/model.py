@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
 from edge_runtime.train.factory import make_trainer
 from edge_runtime.train.trainer import State
@@ -21,8 +23,8 @@ class GlobalModel:
     """Weights between rounds. Float tensors are trained and travel; integer counters (batch norm's) stay as built."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self._settings = config.server
         self._strategy = STRATEGIES[config.server.strategy]
+        self._settings = dataclasses.replace(config.server, lr=config.server.lr or self._strategy.default_lr)
         self._trainer = make_trainer(config.model, config.train, seed=config.seed)
         self._initial = self._trainer.state_dict()
         self.layout = TensorLayout.of(self._initial)
@@ -30,12 +32,20 @@ class GlobalModel:
         self._strategy_state = self._strategy.init(self.layout.size)
         self._is_buffer = self._mark_buffers()
 
-    def apply(self, delta: NDArray[np.float64]) -> None:
-        """Move the weights by the mean client delta, as the strategy says; running statistics are plainly averaged."""
-        self._strategy_state, moved = self._strategy.apply(self._settings, self._strategy_state, self.weights, delta)
-        # An adaptive step on a running variance could make it negative.
-        moved[self._is_buffer] = (self.weights + delta).astype(np.float32)[self._is_buffer]
-        self.weights = moved
+    def apply(self, delta: NDArray[np.float64]) -> bool:
+        """Move the weights by the mean client delta, as the strategy says; running statistics are plainly averaged.
+
+        Returns False, and leaves model and strategy as they were, if the new weights would not be finite: deltas can
+        each be finite and still overflow float32 here.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            state, moved = self._strategy.apply(self._settings, self._strategy_state, self.weights, delta)
+            # An adaptive step on a running variance could make it negative.
+            moved[self._is_buffer] = (self.weights + delta).astype(np.float32)[self._is_buffer]
+        if not native.all_finite(moved):
+            return False
+        self._strategy_state, self.weights = state, moved
+        return True
 
     def state_dict(self) -> State:
         """All tensors under the module's own names, in its order."""

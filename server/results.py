@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from server.rounds import Failure, RoundResult
 class RoundRow:
     """One round. `clients` and `dropped` count; `failures` names. Bytes are payload bytes over all clients.
 
-    `applied` is false when too few good updates came and the model stayed as it was. `loss` and `accuracy` are of the
-    new global model on held-out data, null in rounds that were not evaluated.
+    `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
+    global model, on what `final.evaluated_on` says; null in rounds that were not evaluated.
     """
 
     round: int
@@ -24,6 +25,7 @@ class RoundRow:
     dropped: int
     failures: tuple[Failure, ...]
     applied: bool
+    unchanged: str | None
     train_loss: float | None
     uplink_bytes: int
     downlink_bytes: int
@@ -31,17 +33,18 @@ class RoundRow:
     seconds: float
 
 
-def round_row(result: RoundResult, figures: dict[str, float], seconds: float) -> RoundRow:
-    """The row of a closed round."""
+def round_row(result: RoundResult, unchanged: str | None, figures: Mapping[str, float], seconds: float) -> RoundRow:
+    """The row of a closed round; `unchanged` is why the model stayed as it was, None if it moved."""
     return RoundRow(
         round=result.round,
-        loss=_finite(figures.get("loss")),
-        accuracy=_finite(figures.get("accuracy")),
+        loss=finite(figures.get("loss")),
+        accuracy=finite(figures.get("accuracy")),
         clients=len(result.clients),
         dropped=len(result.failures),
         failures=result.failures,
-        applied=result.delta is not None,
-        train_loss=_finite(result.train_loss),
+        applied=unchanged is None,
+        unchanged=unchanged,
+        train_loss=finite(result.train_loss),
         uplink_bytes=result.uplink_bytes,
         downlink_bytes=result.downlink_bytes,
         epsilon=None,
@@ -64,10 +67,10 @@ def describe(row: RoundRow, rounds: int) -> str:
     if row.dropped:
         parts.append(f"dropped {row.dropped}")
     if not row.applied:
-        parts.append("too few updates, model unchanged")
+        parts.append(f"model unchanged: {row.unchanged}")
     return "  ".join([*parts, f"{row.seconds:.1f} s"])
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     """JSON knows no NaN; a diverged model's loss becomes null."""
     return value if value is not None and math.isfinite(value) else None

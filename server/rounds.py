@@ -44,9 +44,9 @@ class RoundResult:
     downlink_bytes: int
 
 
-def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int) -> list[int]:
-    """`size` distinct nodes (all, if there are fewer), drawn uniformly by (seed, round) alone, sorted."""
-    rng = np.random.default_rng([seed, round_number])
+def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:
+    """`size` distinct nodes (all, if there are fewer), drawn uniformly by (seed, round, purpose) alone, sorted."""
+    rng = np.random.default_rng([seed, round_number, purpose] if purpose else [seed, round_number])
     pool = sorted(nodes)
     if not pool:
         return []

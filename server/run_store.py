@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, RunError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -26,29 +26,38 @@ CREATE TABLE IF NOT EXISTS events (
 )
 """
 
+EVENTS = "events.sqlite"
+
+
+def refuse_used(directory: Path) -> None:
+    """ConfigError if the directory holds a run, finished or not: two runs must not mix."""
+    if any((directory / name).exists() for name in ("run.json", EVENTS)):
+        raise ConfigError(f"run.out = {str(directory)!r}: already holds a run; choose another directory")
+
 
 class RunStore:
     """A run directory. Every file in it is written whole or not at all."""
 
     def __init__(self, directory: Path) -> None:
-        if (directory / "run.json").exists():
-            raise ConfigError(f"run.out = {str(directory)!r}: already holds a run; choose another directory")
+        refuse_used(directory)
+        self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.out = {str(directory)!r}: cannot be made ({error.strerror})") from error
-        self.directory = directory
-        self._events = sqlite3.connect(directory / "events.sqlite", isolation_level=None)
-        self._events.execute("PRAGMA journal_mode=WAL")
-        self._events.execute("PRAGMA synchronous=NORMAL")  # with WAL: an event survives a crash of ours, no fsync each
-        self._events.execute(_SCHEMA)
+            self._events = sqlite3.connect(directory / EVENTS, isolation_level=None)
+            self._events.execute("PRAGMA journal_mode=WAL")
+            # With WAL an event survives a crash of ours without an fsync each.
+            self._events.execute("PRAGMA synchronous=NORMAL")
+            self._events.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"run.out = {str(directory)!r}: cannot be written ({error})") from error
 
     def append(self, kind: str, data: Mapping[str, Any], round_number: int | None = None) -> None:
         """Add one event; it is with the operating system when this returns."""
-        self._events.execute(
-            "INSERT INTO events (unix_s, kind, round, data) VALUES (?, ?, ?, ?)",
-            (time.time(), kind, round_number, json.dumps(data)),
-        )
+        row = (time.time(), kind, round_number, json.dumps(data))
+        try:
+            self._events.execute("INSERT INTO events (unix_s, kind, round, data) VALUES (?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise RunError(f"{self.directory / EVENTS}: cannot be written ({error})") from error
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         self.write(name, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
@@ -57,8 +66,11 @@ class RunStore:
         """Replace a file atomically: readers see the old content or the new, never a part."""
         path = self.directory / name
         temporary = path.with_name(f".{name}.part")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def close(self) -> None:
         self._events.close()

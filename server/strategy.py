@@ -49,6 +49,7 @@ class Strategy:
     moment_count: int
     step: Callable[[Settings, int, Moments, Delta], tuple[Moments, Delta]]
     proximal: bool = False  # clients add FedProx's term
+    default_lr: float = 1.0  # adaptive steps are about lr per weight whatever the delta's size: they need a small one
 
     def init(self, size: int) -> State:
         return State(0, tuple(np.zeros(size) for _ in range(self.moment_count)))
@@ -90,10 +91,10 @@ def _fedyogi(s: Settings, applied: int, moments: Moments, delta: Delta) -> tuple
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "fedadagrad": Strategy(2, _fedadagrad),
-    "fedadam": Strategy(2, _fedadam),
+    "fedadagrad": Strategy(2, _fedadagrad, default_lr=0.02),
+    "fedadam": Strategy(2, _fedadam, default_lr=0.02),
     "fedavg": Strategy(0, _fedavg),
     "fedavgm": Strategy(1, _fedavgm),
     "fedprox": Strategy(0, _fedavg, proximal=True),
-    "fedyogi": Strategy(2, _fedyogi),
+    "fedyogi": Strategy(2, _fedyogi, default_lr=0.02),
 }

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, MissingPackageError
 
 
 def simulate_command(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,19 @@ def _simulate(options: argparse.Namespace) -> int:
     out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     scenario = load_scenario(options.scenario, options.set, out=out)
 
-    from simulations.console import Console
-    from simulations.report import write_report
-    from simulations.runner import simulate
+    try:
+        import matplotlib.figure  # noqa: F401 - the report needs it at the end; better to hear of it now
+        import onnxscript  # noqa: F401 - as does the export
+
+        from simulations.console import Console
+        from simulations.report import write_report
+        from simulations.runner import simulate
+    except ImportError as error:
+        raise MissingPackageError(
+            f"simulating needs a package that is missing ({error}): pip install 'hedgerow[sim]'"
+        ) from error
+    if scenario.model.entry:
+        sys.path.append(str(Path(options.scenario).resolve().parent))
 
     with Console() as console:
         finished = simulate(scenario, [console.on_event])

@@ -43,8 +43,8 @@ class Console:
         table = Table(
             title=f"{final['parameters']:,} parameters after {final['rounds_applied']} rounds", title_justify="left"
         )
-        for heading in ("model", "test accuracy", "size", "file"):
-            table.add_column(heading, justify="right" if heading in ("test accuracy", "size") else "left")
+        for heading in ("model", "accuracy", "size", "file"):
+            table.add_column(heading, justify="right" if heading in ("accuracy", "size") else "left")
         table.add_row(
             "fp32 (trained)",
             _percent(final["accuracy"]),
@@ -57,8 +57,10 @@ class Console:
             label = f"{name.removeprefix('onnx_')} ONNX"
             table.add_row(label, _percent(figures["accuracy"]), _size(final["files"][file]), file)
         self._out.print(table)
-        if "skipped" in deploy:
-            self._out.print(f"no ONNX file: {deploy['skipped']}")
+        if reason := deploy.get("skipped") or deploy.get("error"):
+            self._out.print(f"no ONNX file: {reason}", markup=False)
+        if final["evaluated_on"]:
+            self._out.print(f"accuracy is on {final['evaluated_on']}")
         up, down = _size(final["uplink_bytes"]), _size(final["downlink_bytes"])
         self._out.print(f"{up} up, {down} down, {final['seconds']:.1f} s in all", soft_wrap=True)
         self._out.print(f"run directory: {finished.directory}", soft_wrap=True)

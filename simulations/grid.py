@@ -168,6 +168,7 @@ class InProcessGrid(Grid):
                 [sys.executable, "-P", "-m", "simulations.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process to handle
                 env={**os.environ, **WORKER_ENV},
             )
         worker = _Worker(process, Connection(ours.detach()), deadline_s=time.monotonic() + START_TIMEOUT_S)

@@ -29,7 +29,11 @@ def write_report(directory: Path) -> Path:
         rows=run["rounds"],
         final=run["final"],
         config=run["config"],
-        plots=[_accuracy_plot(run["rounds"]), _loss_plot(run["rounds"]), _bytes_plot(run["rounds"])],
+        plots=[
+            (f"Accuracy on {run['final']['evaluated_on'] or 'nothing'}", _accuracy_plot(run["rounds"])),
+            ("Loss", _loss_plot(run["rounds"])),
+            ("Bytes per round, all clients", _bytes_plot(run["rounds"])),
+        ],
         failures=[(row["round"], failure) for row in run["rounds"] for failure in row["failures"]],
     )
     path = directory / "report.html"
@@ -46,17 +50,17 @@ def _template() -> jinja2.Template:
     return environment.from_string(files("simulations").joinpath("templates/report.html.j2").read_text("utf-8"))
 
 
-def _accuracy_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
-    return "Accuracy on held-out data", _lines(rows, {"accuracy": "accuracy"}, "share correct")
+def _accuracy_plot(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
+    return _lines(rows, {"accuracy": "accuracy"}, "share correct")
 
 
-def _loss_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
-    return "Loss", _lines(rows, {"loss": "held-out", "train_loss": "clients, while training"}, "loss")
+def _loss_plot(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
+    return _lines(rows, {"loss": "global model", "train_loss": "clients, while training"}, "loss")
 
 
-def _bytes_plot(rows: Sequence[dict[str, Any]]) -> tuple[str, markupsafe.Markup]:
+def _bytes_plot(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
     columns = {"downlink_bytes": "server to clients", "uplink_bytes": "clients to server"}
-    return "Bytes per round, all clients", _lines(rows, columns, "MB", scale=1e-6, from_zero=True)
+    return _lines(rows, columns, "MB", scale=1e-6, from_zero=True)
 
 
 def _lines(

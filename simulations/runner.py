@@ -11,7 +11,10 @@ from flwr.app import Context, RecordDict
 
 from edge_runtime import plugins
 from edge_runtime.config import flatten
+from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.train.config import DATASETS
+from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.sources import DataSource
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
@@ -21,15 +24,15 @@ from simulations.scenario import Scenario
 def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:
     """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised."""
     if scenario.model.entry and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own model usually stands in the folder they are in
+        sys.path.append(str(Path.cwd()))  # the user's own model usually stands in the folder they are in
     finished: list[RunFinished] = []
     with InProcessGrid(
         scenario.data.clients,
         worker_count(scenario),
-        node_config={"model-entry": scenario.model.entry},
+        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path},
         faults=scenario.faults,
     ) as grid:
-        check_data(scenario)  # while the client processes start
+        check(scenario)  # while the client processes start
 
         def watch(event: Event) -> None:
             if isinstance(event, RoundClosed) and event.row.round == event.rounds:
@@ -48,7 +51,21 @@ def worker_count(scenario: Scenario) -> int:
     return min(wanted, scenario.server.cohort)
 
 
-def check_data(scenario: Scenario) -> None:
-    """Load and split the data once, so that a bad setting or a missing package shows before the first round."""
-    source = plugins.load(DATASETS, scenario.data.name)
-    source.client_split(scenario.data, scenario.seed, 0)
+def check(scenario: Scenario) -> None:
+    """Load and split the data and let the model see a few rows, so that what does not fit shows before the first round.
+
+    Raises:
+        ConfigError: the data cannot be had or split as asked, or model, data and loss do not go together.
+
+    """
+    source: DataSource = plugins.load(DATASETS, scenario.data.name)
+    few = source.client_split(scenario.data, scenario.seed, 0).rows(slice(64))
+    try:
+        make_trainer(scenario.model, scenario.train).evaluate([(few.x, few.y)])
+    except EdgeRuntimeError:
+        raise
+    except Exception as error:  # PyTorch's own, of whatever type the model raises
+        raise ConfigError(
+            f"model {scenario.model.entry or scenario.model.name} with loss {scenario.train.loss} does not fit data "
+            f"{scenario.data.name} (x {few.x.shape} {few.x.dtype}, y {few.y.shape} {few.y.dtype}): {error}"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
 import sys
@@ -15,7 +16,7 @@ from simulations.grid import WorkerSetup, assume_identity
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the pipe
+    end_with_parent()
     pipe = Connection(int(sys.argv[1]))
     try:
         setup: WorkerSetup = pipe.recv()
@@ -29,6 +30,13 @@ def main() -> None:
         serve(pipe, with_faults(clients.app.app, setup.faults))
     except (EOFError, OSError):
         return  # the simulation is over
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with its parent: a client that never returns would not see its pipe close."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def serve(pipe: Connection, app: App) -> None:

@@ -86,7 +86,8 @@ class TorchTrainer:
         if not self.module.training:
             self.module.train()
         self._gradients.zero_()
-        loss = self._loss_of(self.module(torch.from_numpy(x)), torch.from_numpy(y))
+        output = self.module(torch.from_numpy(x))
+        loss = self._loss_of(output, self._fitted(output, y))
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves this method untyped
         if self._proximal_mu:
             self._gradients.add_(self._weights - self._anchor, alpha=self._proximal_mu)
@@ -111,7 +112,8 @@ class TorchTrainer:
         count, total, correct, targets = 0, 0.0, 0, 0
         classes = isinstance(self._loss, losses.CrossEntropy)
         for x, y in batches:
-            output, target = self.module(torch.from_numpy(x)), torch.from_numpy(y)
+            output = self.module(torch.from_numpy(x))
+            target = self._fitted(output, y)
             total += len(x) * float(self._loss_of(output, target))
             count += len(x)
             if classes:
@@ -131,6 +133,20 @@ class TorchTrainer:
         self._anchor = self._weights.clone()
         self._moments: torch_optimizers.State = {}
         self._steps = 0
+
+    def _fitted(self, output: torch.Tensor, y: NDArray[np.generic]) -> torch.Tensor:
+        """The targets in the shape and dtype that the loss needs beside `output`; never left to broadcasting."""
+        target = torch.from_numpy(y)
+        classes = isinstance(self._loss, losses.CrossEntropy)
+        if classes and target.is_floating_point():
+            raise ValueError(f"cross_entropy needs whole-number classes, the targets are {target.dtype}")
+        wanted = output.shape[:-1] if classes else output.shape
+        if target.shape != wanted:
+            narrower, wider = target.shape == (*wanted, 1), wanted == (*target.shape, 1)
+            if not (narrower or wider):
+                raise ValueError(f"targets {tuple(target.shape)} do not fit the model's output {tuple(output.shape)}")
+            target = target.reshape(wanted)
+        return target if classes else target.to(output.dtype)
 
     def _loss_of(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         match self._loss:

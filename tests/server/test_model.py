@@ -39,3 +39,27 @@ def test_state_dict_has_the_modules_names_in_its_order(monkeypatch):
     assert list(state) == list(expected)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(state[name], tensor.numpy())
+
+
+def test_a_step_to_infinity_leaves_the_model_as_it_was(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(normalised=normalised))
+    model = make("fedavgm")
+    before = model.weights.copy()
+    huge = np.full(model.layout.size, 3e38)
+    assert model.apply(huge)
+    assert np.isfinite(model.weights).all()
+    assert not model.apply(huge)
+    np.testing.assert_array_equal(model.weights, (before + huge).astype(np.float32))
+
+
+def test_every_strategy_has_a_rate_of_its_own(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(normalised=normalised))
+    delta = np.full(make("fedavg").layout.size, 1e-3)
+    moved = {}
+    for name in ("fedavg", "fedadam"):
+        model = make(name)
+        before = model.weights.copy()
+        model.apply(delta)
+        moved[name] = abs(model.weights - before).max()
+    assert abs(moved["fedavg"] - 1e-3) < 1e-6
+    assert moved["fedadam"] < 0.02

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, RunError
 from server.run_store import RunStore, model_bytes
 
 
@@ -24,7 +24,7 @@ def test_a_directory_with_a_run_is_refused(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         RunStore(tmp_path / "file" / "run")
 
 
@@ -42,7 +42,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     store.write("model", b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(RunError, match="cannot be written .disk gone"):
         store.write("model", b"new")
     assert (tmp_path / "model").read_bytes() == b"old"
 

@@ -187,7 +187,9 @@ def test_debug_shows_a_traceback(tmp_path: Path) -> None:
 
 
 def test_a_run_without_any_good_update_is_exit_code_three(tmp_path: Path) -> None:
-    assert_one_line(simulate(tmp_path, "faults.error=1"), 3, "no round gathered", "run.json")
+    assert_one_line(
+        simulate(tmp_path, "faults.error=1"), 3, "no round could be applied; 8 times the reason was", "run.json"
+    )
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert [row["dropped"] for row in run["rounds"]] == [4, 4]
     assert all("simulated error" in failure["reason"] for row in run["rounds"] for failure in row["failures"])
