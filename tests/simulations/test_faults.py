@@ -220,7 +220,7 @@ def test_a_run_in_which_every_client_fails_ends_with_the_reasons(tmp_path: Path)
         simulate(settings)
     run = read_run(tmp_path / "run")
     assert run["final"] is None
-    assert "no round gathered" in run["error"]
+    assert "no round could be applied" in run["error"]
     for row in run["rounds"]:
         assert (row["clients"], row["dropped"], row["applied"]) == (0, 6, False)
         assert {failure["client"] for failure in row["failures"]} == {*map(str, drawn(settings, row["round"]))}
