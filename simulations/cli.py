@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -37,17 +38,16 @@ def _simulate(options: argparse.Namespace) -> int:
     out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     scenario = load_scenario(options.scenario, options.set, out=out)
 
+    # Asked for, not imported: these two are needed at the end of the run, and would weigh 100 MiB during it.
+    missing = [name for name in ("matplotlib", "onnxscript") if importlib.util.find_spec(name) is None]
     try:
-        import matplotlib.figure  # noqa: F401 - the report needs it at the end; better to hear of it now
-        import onnxscript  # noqa: F401 - as does the export
-
         from simulations.console import Console
         from simulations.report import write_report
         from simulations.runner import simulate
     except ImportError as error:
-        raise MissingPackageError(
-            f"simulating needs a package that is missing ({error}): pip install 'hedgerow[sim]'"
-        ) from error
+        missing.append(error.name or str(error))
+    if missing:
+        raise MissingPackageError(f"simulating needs {', '.join(missing)}, not installed: pip install 'hedgerow[sim]'")
     if scenario.model.entry:
         sys.path.append(str(Path(options.scenario).resolve().parent))
 
