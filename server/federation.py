@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import plugins
-from edge_runtime.config import flatten
+from edge_runtime.config import Scalar, flatten
 from edge_runtime.errors import RunError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
@@ -85,7 +85,7 @@ class _Run:
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
-        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
+        payload, task = self._question(number)
         opened = OpenRound(
             number=number,
             names={node: str(node) for node in cohort},
@@ -94,7 +94,6 @@ class _Run:
             min_updates=settings.min_updates,
             downlink_bytes=len(payload) * len(cohort),
         )
-        task = flatten(self._config.task(number))
         for answer in self._link.train(cohort, payload, task, settings.deadline_s):
             _receive(opened, answer)
             self._emit(ClientAnswered(number, str(answer.node)))
@@ -104,6 +103,11 @@ class _Run:
         if not self._model.apply(result.delta):
             return result, "the new weights would not be finite"
         return result, None
+
+    def _question(self, number: int) -> tuple[bytes, dict[str, Scalar]]:
+        """What every asked client gets: the encoded model and the task."""
+        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
+        return payload, flatten(self._config.task(number))
 
     def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
@@ -120,8 +124,7 @@ class _Run:
         nodes = self._link.wait_for_nodes(1, settings.deadline_s)
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
-        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
-        task = flatten(self._config.task(number))
+        payload, task = self._question(number)
         reports = []
         for answer in self._link.evaluate(cohort, payload, task, settings.deadline_s):
             try:
