@@ -42,6 +42,7 @@ def export_and_check(config: ServerConfig, state: State, test: Examples | None, 
         "files": artefact.manifest["files"],
         "formats": {
             name: {
+                "file": artefact.paths[name].name,
                 "accuracy": accuracy(output, np.asarray(test.y)) if classes else None,
                 "agreement": agreement(output, outputs["onnx_fp32"]) if classes else None,
                 "max_abs_difference": finite(float(np.abs(output - outputs["onnx_fp32"]).max())),

@@ -19,6 +19,8 @@ POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s ma
 
 PULL_AT_ONCE = 8  # Flower hands over every reply that is asked for and ready: asking for few bounds the memory
 
+MAX_REASON = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -68,7 +70,7 @@ class Link:
                 outstanding.pop(reply.metadata.reply_to_message_id, None)
                 node = reply.metadata.src_node_id
                 if reply.has_error():
-                    yield Answer(node, None, reply.error.reason or f"Flower error code {reply.error.code}")
+                    yield Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
                 else:
                     yield Answer(node, reply.content)
             if outstanding and not replies:
@@ -80,6 +82,12 @@ class Link:
             if replies := list(self._grid.pull_messages(message_ids[first : first + PULL_AT_ONCE])):
                 return replies
         return []
+
+
+def peer_text(text: str) -> str:
+    """A peer's words as one bounded, printable line: they reach terminals, logs and `run.json`."""
+    start = text[: 4 * MAX_REASON]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in start).split())[:MAX_REASON]
 
 
 def read_update(content: RecordDict) -> Update:

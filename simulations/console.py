@@ -16,7 +16,7 @@ class Console:
     """Listens to a run and prints; a context manager, because a progress bar has to be taken down."""
 
     def __init__(self) -> None:
-        self._out = rich.console.Console(highlight=False)
+        self._out = rich.console.Console(highlight=False, markup=False)  # what clients say may hold brackets
         self._progress: Progress | None = None
 
     def __enter__(self) -> Console:
@@ -53,12 +53,12 @@ class Console:
         )
         deploy = final.get("deploy", {})
         for name, figures in deploy.get("formats", {}).items():
-            file = f"model_{name.removeprefix('onnx_')}.onnx"
+            file = figures["file"]
             label = f"{name.removeprefix('onnx_')} ONNX"
             table.add_row(label, _percent(figures["accuracy"]), _size(final["files"][file]), file)
         self._out.print(table)
         if reason := deploy.get("skipped") or deploy.get("error"):
-            self._out.print(f"no ONNX file: {reason}", markup=False)
+            self._out.print(f"no ONNX file: {reason}")
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")
         up, down = _size(final["uplink_bytes"]), _size(final["downlink_bytes"])
@@ -75,7 +75,7 @@ class Console:
         )
         if self._out.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
