@@ -8,7 +8,7 @@ import numpy as np
 
 from edge_runtime.train.batches import Batches, Examples
 from edge_runtime.train.config import RoundTask
-from edge_runtime.train.trainer import State, Trainer
+from edge_runtime.train.loop import LocalTrainer, State
 from edge_runtime.updates import TensorLayout, make_codec
 from edge_runtime.updates.delta import FloatVector
 
@@ -27,7 +27,7 @@ class LocalUpdate:
 class Workbench:
     """A trainer with the layout of its model; built once per process and used for many rounds."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: LocalTrainer) -> None:
         self.trainer = trainer
         self.initial: State = trainer.state_dict()
         self.layout = TensorLayout.of(self.initial)

@@ -10,15 +10,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime import deploy, losses, optimizers, updates
-    from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageError, PeerError, UnsupportedOpError
-    from edge_runtime.losses import L1, MSE, BCEWithLogits, CrossEntropy, Huber
+    from edge_runtime.building import build
+    from edge_runtime.errors import (
+        BudgetError,
+        ConfigError,
+        EdgeRuntimeError,
+        MissingPackageError,
+        NumericsError,
+        PeerError,
+        ProgramError,
+        UnsupportedOpError,
+    )
+    from edge_runtime.losses import (
+        L1,
+        MSE,
+        BCEWithLogits,
+        CrossEntropy,
+        Distillation,
+        Focal,
+        Huber,
+        KLDivergence,
+        MultiTask,
+    )
     from edge_runtime.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+    from edge_runtime.program.program import Program
+    from edge_runtime.train.loop import History
     from edge_runtime.train.torch_trainer import TorchTrainer
-    from edge_runtime.train.trainer import History, Trainer
+    from edge_runtime.train.trainer import Trainer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "build": "building",
+    "Program": "program.program",
+    "Trainer": "train.trainer",
+    "BudgetError": "errors",
+    "NumericsError": "errors",
+    "ProgramError": "errors",
+    "Distillation": "losses",
+    "Focal": "losses",
+    "KLDivergence": "losses",
+    "MultiTask": "losses",
     "ConfigError": "errors",
     "EdgeRuntimeError": "errors",
     "MissingPackageError": "errors",
@@ -35,16 +67,17 @@ _HOME = {
     "RMSprop": "optimizers",
     "SGD": "optimizers",
     "TorchTrainer": "train.torch_trainer",
-    "History": "train.trainer",
-    "Trainer": "train.trainer",
+    "History": "train.loop",
 }
 _SUBPACKAGES = ("deploy", "losses", "optimizers", "updates")
 
 __all__ = [  # noqa: RUF022 - grouped by room
-    "ConfigError", "EdgeRuntimeError", "MissingPackageError", "PeerError", "UnsupportedOpError",
-    "BCEWithLogits", "CrossEntropy", "Huber", "L1", "MSE",
+    "build", "Program", "Trainer",
+    "BudgetError", "ConfigError", "EdgeRuntimeError", "MissingPackageError", "NumericsError", "PeerError",
+    "ProgramError", "UnsupportedOpError",
+    "BCEWithLogits", "CrossEntropy", "Distillation", "Focal", "Huber", "KLDivergence", "L1", "MSE", "MultiTask",
     "Adagrad", "Adam", "AdamW", "RMSprop", "SGD",
-    "History", "TorchTrainer", "Trainer",
+    "History", "TorchTrainer",
     "deploy", "losses", "optimizers", "updates",
 ]  # fmt: skip
 

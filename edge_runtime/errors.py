@@ -19,6 +19,18 @@ class UnsupportedOpError(EdgeRuntimeError, NotImplementedError):
     """A model, format or option that cannot be done exactly, and is therefore refused."""
 
 
+class BudgetError(EdgeRuntimeError, ValueError):
+    """No plan fits the memory budget. The text says what the smallest plan needs, what fills it, and what would help."""
+
+
+class ProgramError(EdgeRuntimeError, ValueError):
+    """A Program file, or an op table in it, that is malformed, of another version, or reaches outside its arena."""
+
+
+class NumericsError(EdgeRuntimeError, ArithmeticError):
+    """NaN or infinity in data, loss or gradients; the text says at which step, and in which op if that was asked for."""
+
+
 class ArtefactError(EdgeRuntimeError, ValueError):
     """A model file that does not match its manifest, or that a runner must not open."""
 

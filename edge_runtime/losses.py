@@ -1,18 +1,55 @@
 """Losses by name: frozen descriptions that every trainer turns into its own arithmetic.
 
-All are means over the examples of a batch (over every element for the regression losses). Logits are float32
-of shape (B, C) or (B, T, C); class targets are int64 of shape (B,) or (B, T).
+All are means: over the targets that count, each by its class weight, for the losses over classes; over every element
+for the regression losses. A batch in which no target counts has loss 0 and gradient 0. Logits are float32 of shape
+(B, C) or (B, T, C); class targets are int64 of shape (B,) or (B, T).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """-sum_c q_c log softmax(z)_c with q = (1 - s) onehot(y) + s/C; Szegedy et al. 2016, section 7."""
+    """-sum_c q_c w_c log softmax(z)_c with q = (1 - s) onehot(y) + s/C; Szegedy et al. 2016, section 7.
 
+    `class_weights` holds w, one per class (all 1 when empty); targets equal to `ignore_index` are masked out.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    ignore_index: int = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Focal:
+    """-w_y (1 - p_y)^gamma log p_y with p = softmax(z), averaged as cross-entropy; Lin et al. 2017, equation 5."""
+
+    gamma: float = 2.0
+    class_weights: tuple[float, ...] = ()
+    ignore_index: int = -100
+
+
+@dataclass(frozen=True, slots=True)
+class KLDivergence:
+    """T^2 KL(softmax(t/T) || softmax(z/T)), the target being a teacher's logits t like z; Hinton et al. 2015."""
+
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """alpha KLDivergence(temperature) + (1 - alpha) CrossEntropy; the target is the pair (classes, teacher's logits)."""
+
+    alpha: float = 0.5
+    temperature: float = 2.0
     label_smoothing: float = 0.0
 
 
@@ -38,11 +75,93 @@ class Huber:
     delta: float = 1.0
 
 
-Loss = CrossEntropy | BCEWithLogits | MSE | L1 | Huber
+SingleLoss = CrossEntropy | Focal | KLDivergence | BCEWithLogits | MSE | L1 | Huber
 
-LOSSES: dict[str, type[Loss]] = {
+
+@dataclass(frozen=True, slots=True)
+class MultiTask:
+    """sum_k w_k L_k, loss k between output k of the model and target k; model and targets are tuples of that length.
+
+    `weights` are all 1 when empty. With `learned`, L = sum_k exp(-s_k) w_k L_k + s_k, and the s_k, zero at first, are
+    trained along as the state tensor "loss.log_variances" (homoscedastic uncertainty; Kendall et al. 2018, equation 7
+    with s = log sigma^2, up to the factor 1/2).
+    """
+
+    losses: tuple[SingleLoss, ...]
+    weights: tuple[float, ...] = ()
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.losses or len(self.weights) not in (0, len(self.losses)):
+            raise ValueError(f"MultiTask has {len(self.losses)} losses and {len(self.weights)} weights")
+
+
+Loss = SingleLoss | Distillation | MultiTask
+CLASS_LOSSES = (CrossEntropy, Focal)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One summand of a loss: `weight` times the mean of `loss` between output `output` of the model and its target."""
+
+    loss: SingleLoss
+    output: int = 0
+    weight: float = 1.0
+
+
+def terms(loss: Loss) -> tuple[Term, ...]:
+    """The summands of `loss`, in the order of its targets."""
+    match loss:
+        case Distillation(alpha, temperature, label_smoothing):
+            return (Term(CrossEntropy(label_smoothing), 0, 1 - alpha), Term(KLDivergence(temperature), 0, alpha))
+        case MultiTask(losses, weights):
+            return tuple(Term(one, k, weights[k] if weights else 1.0) for k, one in enumerate(losses))
+        case _:
+            return (Term(loss),)
+
+
+def denominator(loss: SingleLoss, target: NDArray[np.generic]) -> float:
+    """What the sum of a loss over these targets is divided by: how many count, each by its class weight."""
+    match loss:
+        case CrossEntropy() | Focal():
+            counted = target[target != loss.ignore_index]
+            if loss.class_weights and np.all((counted >= 0) & (counted < len(loss.class_weights))):
+                return float(np.asarray(loss.class_weights)[counted].sum())
+            return float(counted.size)
+        case KLDivergence():
+            return float(target.size / target.shape[-1])
+        case _:
+            return float(target.size)
+
+
+def to_json(loss: Loss) -> dict[str, Any]:
+    """Plain values that `from_json` makes the same loss of."""
+    fields = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
+    if isinstance(loss, MultiTask):
+        fields["losses"] = [to_json(one) for one in loss.losses]
+    return {"name": type(loss).__name__, **fields}
+
+
+def from_json(text: Mapping[str, Any]) -> Loss:
+    """The loss that `to_json` wrote; ValueError or TypeError where it is none."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in text.items() if key != "name"}
+    if text["name"] == "MultiTask":
+        fields["losses"] = tuple(from_json(one) for one in text["losses"])
+    kinds = {kind.__name__: kind for kind in (*SingleLoss.__args__, Distillation, MultiTask)}
+    plain = all(isinstance(one, int | float) for key, value in fields.items() if key != "losses" for one in _each(value))
+    if text["name"] not in kinds or not plain:
+        raise ValueError(f"no loss {text['name']!r} with such numbers")
+    return kinds[text["name"]](**fields)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+# Those that a name alone, or a scenario's keys, can make.
+LOSSES: dict[str, type[SingleLoss]] = {
     "bce_with_logits": BCEWithLogits,
     "cross_entropy": CrossEntropy,
+    "focal": Focal,
     "huber": Huber,
     "l1": L1,
     "mse": MSE,

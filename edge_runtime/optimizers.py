@@ -5,7 +5,10 @@ g is the mean gradient of the batch; with FedProx the trainer has added mu (w - 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,20 @@ class Adagrad:
     lr: float = 1e-2
     eps: float = 1e-10
     weight_decay: float = 0.0
+
+
+def to_json(optimizer: Optimizer) -> dict[str, Any]:
+    """Plain values that `from_json` makes the same optimizer of."""
+    return {"name": type(optimizer).__name__, **dataclasses.asdict(optimizer)}
+
+
+def from_json(text: Mapping[str, Any]) -> Optimizer:
+    """The optimizer that `to_json` wrote; ValueError or TypeError where it is none."""
+    kind = OPTIMIZERS.get(str(text["name"]).lower())
+    fields = {key: value for key, value in text.items() if key != "name"}
+    if kind is None or any(not isinstance(value, int | float) for value in fields.values()):
+        raise ValueError(f"no optimizer {text['name']!r} with such numbers")
+    return kind(**fields)
 
 
 Optimizer = SGD | Adam | AdamW | RMSprop | Adagrad

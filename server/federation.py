@@ -16,7 +16,7 @@ from edge_runtime.errors import RunError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.sources import DataSource
-from edge_runtime.train.trainer import State
+from edge_runtime.train.loop import State
 from edge_runtime.updates import make_codec
 from server import results
 from server.artefacts import export_and_check

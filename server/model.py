@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
 from edge_runtime.train.factory import make_trainer
-from edge_runtime.train.trainer import State
+from edge_runtime.train.loop import State
 from edge_runtime.updates import TensorLayout
 from server.config import ServerConfig
 from server.strategy import STRATEGIES

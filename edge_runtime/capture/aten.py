@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from edge_runtime.capture.builder import Builder, window
+from edge_runtime.ir.builder import Builder, window
 
 Row = Callable[..., Any]
 R = TypeVar("R", bound=Row)
@@ -77,8 +77,10 @@ def _other_conv(b: Builder, *_: Any) -> str:
 def _max_pool(
     b: Builder, x: str, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> str:
-    if window(dilation) != (1, 1) or ceil_mode:
-        raise b.refuse("max_pool2d with dilation or ceil_mode", "use dilation 1 and ceil_mode=False")
+    if window(dilation) != (1, 1) or ceil_mode or math.prod(window(kernel)) > 255:
+        raise b.refuse(
+            "max_pool2d with dilation, ceil_mode or over 255 places", "use dilation 1, ceil_mode=False, a smaller kernel"
+        )
     return b.emit("max_pool2d", x, kernel=window(kernel), stride=window(stride or kernel), padding=window(padding))
 
 
@@ -133,8 +135,13 @@ def _batch_norm(
         raise b.refuse(
             "batch norm without affine weights or running statistics", "use affine=True and track_running_stats=True"
         )
-    writes = (mean, var) if training else ()
-    return b.emit("batch_norm", x, w, bias, mean, var, writes=writes, training=training, momentum=momentum, eps=eps)
+    if not training:
+        return b.emit("batch_norm_apply", x, w, bias, mean, var, eps=eps)
+    rows, batch = b.rows(), b.batch
+    y, *stats = b.emit_all("batch_norm", x, w, bias, rows, batch=batch, eps=eps)
+    moving = {"batch": batch, "momentum": momentum, "shape": b.shape(x)}
+    b.emit_all("running_stats", *stats, rows, mean, var, writes=(mean, var), **moving)
+    return y
 
 
 @aten("group_norm.default")
@@ -297,11 +304,13 @@ def _same(_: Builder, x: str, *__: Any, **___: Any) -> str:
     return x
 
 
-@aten("dropout.default")
+@aten("dropout.default", "dropout_.default")
 def _dropout(b: Builder, x: str, p: float, train: bool) -> str:
-    if train and p:
-        raise b.refuse(f"dropout with p={p:g} in training", "set p=0")
-    return x
+    if not train or not p:
+        return x
+    if p >= 1:
+        raise b.refuse("dropout with p=1", "use p below 1")
+    return b.emit("dropout", x, b.random(), batch=b.batch, id=b.count("dropout"), p=p)
 
 
 @aten("zeros.default")
@@ -343,8 +352,8 @@ def _recurrent(
     finals: list[list[str]] = []
     for layer in range(layers):
         own = weights[layer * per_layer : (layer + 1) * per_layer]
-        x, *states = b.emit_all(op, x, *(_select(b, start, 0, layer) for start in starts), *own)
-        finals.append([_unsqueeze(b, state, 0) for state in states])
+        x, *rest = b.emit_all(op, x, *(_select(b, start, 0, layer) for start in starts), *own)
+        finals.append([_unsqueeze(b, state, 0) for state in rest[: len(starts)]])
     stacked = [list(parts) for parts in zip(*finals, strict=True)]
     y = x if batch_first else _transpose(b, x, 0, 1)
     return y, [parts[0] if layers == 1 else _cat(b, parts) for parts in stacked]

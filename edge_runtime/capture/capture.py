@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from edge_runtime.capture.aten import ATEN
-from edge_runtime.capture.builder import Builder
+from edge_runtime.ir.builder import Builder
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Graph
 from edge_runtime.ir.verify import verify
@@ -20,8 +20,10 @@ _DTYPES = {torch.float32: "f32", torch.int64: "i64"}
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
 
 
-def capture(module: torch.nn.Module, example: torch.Tensor) -> Graph:
-    """The graph of `module(example)`, shapes fixed to the example's, layers in the mode they are in.
+def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
+    """The graph of `module(*examples)`, shapes fixed to the examples', layers in the mode they are in.
+
+    The first dim of the first example is the batch.
 
     Raises:
         UnsupportedOpError: an op that cannot be captured exactly; names it, the user's line, and what to use instead.
@@ -30,12 +32,12 @@ def capture(module: torch.nn.Module, example: torch.Tensor) -> Graph:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of recurrent layers, whose cached weight list export sees as changed
-            program = torch.export.export(module, (example,), strict=False)
+            program = torch.export.export(module, examples, strict=False)
     except Exception as error:  # torch.export fails in many private types
         raise UnsupportedOpError(f"torch.export cannot trace the model: {str(error).splitlines()[0]}") from error
     signature = program.graph_signature
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    builder = Builder()
+    builder = Builder(batch=examples[0].shape[0])
     names: dict[fx.Node, Any] = {}
     counters: set[fx.Node] = set()
     for node in program.graph.nodes:

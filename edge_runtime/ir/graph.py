@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 Shape = tuple[int, ...]
 Attribute = int | float | bool | str | tuple[int, ...]
 
-ITEM_BYTES = {"f32": 4, "i64": 8}
+ITEM_BYTES = {"f32": 4, "i64": 8, "u8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor: contiguous, row-major, of dtype "f32" or "i64"."""
+    """A tensor: contiguous, row-major, of dtype "f32", "i64", or "u8" (places in a pool's window)."""
 
     name: str
     shape: Shape

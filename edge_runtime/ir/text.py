@@ -16,7 +16,8 @@ def to_text(graph: Graph) -> str:
 
 def _line(graph: Graph, node: Node) -> str:
     written = ", ".join(_typed(graph.values[name]) for name in node.outputs)
-    parts = [f"{written} = {node.op}({', '.join(node.inputs)})"]
+    call = f"{node.op}({', '.join(node.inputs)})"
+    parts = [f"{written} = {call}" if written else call]
     parts += [f"{name}={_plain(value)}" for name, value in sorted(node.attributes.items())]
     if node.writes:
         parts.append("writes " + ", ".join(node.writes))

@@ -24,6 +24,7 @@ def verify(graph: Graph) -> Graph:
     known = set(graph.inputs) | set(graph.state)
     if len(known) != len(graph.inputs) + len(graph.state) or not known <= graph.values.keys():
         raise GraphError("inputs and state must be distinct values of the graph")
+    overwritten: set[str] = set()
     for place, node in enumerate(graph.nodes):
         where = f"node {place} ({node.op} -> {', '.join(node.outputs)})"
         if missing := [name for name in node.inputs if name not in known]:
@@ -32,6 +33,9 @@ def verify(graph: Graph) -> Graph:
             raise GraphError(f"{where}: writes {again[0]} a second time")
         if foreign := [name for name in node.writes if name not in graph.state]:
             raise GraphError(f"{where}: overwrites {foreign[0]}, which is not state")
+        if stale := [name for name in node.inputs if name in overwritten and node.op != "clear"]:
+            raise GraphError(f"{where}: reads {stale[0]}, which an earlier node has overwritten")
+        overwritten.update(node.writes)
         _check_op(graph, node, where)
         known.update(node.outputs)
     if lost := [name for name in graph.outputs if name not in known]:

@@ -4,6 +4,9 @@
 #include <cstring>
 
 #include "accumulate/accumulate.h"
+#include "isa/kernels.h"
+#include "program/check.h"
+#include "program/session.h"
 
 namespace hedgerow {
 namespace {
@@ -12,22 +15,23 @@ struct Isa {
   const char* name;
   bool (*available)();
   const AccumulateKernels* accumulate;
+  const Kernel* program;
 };
 
 bool Always() { return true; }
 
 #if defined(__x86_64__)
-bool HasAvx2() { return __builtin_cpu_supports("avx2"); }
+bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
-// Best first. A new ISA is one row here and one file in each kernel family.
+// Best first. A new ISA is one row here, one file in accumulate/ and one in isa/.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx2", HasAvx2, &kAccumulateAvx2},
+    {"avx2", HasAvx2, &kAccumulateAvx2, kKernelsAvx2},
 #elif defined(__aarch64__)
-    {"neon", Always, &kAccumulateNeon},
+    {"neon", Always, &kAccumulateNeon, kKernelsNeon},
 #endif
-    {"scalar", Always, &kAccumulateScalar},
+    {"scalar", Always, &kAccumulateScalar, kKernelsScalar},
 };
 
 const Isa* Best() {
@@ -45,7 +49,7 @@ const Isa* selected = Best();
 using hedgerow::kIsas;
 using hedgerow::selected;
 
-int32_t hr_abi_version(void) { return 1; }
+int32_t hr_abi_version(void) { return 2; }
 
 const char* hr_isa_name(int32_t index) {
   for (const auto& isa : kIsas) {
@@ -71,3 +75,16 @@ int32_t hr_all_finite_f32(size_t n, const float* x) { return selected->accumulat
 void hr_accumulate_f32_f64(size_t n, const float* x, double weight, double* acc) {
   selected->accumulate->accumulate(n, x, weight, acc);
 }
+
+int32_t hr_op_code(const char* name) { return hedgerow::CodeOf(name); }
+
+void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why) {
+  return hedgerow::CreateSession(static_cast<const hedgerow::Op*>(ops), count, arena_bytes, bad_op, why);
+}
+
+int32_t hr_session_run(const void* session, uint8_t* arena, int64_t first, int64_t count, int64_t* bad_op) {
+  return hedgerow::RunSession(*static_cast<const hedgerow::Session*>(session), selected->program, arena, first, count,
+                              bad_op);
+}
+
+void hr_session_free(void* session) { hedgerow::FreeSession(static_cast<hedgerow::Session*>(session)); }

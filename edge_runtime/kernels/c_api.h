@@ -1,5 +1,5 @@
 // The C ABI of the native core. Sizes are element counts; pointers need only their type's alignment; nothing here
-// allocates, keeps a pointer or touches memory outside the ranges it is given.
+// keeps a pointer or touches memory outside the ranges it is given, and only hr_session_create allocates.
 #ifndef HEDGEROW_C_API_H_
 #define HEDGEROW_C_API_H_
 
@@ -21,5 +21,20 @@ HR_API const char* hr_selected_isa(void);
 // See accumulate/accumulate.h.
 HR_API int32_t hr_all_finite_f32(size_t n, const float* x);
 HR_API void hr_accumulate_f32_f64(size_t n, const float* x, double weight, double* acc);
+
+// Programs; see program/ops.h for the ops and program/check.h for what makes one sound. A session may be run by several
+// threads at once, each with an arena of its own.
+
+// The code of the op of that name; -1 if there is none.
+HR_API int32_t hr_op_code(const char* name);
+// Checks and copies `count` records of struct Op, for arenas of `arena_bytes`. nullptr if one is not sound: then *bad_op
+// is its index (-1 where it is not about one op), and *why a short text that stays valid.
+HR_API void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why);
+// Runs ops [first, first + count) in order, up to the first that fails. Returns a Status of program/ops.h, and in
+// *bad_op which op it was (-1 for none). `arena` is aligned to 64 bytes and holds arena_bytes. Nothing outside it is
+// read or written, whatever it contains.
+HR_API int32_t hr_session_run(const void* session, uint8_t* arena, int64_t first, int64_t count, int64_t* bad_op);
+// nullptr is fine.
+HR_API void hr_session_free(void* session);
 
 #endif  // HEDGEROW_C_API_H_

@@ -1,8 +1,13 @@
-"""Opens the native core with ctypes and gives its kernels NumPy signatures; every array is checked before the call."""
+"""Opens the native core with ctypes and gives its kernels NumPy signatures; every array is checked before the call.
+
+`NativeProgram` runs op tables (`program/ops.h` has the ops); the rest are single kernels.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import weakref
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
@@ -10,10 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edge_runtime.kernels
-from edge_runtime.errors import EdgeRuntimeError, MissingPackageError
+from edge_runtime.errors import EdgeRuntimeError, MissingPackageError, ProgramError
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
+
+MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
+ARENA_ALIGNMENT = 64
+
+# struct Op of program/ops.h. What an op does not use is -1 in `buffers` and 0 in the other fields.
+OP_DTYPE = np.dtype(
+    [
+        ("code", np.int32),
+        ("reserved", np.int32),
+        ("buffers", np.int64, MAX_BUFFERS),
+        ("ints", np.int64, MAX_INTS),
+        ("floats", np.float64, MAX_FLOATS),
+    ]
+)
+
+
+class Status(IntEnum):
+    """Why a run stopped, as in program/ops.h."""
+
+    OK = 0
+    NOT_FINITE = 1
+    OUT_OF_RANGE = 2
+    ONE_VALUE = 3
+    NO_ARENA = 4
 
 
 @cache
@@ -25,13 +54,17 @@ def _core() -> ctypes.CDLL:
     core = ctypes.CDLL(str(found[0]))
     if (version := core.hr_abi_version()) != ABI_VERSION:
         raise EdgeRuntimeError(f"{found[0]} has ABI {version}, this package needs {ABI_VERSION}; reinstall hedgerow")
-    size, pointer, text = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+    size, pointer, text, i64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
     for name, arguments, result in (
         ("hr_isa_name", [ctypes.c_int32], text),
         ("hr_select_isa", [text], ctypes.c_int32),
         ("hr_selected_isa", [], text),
         ("hr_all_finite_f32", [size, pointer], ctypes.c_int32),
         ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
+        ("hr_op_code", [text], ctypes.c_int32),
+        ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
+        ("hr_session_run", [pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
+        ("hr_session_free", [pointer], None),
     ):
         function = getattr(core, name)
         function.argtypes, function.restype = arguments, result
@@ -69,6 +102,71 @@ def accumulate(acc: NDArray[np.float64], x: NDArray[np.float32], weight: float) 
     if acc.size != x.size or not acc.flags.writeable or np.may_share_memory(acc, x):
         raise ValueError(f"acc ({acc.size} elements) must be writable, apart from x, and as long as x ({x.size})")
     _core().hr_accumulate_f32_f64(x.size, x.ctypes.data, weight, acc.ctypes.data)
+
+
+def op_code(name: str) -> int:
+    """The code of the native op of that name.
+
+    Raises:
+        ProgramError: this core has no such op.
+
+    """
+    code = int(_core().hr_op_code(name.encode()))
+    if code < 0:
+        raise ProgramError(f"the native core has no op {name!r}")
+    return code
+
+
+class NativeProgram:
+    """A table of ops, checked once against an arena's size, then run as often as wanted.
+
+    No run leaves the arena, whatever the table came from and whatever the arena contains.
+
+    Args:
+        ops: records of `OP_DTYPE`, in the order in which they run; they are copied.
+        arena_bytes: how long the arenas of `run` are, at least.
+
+    Raises:
+        ProgramError: an op is not sound; the text names it.
+
+    """
+
+    def __init__(self, ops: NDArray[np.void], arena_bytes: int) -> None:
+        if ops.dtype != OP_DTYPE or ops.ndim != 1:
+            raise ProgramError(f"expected a vector of OP_DTYPE records, got {ops.dtype} of shape {ops.shape}")
+        if not 0 <= arena_bytes < 2**63:
+            raise ProgramError(f"arena_bytes must be 0 to 2^63 - 1, got {arena_bytes}")
+        records = np.ascontiguousarray(ops)
+        bad, why = ctypes.c_int64(), ctypes.c_char_p()
+        self._arena_bytes = arena_bytes
+        self._session = _core().hr_session_create(
+            records.ctypes.data, len(records), arena_bytes, ctypes.byref(bad), ctypes.byref(why)
+        )
+        if not self._session:
+            where = f"op {bad.value}" if bad.value >= 0 else "op table"
+            raise ProgramError(f"{where}: {(why.value or b'').decode()}")
+        weakref.finalize(self, _core().hr_session_free, self._session)
+
+    def run(self, arena: NDArray[np.uint8], first: int, count: int) -> tuple[int, int]:
+        """Run ops `first` to `first + count - 1` in order, up to the first that fails.
+
+        Returns:
+            (status, op): `Status.OK` and -1, or why it stopped and at which op.
+
+        Raises:
+            ValueError: the arena is not uint8, contiguous, writable, 64-byte aligned and long enough.
+
+        """
+        if arena.dtype != np.uint8 or not arena.flags.c_contiguous or not arena.flags.writeable:
+            raise ValueError(f"expected a contiguous, writable uint8 arena, got {arena.dtype}")
+        if arena.nbytes < self._arena_bytes or arena.ctypes.data % ARENA_ALIGNMENT != 0:
+            raise ValueError(
+                f"the arena has {arena.nbytes} bytes at {arena.ctypes.data:#x}; "
+                f"it must have {self._arena_bytes}, aligned to {ARENA_ALIGNMENT}"
+            )
+        bad = ctypes.c_int64()
+        status = _core().hr_session_run(self._session, arena.ctypes.data, first, count, ctypes.byref(bad))
+        return int(status), bad.value
 
 
 def _check(array: NDArray[np.generic], dtype: type[np.generic]) -> None:

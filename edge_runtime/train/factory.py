@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import plugins
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.train.config import MODELS, ModelConfig, TrainConfig
-from edge_runtime.train.trainer import Trainer
+from edge_runtime.train.loop import LocalTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def make_module(model: ModelConfig, seed: int) -> torch.nn.Module:
     return module
 
 
-def make_trainer(model: ModelConfig, train: TrainConfig, *, proximal_mu: float = 0.0, seed: int = 0) -> Trainer:
+def make_trainer(model: ModelConfig, train: TrainConfig, *, proximal_mu: float = 0.0, seed: int = 0) -> LocalTrainer:
     """The trainer that `train` names for the model that `model` names."""
     from edge_runtime.train.torch_trainer import TorchTrainer
 

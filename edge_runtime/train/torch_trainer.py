@@ -7,35 +7,40 @@ by element, the arithmetic is exactly that of the per-tensor form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import losses, optimizers
-from edge_runtime.errors import MissingPackageError
-from edge_runtime.train.trainer import Callback, History, State
+from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.train import loop
+from edge_runtime.train.batches import Array, Batch, Targets
+from edge_runtime.train.loop import State
+from edge_runtime.train.metrics import Evaluation, Metric
 
 try:
     import torch
-    from torch.nn import functional
 
-    from edge_runtime.train import torch_optimizers
+    from edge_runtime.train import torch_losses, torch_optimizers
 except ImportError as error:
     raise MissingPackageError("TorchTrainer needs PyTorch: pip install 'hedgerow[server]'") from error
 
-if TYPE_CHECKING:
-    from edge_runtime.train.batches import Batch
+LOG_VARIANCES = "loss.log_variances"
 
 
 class TorchTrainer:
-    """`Trainer` for a `torch.nn.Module` on the CPU.
+    """`LocalTrainer` for a `torch.nn.Module` on the CPU.
 
     Args:
         module: used in place; its parameters are re-pointed into one flat tensor.
-        loss, optimizer: descriptions from `edge_runtime.losses` and `edge_runtime.optimizers`.
+        loss, optimizer: descriptions from `edge_runtime.losses` and `edge_runtime.optimizers`. The log-variances of a
+            learned `MultiTask` are trained along and kept in `snapshot()`, but are no part of `state_dict()`; they
+            start again from zero when weights are loaded.
         proximal_mu: FedProx's mu; adds mu (w - w_loaded) to the gradient (Li et al. 2020, equation 2).
+        clip_value, clip_norm: bounds of each element of the gradient, and of the norm of it all; 0 for none. They come
+            after the proximal term and SCAFFOLD's correction and before the optimizer, elements first.
         threads: PyTorch's intra-op threads, a setting of the whole process.
         seed: for dropout.
 
@@ -48,19 +53,37 @@ class TorchTrainer:
         loss: losses.Loss | None = None,
         optimizer: optimizers.Optimizer | None = None,
         proximal_mu: float = 0.0,
+        clip_value: float = 0.0,
+        clip_norm: float = 0.0,
         threads: int = 1,
         seed: int = 0,
     ) -> None:
+        for name, bound in (("clip_value", clip_value), ("clip_norm", clip_norm)):
+            if not 0 <= bound < float("inf"):
+                raise ConfigError(f"{name} = {bound}: must be >= 0, and 0 for no clipping")
         torch.set_num_threads(threads)
         self.reseed(seed)
         self.module = module
+        self.lr_scale = 1.0
         self._loss = loss or losses.CrossEntropy()
+        self._terms = losses.terms(self._loss)
         self._optimizer = optimizer or optimizers.SGD()
-        self._proximal_mu = proximal_mu
-        self._weights, self._gradients = _flatten_parameters(module)
+        self._proximal_mu, self._clip_value, self._clip_norm = proximal_mu, clip_value, clip_norm
+        learned = isinstance(self._loss, losses.MultiTask) and self._loss.learned
+        self._log_variances = torch.nn.Parameter(torch.zeros(len(self._terms))) if learned else None
+        self._trained = _trained_parameters(module)
+        if self._log_variances is not None:
+            self._trained[LOG_VARIANCES] = self._log_variances
+        self._weights, self._gradients = _flatten(self._trained)
+        self._moments: torch_optimizers.State
+        self._correction: torch.Tensor | None
         self._restart()
 
-    def load_state_dict(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
         own = self.module.state_dict()
         if state.keys() != own.keys():
             odd = sorted(state.keys() ^ own.keys())
@@ -71,6 +94,8 @@ class TorchTrainer:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.numpy()[...] = state[name]
+            if self._log_variances is not None:
+                self._log_variances.zero_()
         self._restart()
 
     def state_dict(self) -> State:
@@ -82,107 +107,160 @@ class TorchTrainer:
     def reseed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also visits every kind of GPU, 50x as long
 
-    def step(self, x: NDArray[np.generic], y: NDArray[np.generic]) -> float:
+    def set_correction(self, correction: Mapping[str, Array]) -> None:
+        for name, array in correction.items():
+            if name not in self._trained:
+                raise ValueError(f"a correction for {name}, which is no trained parameter")
+            if array.shape != tuple(self._trained[name].shape):
+                raise ValueError(
+                    f"the correction for {name} has shape {array.shape}, not {tuple(self._trained[name].shape)}"
+                )
+        flat = torch.zeros_like(self._weights)
+        for name, view in _views(flat, self._trained):
+            if name in correction:
+                view.numpy()[...] = correction[name]
+        self._correction = flat
+
+    def snapshot(self) -> State:
+        return {name: tensor.detach().numpy().copy() for name, tensor in self._parts().items()}
+
+    def restore(self, snapshot: Mapping[str, Array]) -> None:
+        count = snapshot.get("steps")
+        if count is None or count.shape or count.dtype != np.int64 or int(count) < 0:
+            raise ConfigError("the snapshot does not fit this trainer: it holds no step count")
+        moments = torch_optimizers.moment_names(self._optimizer) if count else ()
+        before = self._moments, self._correction
+        self._moments = {name: torch.zeros_like(self._weights) for name in moments}
+        self._correction = torch.zeros_like(self._weights) if "correction" in snapshot else None
+        try:
+            own = self._parts()
+            _check_parts(own, snapshot)
+            torch.default_generator.set_state(torch.from_numpy(np.array(snapshot["random"])))
+        except (RuntimeError, TypeError, ConfigError) as error:
+            self._moments, self._correction = before
+            raise ConfigError(f"the snapshot does not fit this trainer: {str(error).splitlines()[0]}") from None
+        for name, tensor in own.items():
+            tensor.detach().numpy()[...] = snapshot[name]
+        self._steps = int(count)
+
+    def step(self, x: Array, y: Targets) -> float:
         if not self.module.training:
             self.module.train()
         self._gradients.zero_()
-        output = self.module(torch.from_numpy(x))
-        loss = self._loss_of(output, self._fitted(output, y))
+        loss = self._loss_of(self.module(_tensor(x)), y)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves this method untyped
         if self._proximal_mu:
             self._gradients.add_(self._weights - self._anchor, alpha=self._proximal_mu)
-        torch_optimizers.step(self._optimizer, self._moments, self._steps, self._weights, self._gradients)
+        if self._correction is not None:
+            self._gradients.add_(self._correction)
+        torch_optimizers.clip(self._gradients, self._clip_value, self._clip_norm)
+        torch_optimizers.step(
+            self._optimizer, self._moments, self._steps, self._weights, self._gradients, self.lr_scale
+        )
         self._steps += 1
         return float(loss.detach())
 
-    def fit(self, batches: Iterable[Batch], epochs: int = 1, callbacks: Iterable[Callback] = ()) -> History:
-        history = History()
-        callbacks = list(callbacks)
-        for _ in range(epochs):
-            for x, y in batches:
-                history.losses.append(self.step(x, y))
-                history.examples += len(x)
-                for callback in callbacks:
-                    callback(len(history.losses) - 1, history.losses[-1])
-        return history
+    fit = loop.fit
 
     @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Batch], metrics: Sequence[Metric | str] | None = None) -> dict[str, float]:
         self.module.eval()
-        count, total, correct, targets = 0, 0.0, 0, 0
-        classes = isinstance(self._loss, losses.CrossEntropy)
+        evaluation = Evaluation(self._loss, metrics)
         for x, y in batches:
-            output = self.module(torch.from_numpy(x))
-            target = self._fitted(output, y)
-            total += len(x) * float(self._loss_of(output, target))
-            count += len(x)
-            if classes:
-                correct += int((output.argmax(-1) == target).sum())
-                targets += target.numel()
-        if not count:
-            raise ValueError("evaluate was given no examples")
-        return {"loss": total / count} | ({"accuracy": correct / targets} if classes else {})
+            output = self.module(_tensor(x))
+            evaluation.add(float(self._loss_of(output, y)), _arrays(output), y)
+        return evaluation.figures()
 
     @torch.inference_mode()
-    def predict(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
+    def predict(self, x: Array) -> Any:
         self.module.eval()
-        output: NDArray[np.float32] = self.module(torch.from_numpy(x)).numpy()
-        return output
+        return _arrays(self.module(_tensor(x)))
 
     def _restart(self) -> None:
-        self._anchor = self._weights.clone()
-        self._moments: torch_optimizers.State = {}
+        self._anchor = self._weights.clone() if self._proximal_mu else self._weights
+        self._moments, self._correction = {}, None
         self._steps = 0
 
-    def _fitted(self, output: torch.Tensor, y: NDArray[np.generic]) -> torch.Tensor:
-        """The targets in the shape and dtype that the loss needs beside `output`; never left to broadcasting."""
-        target = torch.from_numpy(y)
-        classes = isinstance(self._loss, losses.CrossEntropy)
-        if classes and target.is_floating_point():
-            raise ValueError(f"cross_entropy needs whole-number classes, the targets are {target.dtype}")
-        wanted = output.shape[:-1] if classes else output.shape
-        if target.shape != wanted:
-            narrower, wider = target.shape == (*wanted, 1), wanted == (*target.shape, 1)
-            if not (narrower or wider):
-                raise ValueError(f"targets {tuple(target.shape)} do not fit the model's output {tuple(output.shape)}")
-            target = target.reshape(wanted)
-        return target if classes else target.to(output.dtype)
+    def _parts(self) -> dict[str, torch.Tensor]:
+        """All tensors that a continued training depends on; those of the random state and the step count are copies."""
+        parts: dict[str, torch.Tensor] = {f"state/{name}": tensor for name, tensor in self.module.named_parameters()}
+        parts |= {f"state/{name}": tensor for name, tensor in self.module.named_buffers()}
+        parts |= {f"moments/{name}": tensor for name, tensor in self._moments.items()}
+        if self._log_variances is not None:
+            parts[LOG_VARIANCES] = self._log_variances
+        if self._proximal_mu:
+            parts["anchor"] = self._anchor
+        if self._correction is not None:
+            parts["correction"] = self._correction
+        return parts | {"steps": torch.tensor(self._steps), "random": torch.default_generator.get_state()}
 
-    def _loss_of(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        match self._loss:
-            case losses.CrossEntropy(label_smoothing):
-                classes = output.shape[-1]
-                return functional.cross_entropy(
-                    output.reshape(-1, classes), target.reshape(-1), label_smoothing=label_smoothing
-                )
-            case losses.BCEWithLogits():
-                return functional.binary_cross_entropy_with_logits(output, target)
-            case losses.MSE():
-                return functional.mse_loss(output, target)
-            case losses.L1():
-                return functional.l1_loss(output, target)
-            case losses.Huber(delta):
-                return functional.huber_loss(output, target, delta=delta)
+    def _loss_of(self, output: torch.Tensor | Sequence[torch.Tensor], y: Targets) -> torch.Tensor:
+        outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)
+        targets = y if isinstance(y, tuple) else (y,)
+        wanted = 1 + max(term.output for term in self._terms)
+        if len(outputs) != wanted or len(targets) != len(self._terms):
+            raise ValueError(
+                f"{type(self._loss).__name__} takes {wanted} outputs and {len(self._terms)} targets, "
+                f"the model gave {len(outputs)} and the batch {len(targets)}"
+            )
+        total: Any = 0.0
+        for number, (term, target) in enumerate(zip(self._terms, targets, strict=True)):
+            z = outputs[term.output]
+            value = torch_losses.mean_loss(term.loss, z, torch_losses.fitted(term.loss, z, _tensor(target)))
+            value = value if term.weight == 1 else term.weight * value
+            if self._log_variances is not None:
+                s = self._log_variances[number]
+                value = torch.exp(-s) * value + s
+            total = total + value if number else value
+        return total  # type: ignore[no-any-return]  # a tensor, for there is at least one term
 
 
-def _flatten_parameters(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Re-point every trainable parameter and its gradient into two flat float32 tensors, and return those."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _tensor(array: Array) -> torch.Tensor:
+    # PyTorch warns of arrays that it could not write to, such as those of a file opened for reading.
+    return torch.from_numpy(np.require(array, requirements="W"))
+
+
+def _arrays(output: torch.Tensor | Sequence[torch.Tensor]) -> Any:
+    return output.numpy() if isinstance(output, torch.Tensor) else tuple(tensor.numpy() for tensor in output)
+
+
+def _check_parts(own: Mapping[str, torch.Tensor], snapshot: Mapping[str, NDArray[np.generic]]) -> None:
+    if own.keys() != snapshot.keys():
+        odd = sorted(own.keys() ^ snapshot.keys())
+        raise ConfigError(f"their parts differ in {len(odd)} names, first {odd[0]}")
+    for name, tensor in own.items():
+        array = snapshot[name]
+        if array.shape != tuple(tensor.shape) or array.dtype != tensor.detach().numpy().dtype:
+            raise ConfigError(f"{name} is {array.dtype} {array.shape}, not {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def _trained_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(f"parameter {name} is {parameter.dtype}; only float32 models are trained")
-    if not parameters:
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trained:
         raise ValueError("the model has no trainable parameter")
-    weights = torch.cat([_channels_last(parameter.detach()).reshape(-1) for parameter in parameters])
+    return trained
+
+
+def _flatten(trained: Mapping[str, torch.nn.Parameter]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Re-point every parameter and its gradient into two flat float32 tensors, and return those."""
+    weights = torch.cat([_channels_last(parameter.detach()).reshape(-1) for parameter in trained.values()])
     gradients = torch.zeros_like(weights)
-    offset = 0
-    for parameter in parameters:
-        span = slice(offset, offset + parameter.numel())
-        stored = _channels_last(parameter).shape
-        parameter.data = _channels_first(weights[span].view(stored))
-        parameter.grad = _channels_first(gradients[span].view(stored))
-        offset = span.stop
+    views = dict(_views(weights, trained)), dict(_views(gradients, trained))
+    for name, parameter in trained.items():
+        parameter.data, parameter.grad = views[0][name], views[1][name]
     return weights, gradients
+
+
+def _views(flat: torch.Tensor, trained: Mapping[str, torch.nn.Parameter]) -> Iterable[tuple[str, torch.Tensor]]:
+    """Each parameter's place in a flat tensor, in the parameter's own shape."""
+    offset = 0
+    for name, parameter in trained.items():
+        span = flat[offset : offset + parameter.numel()]
+        yield name, _channels_first(span.view(_channels_last(parameter).shape))
+        offset += parameter.numel()
 
 
 # Convolution weights (O, I, kh, kw) are kept as (O, kh, kw, I): oneDNN then runs a LeNet step in 12 % less time.

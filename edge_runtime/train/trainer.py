@@ -1,66 +1,341 @@
-"""What every trainer does, whatever runs underneath."""
+"""`Trainer`: trains a Program on this machine, with no PyTorch and no memory but the Program's arena."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.train.batches import Batch
+from edge_runtime.engine.session import DTYPES, Session
+from edge_runtime.errors import ConfigError, NumericsError
+from edge_runtime.kernels import native
+from edge_runtime.losses import CLASS_LOSSES, KLDivergence, MultiTask, denominator, terms
+from edge_runtime.optimizers import Adam, AdamW
+from edge_runtime.program.program import Phase, Program, Tensor
+from edge_runtime.train import loop
+from edge_runtime.train.batches import Array, Batch, Targets
+from edge_runtime.train.loop import State
+from edge_runtime.train.metrics import Evaluation, Metric
 
-State = dict[str, NDArray[np.generic]]
+Inputs = Array | tuple[Array, ...]
+Scalars = dict[str, float | tuple[float, ...]]
 
 
-@dataclass(slots=True)
-class History:
-    """What `fit` saw: the mean loss of every optimizer step, in order, and how many examples went through."""
+class Trainer:
+    """`LocalTrainer` for a Program.
 
-    losses: list[float] = field(default_factory=list)
-    examples: int = 0
+    Args:
+        program: what to run; its initial weights are loaded.
+        threads: of one step; this release has one.
+        seed: for dropout.
+        check_numerics: keep a copy of the state before every step, and on a NaN or an infinity restore it and name the
+            op that made it; costs the state's bytes once more.
+
+    Raises:
+        ProgramError: an op of the Program is malformed or reaches outside its arena.
+
+    """
+
+    def __init__(self, program: Program, *, threads: int = 1, seed: int = 0, check_numerics: bool = False) -> None:
+        if threads != 1:
+            raise ConfigError(f"threads = {threads}: a step runs on one thread in this release")
+        self.program = program
+        self.lr_scale = 1.0
+        self._check_numerics = check_numerics
+        self._loss, self._terms = program.loss, terms(program.loss)
+        self._session = Session(program)
+        self._tensors = {one.tensor.name: one for one in program.state}
+        self._outputs = 1 + max(term.output for term in self._terms)
+        self._by_kind: dict[str, list[Phase]] = {}
+        for phase in sorted(program.phases, key=lambda phase: phase.batch):
+            self._by_kind.setdefault(phase.kind, []).append(phase)
+        self._predict = self._by_kind["predict"][0]
+        self._check_inputs()
+        for name, content in program.initial.items():
+            self._view(name)[...] = content
+        self._counters = dict(program.counters)
+        self._restart()
+        self.reseed(seed)
 
     @property
-    def mean_loss(self) -> float:
-        """Mean over steps; NaN when there were none."""
-        return float(np.mean(self.losses)) if self.losses else float("nan")
+    def steps(self) -> int:
+        return self._steps
 
-
-# Called after every optimizer step with the step's number, from 0, and its loss.
-Callback = Callable[[int, float], None]
-
-
-class Trainer(Protocol):
-    """Trains one model on this machine. Arrays go in and out; names are those of the module's `state_dict()`."""
-
-    def load_state_dict(self, state: Mapping[str, NDArray[np.generic]]) -> None:
-        """Copy weights in and start local training afresh.
-
-        Optimizer state is cleared, and these weights become the anchor of a proximal term.
-
-        Raises:
-            ValueError: a tensor is missing, unknown, or of another shape.
-
-        """
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        own = self.program.state_dict_order
+        if state.keys() != set(own):
+            odd = sorted(state.keys() ^ set(own))
+            raise ValueError(f"state_dict differs from the model's in {len(odd)} names, first {odd[0]}")
+        for name in own:
+            shape = () if name in self._counters else self._tensors[name].tensor.shape
+            if np.shape(state[name]) != shape:
+                raise ValueError(f"tensor {name} has shape {np.shape(state[name])}, the model's has {shape}")
+        for name in own:
+            if name in self._counters:
+                self._counters[name] = int(state[name])
+            else:
+                self._view(name)[...] = state[name]
+        self._restart()
 
     def state_dict(self) -> State:
-        """A copy of all weights and buffers."""
+        return {
+            name: np.array(self._counters[name]) if name in self._counters else self._view(name).copy()
+            for name in self.program.state_dict_order
+        }
 
     def buffer_names(self) -> set[str]:
-        """Names in `state_dict()` of running statistics and counters: moved by the forward pass, not by gradients."""
+        return {name for name, one in self._tensors.items() if one.role == "buffer"} | set(self._counters)
 
     def reseed(self, seed: int) -> None:
-        """Restart the random numbers that training uses (dropout)."""
+        self._seed = seed % 2**63
 
-    def step(self, x: NDArray[np.generic], y: NDArray[np.generic]) -> float:
-        """One optimizer step on one batch; returns its mean loss before the step."""
+    def set_correction(self, correction: Mapping[str, Array]) -> None:
+        wanted = {name for name, one in self._tensors.items() if one.trained and one.role == "weight"}
+        for name, array in correction.items():
+            if name not in wanted:
+                raise ValueError(f"a correction for {name}, which is no trained parameter")
+            if f"{name}/correction" not in self._tensors:
+                raise ConfigError("this Program has no room for corrections; build it with correction=True")
+            if array.shape != self._tensors[name].tensor.shape:
+                raise ValueError(
+                    f"the correction for {name} has shape {array.shape}, not {self._tensors[name].tensor.shape}"
+                )
+        for name in wanted:
+            if f"{name}/correction" in self._tensors:
+                self._view(f"{name}/correction")[...] = correction.get(name, np.float32(0))
 
-    def fit(self, batches: Iterable[Batch], epochs: int = 1, callbacks: Iterable[Callback] = ()) -> History:
-        """`step` over all batches, `epochs` times."""
+    def snapshot(self) -> State:
+        parts: State = {name: self._view(name).copy() for name in self._tensors}
+        parts |= {f"counter/{name}": np.array(value) for name, value in self._counters.items()}
+        return parts | {"steps": np.array(self._steps), "random": np.array(self._seed)}
 
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean `loss`, and `accuracy` where targets are classes, with the model in evaluation mode."""
+    def restore(self, snapshot: Mapping[str, Array]) -> None:
+        own = self.snapshot()
+        if own.keys() != snapshot.keys():
+            odd = sorted(own.keys() ^ snapshot.keys())
+            raise ConfigError(f"the snapshot does not fit this trainer: {len(odd)} names differ, first {odd[0]}")
+        for name, array in own.items():
+            if snapshot[name].shape != array.shape or snapshot[name].dtype != array.dtype:
+                given = f"{snapshot[name].dtype} {snapshot[name].shape}"
+                raise ConfigError(f"the snapshot does not fit this trainer: {name} is {given}")
+        for name in self._tensors:
+            self._view(name)[...] = snapshot[name]
+        self._counters = {name: int(snapshot[f"counter/{name}"]) for name in self._counters}
+        self._steps, self._seed = int(snapshot["steps"]), int(snapshot["random"])
 
-    def predict(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
-        """The model's output for x, in evaluation mode."""
+    def step(self, x: Inputs, y: Targets) -> float:
+        """One optimizer step on one batch of at most `program.batch_size` rows; returns its mean loss before it.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit the Program, or a token or class is outside its table.
+            NumericsError: NaN or infinity in the data or the loss, before any weight has moved; or in a gradient, when
+                those that were updated before it have, unless `check_numerics` is on, which restores them all.
+
+        """
+        rows = _rows(x)
+        if not 1 <= rows <= self.program.batch_size:
+            raise ValueError(f"a batch of {rows} rows, the Program is for 1 to {self.program.batch_size}")
+        phase = self._training_phase(rows)
+        inputs = self._fitted_inputs(phase, x)
+        targets = self._fitted_targets(phase, y, rows)
+        scalars = self._scalars(targets)
+        before = self._session.state.copy() if self._check_numerics else None
+        try:
+            loss = self._run_batch(phase, [*inputs, *targets], rows, scalars)
+        except NumericsError as error:
+            if before is None:
+                raise NumericsError(f"step {self._steps}: {error}") from None
+            raise self._located(error, before, phase, [*inputs, *targets], rows, scalars) from None
+        self._steps += 1
+        for name in self._counters:
+            self._counters[name] += 1
+        return loss
+
+    fit = loop.fit
+
+    def evaluate(self, batches: Iterable[Batch], metrics: Sequence[Metric | str] | None = None) -> dict[str, float]:
+        evaluation = Evaluation(self._loss, metrics)
+        for x, y in batches:
+            targets = self._fitted_targets(self._predict, y, _rows(x))
+            outputs, loss = self._forward(x, targets)
+            evaluation.add(loss, outputs[0] if len(outputs) == 1 else tuple(outputs), y)
+        return evaluation.figures()
+
+    def predict(self, x: Inputs) -> Any:
+        outputs, _ = self._forward(x, None)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    # The steps of a step.
+
+    def _training_phase(self, rows: int) -> Phase:
+        if "accumulate" in self._by_kind:
+            return self._by_kind["accumulate"][0]
+        return next(phase for phase in self._by_kind["step"] if phase.batch >= rows)
+
+    def _scalars(self, targets: Sequence[Array]) -> Scalars:
+        """Learning rate, Adam's corrections, and for each term of the loss one over what it is divided by."""
+        optimizer, t = self.program.optimizer, self._steps + 1
+        scalars: Scalars = {"lr": optimizer.lr * self.lr_scale}
+        if isinstance(optimizer, Adam | AdamW):
+            scalars["corrections"] = (1 / (1 - optimizer.beta1**t), 1 / (1 - optimizer.beta2**t) ** 0.5)
+        return scalars | self._norms(targets)
+
+    def _norms(self, targets: Sequence[Array]) -> Scalars:
+        sums = (denominator(term.loss, target) for term, target in zip(self._terms, targets, strict=True))
+        return {f"norm.{k}": 1 / total if total > 0 else 0.0 for k, total in enumerate(sums)}
+
+    def _run_batch(self, phase: Phase, arrays: Sequence[Array], rows: int, scalars: Scalars) -> float:
+        loss = 0.0
+        for first in range(0, rows, phase.batch):
+            scalars |= self._write(phase, arrays, first, min(first + phase.batch, rows), rows)
+            self._session.run(phase, scalars)
+            loss += float(self._session.view(phase.outputs[-1])[0])
+        for update in self._by_kind.get("update", ()):
+            self._session.run(update, scalars)
+        return loss
+
+    def _write(self, phase: Phase, arrays: Sequence[Array], first: int, last: int, rows: int) -> Scalars:
+        """Put rows first .. last - 1 of the batch into the arena, zeros behind them."""
+        count = last - first
+        for tensor, array in zip(_data(phase), arrays, strict=True):
+            view, repeat = self._session.view(tensor), tensor.shape[0] // phase.batch
+            view[: count * repeat] = array[first * repeat : last * repeat]
+            view[count * repeat :] = 0
+        random = (self._seed, self._steps, first)
+        return {"rows": float(count), "share": count / rows, "random": random}
+
+    def _located(
+        self,
+        error: NumericsError,
+        before: NDArray[np.uint8],
+        phase: Phase,
+        arrays: Sequence[Array],
+        rows: int,
+        scalars: Scalars,
+    ) -> NumericsError:
+        """The same error with the op that made the value; the state is as it was before the step."""
+        where = ""
+        self._session.state[...] = before
+        for first in range(0, rows, phase.batch):
+            if not where:
+                scalars |= self._write(phase, arrays, first, min(first + phase.batch, rows), rows)
+                where = self._session.first_not_finite(phase, scalars)
+        for update in self._by_kind.get("update", ()):
+            where = where or self._session.first_not_finite(update, scalars)
+        self._session.state[...] = before
+        return NumericsError(f"step {self._steps}: {error}; the first such value is made by {where or 'an unknown op'}")
+
+    def _forward(self, x: Inputs, targets: Sequence[Array] | None) -> tuple[list[NDArray[np.float32]], float]:
+        """Outputs for all rows of x, in as many runs as it takes, and the mean loss against `targets`."""
+        phase, rows = self._predict, _rows(x)
+        inputs = self._fitted_inputs(phase, x)
+        scalars = self._norms(targets) if targets is not None else {f"norm.{k}": 0.0 for k in range(len(self._terms))}
+        if targets is None:
+            targets = [np.zeros((0, *tensor.shape[1:]), DTYPES[tensor.dtype]) for tensor in self._targets(phase)]
+        parts: list[list[NDArray[np.float32]]] = [[] for _ in phase.outputs[:-1]]
+        loss = 0.0
+        for first in range(0, rows, phase.batch):
+            last = min(first + phase.batch, rows)
+            scalars |= self._write(phase, [*inputs, *targets], first, last, rows)
+            self._session.run(phase, scalars)
+            loss += float(self._session.view(phase.outputs[-1])[0])
+            for part, tensor in zip(parts, phase.outputs, strict=False):
+                part.append(self._session.view(tensor)[: (last - first) * (tensor.shape[0] // phase.batch)].copy())
+        return [np.concatenate(part) for part in parts], loss
+
+    # What goes in, checked.
+
+    def _check_inputs(self) -> None:
+        """Every phase must have the inputs that a step writes, in the shapes that the loss says."""
+        from edge_runtime.errors import ProgramError
+
+        for phase in self.program.phases:
+            if phase.kind == "update":
+                continue
+            targets = self._targets(phase)
+            whole = all(tensor.shape[0] % phase.batch == 0 for tensor in _data(phase))
+            kinds = ["i64" if isinstance(term.loss, CLASS_LOSSES) else "f32" for term in self._terms]
+            outputs = self._outputs + 1 if phase.kind == "predict" else 1
+            if [one.dtype for one in targets] != kinds or not whole or len(phase.outputs) != outputs:
+                raise ProgramError(f"phase {phase.kind} does not fit the Program's loss")
+
+    def _targets(self, phase: Phase) -> list[Tensor]:
+        return [tensor for tensor in phase.inputs if tensor.name.startswith("target.")]
+
+    def _fitted_inputs(self, phase: Phase, x: Inputs) -> list[Array]:
+        wanted = [tensor for tensor in _data(phase) if not tensor.name.startswith("target.")]
+        given = x if isinstance(x, tuple) else (x,)
+        if len(given) != len(wanted):
+            raise ValueError(f"{len(given)} inputs, the model takes {len(wanted)}")
+        return [self._fitted_input(phase, tensor, array) for tensor, array in zip(wanted, given, strict=True)]
+
+    def _fitted_input(self, phase: Phase, tensor: Tensor, array: Array) -> Array:
+        repeat = tensor.shape[0] // phase.batch
+        if array.shape[1:] != tensor.shape[1:] or len(array) % repeat:
+            raise ValueError(f"input {tensor.name} has rows of {array.shape[1:]}, the model takes {tensor.shape[1:]}")
+        if tensor.dtype == "i64":
+            if array.dtype.kind not in "iu":
+                raise ValueError(f"input {tensor.name} must be whole numbers, it is {array.dtype}")
+            return array
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"input {tensor.name} must be numbers, it is {array.dtype}")
+        data = np.ascontiguousarray(array, np.float32)
+        if not native.all_finite(data):
+            row = int(np.argmax(~np.isfinite(data).reshape(len(data), -1).all(1)))
+            raise NumericsError(f"step {self._steps}: NaN or infinity in the data, input {tensor.name}, row {row}")
+        return data
+
+    def _fitted_targets(self, phase: Phase, y: Targets, rows: int) -> list[Array]:
+        given = y if isinstance(y, tuple) else (y,)
+        wanted = self._targets(phase)
+        if len(given) != len(wanted):
+            raise ValueError(
+                f"{type(self._loss).__name__} takes {len(wanted)} targets, the batch has {len(given)}"
+                if isinstance(self._loss, MultiTask) or len(wanted) > 1
+                else f"the loss takes one target, the batch has {len(given)}"
+            )
+        fitted = []
+        for k, (tensor, array) in enumerate(zip(wanted, given, strict=True)):
+            fitted.append(self._fitted_target(k, (rows * tensor.shape[0] // phase.batch, *tensor.shape[1:]), array))
+        return fitted
+
+    def _fitted_target(self, k: int, shape: tuple[int, ...], array: Array) -> Array:
+        loss = self._terms[k].loss
+        classes = isinstance(loss, CLASS_LOSSES)
+        if classes and array.dtype.kind not in "iu":
+            raise ValueError(f"cross_entropy needs whole-number classes, the targets are {array.dtype}")
+        if array.shape not in (shape, (*shape, 1)) and shape != (*array.shape, 1):
+            raise ValueError(f"targets {array.shape} do not fit the model's output, which wants {shape}")
+        data = array.reshape(shape)
+        if classes:
+            return data
+        data = np.ascontiguousarray(data, np.float32)
+        if not native.all_finite(data):
+            what = "teacher's logits" if isinstance(loss, KLDivergence) else "targets"
+            raise NumericsError(f"step {self._steps}: NaN or infinity in the {what}")
+        return data
+
+    def _view(self, name: str) -> NDArray[Any]:
+        return self._session.view(self._tensors[name].tensor)
+
+    def _restart(self) -> None:
+        """Fresh local training from the weights as they are now."""
+        for name, one in self._tensors.items():
+            if one.role == "anchor":
+                self._view(name)[...] = self._view(name.removesuffix("/anchor"))
+            elif one.role in ("moment", "correction", "gradient", "variance"):
+                self._view(name)[...] = 0
+        self._steps = 0
+
+
+def _data(phase: Phase) -> list[Tensor]:
+    """The inputs that hold examples, in the model's order, then their targets."""
+    named = ("rows", "random", "lr", "corrections", "share")
+    found = [one for one in phase.inputs if one.name not in named and not one.name.startswith("norm.")]
+    return sorted(found, key=lambda one: one.name.startswith("target."))
+
+
+def _rows(x: Inputs) -> int:
+    return len(x[0] if isinstance(x, tuple) else x)

@@ -42,7 +42,7 @@ def test_names_and_descriptions_load_the_standard_library_alone(module: str) -> 
         "edge_runtime.train.config",
         "edge_runtime.train.factory",
         "edge_runtime.train.metrics",
-        "edge_runtime.train.trainer",
+        "edge_runtime.train.loop",
         "clients.round",
         *(module.name for module in pkgutil.iter_modules(deploy.__path__, "edge_runtime.deploy.")),
     ],

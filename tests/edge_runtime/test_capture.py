@@ -1,6 +1,6 @@
 """Capture and the NumPy oracle against PyTorch: every op, whole models, and what is refused.
 
-A module is run by PyTorch in float64, its captured graph by `engine/reference.py` in float64: they agree to rounding.
+A module is run by PyTorch in float64, its captured graph by `engine/reference/` in float64: they agree to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_runtime.capture.aten import ATEN
 from edge_runtime.capture.capture import capture
 from edge_runtime.engine import reference
 from edge_runtime.errors import UnsupportedOpError
-from edge_runtime.ir import to_text
+from edge_runtime.ir import Value, to_text
 from edge_runtime.ir.ops import OPS
 from simulations import models
 
@@ -109,12 +109,11 @@ def test_the_captured_graph_computes_what_the_module_computes(name):
     module, x = CASES[name]
     graph = capture(module, x)
     double = module.double()
+    x = x.double() if x.is_floating_point() else x
     tensors = {key: value.numpy().copy() for key, value in double.state_dict().items()}
-    values = reference.run(
-        graph, {graph.inputs[0]: x.double().numpy() if x.is_floating_point() else x.numpy(), **tensors}
-    )
+    values = reference.run(graph, {graph.inputs[0]: x.numpy(), "rows": np.array([len(x)]), **tensors})
     with torch.no_grad():
-        expected = double(x.double() if x.is_floating_point() else x).numpy()
+        expected = double(x).numpy()
     np.testing.assert_allclose(values[graph.outputs[0]], expected, rtol=1e-9, atol=1e-9)
     for key, value in double.state_dict().items():  # running statistics moved alike, all else stayed
         if key in values:
@@ -122,10 +121,47 @@ def test_the_captured_graph_computes_what_the_module_computes(name):
     module.float()
 
 
-def test_the_cases_and_the_oracle_cover_every_op():
-    assert reference.FORWARD.keys() == OPS.keys()
-    captured = {node.op for module, x in CASES.values() for node in capture(module, x).nodes}
-    assert captured == OPS.keys()
+MADE_BY_PASSES = {
+    *(name for name in OPS if name.endswith(("_grad", "_dx", "_dw", "_gates"))),
+    *("clip", "exp", "expand", "pad", "sum"),
+    *("cross_entropy", "distill", "focal", "pair_loss"),
+    *("accumulate", "adagrad", "adam", "clear", "clip_scale", "proximal", "rmsprop", "sgd", "square_sum"),
+    "check_finite",
+}
+
+
+def test_the_cases_cover_every_op_that_a_model_can_hold():
+    modules = [*CASES.values(), (nn.Dropout(0.5), sequence())]
+    captured = {node.op for module, x in modules for node in capture(module, x).nodes}
+    assert captured == OPS.keys() - MADE_BY_PASSES
+
+
+def test_training_batch_norm_needs_to_know_how_many_rows_are_real():
+    trained, frozen = (capture(CASES[name][0], image()) for name in ("batch norm", "batch norm, frozen"))
+    assert trained.inputs == ("input", "rows")
+    assert trained.values["rows"] == Value("rows", (1,), "i64")
+    assert frozen.inputs == ("input",)
+    assert [node.op for node in frozen.nodes] == ["batch_norm_apply"]
+
+
+def test_dropout_zeroes_its_share_and_scales_the_rest_each_layer_by_its_own_mask():
+    module = Apply(lambda m, x: torch.cat([m.a(x), m.b(x)]), a=nn.Dropout(0.25), b=nn.Dropout(0.25))
+    x = torch.rand(40, 50, dtype=torch.float64) + 1
+    graph = capture(module, x.float())
+    assert graph.inputs == ("x", "random")
+
+    def run(seed, step):
+        values = reference.run(graph, {"x": x.numpy(), "random": np.array([seed, step, 0])})
+        return np.split(values[graph.outputs[0]], 2)
+
+    one, other = run(seed=5, step=0)
+    for y in (one, other, module(x).numpy()[:40]):  # the last is PyTorch's
+        assert 0.2 < (y == 0).mean() < 0.3
+        np.testing.assert_allclose(y, np.where(y == 0, 0, x.numpy() / 0.75))
+    assert (one != other).mean() > 0.3  # independent masks differ at 2 * 0.25 * 0.75 of all places
+    assert (one != run(seed=5, step=1)[0]).mean() > 0.3
+    assert (one != run(seed=6, step=0)[0]).mean() > 0.3
+    assert (one == run(seed=5, step=0)[0]).all()
 
 
 REFUSED = {
@@ -138,6 +174,7 @@ REFUSED = {
     "padding index": (nn.Embedding(11, 4, padding_idx=0), torch.randint(0, 11, (3, 5)), "plain embedding"),
     "unknown op": (Apply(lambda _, x: torch.cumsum(x, 0)), sequence(), "cumsum"),
     "double precision": (nn.Linear(6, 4).double(), sequence().double(), "float64"),
+    "certain dropout": (nn.Dropout(1.0), sequence(), "below 1"),
     "control flow": (Apply(lambda _, x: x if x.sum() > 0 else -x), sequence(), "cannot trace"),
 }
 
@@ -170,6 +207,7 @@ def test_text_of_a_small_network_is_stable():
     module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5))
     assert to_text(capture(module, torch.zeros(3, 1, 4, 4))) == (
         "input input: f32[3,1,4,4]\n"
+        "input rows: i64[1]\n"
         "state 0.weight: f32[2,1,3,3]\n"
         "state 0.bias: f32[2]\n"
         "state 1.weight: f32[2]\n"
@@ -179,8 +217,10 @@ def test_text_of_a_small_network_is_stable():
         "state 1.running_mean: f32[2]\n"
         "state 1.running_var: f32[2]\n"
         "conv2d: f32[3,2,4,4] = conv2d(input, 0.weight, 0.bias) groups=1 padding=(1, 1) stride=(1, 1)\n"
-        "batch_norm: f32[3,2,4,4] = batch_norm(conv2d, 1.weight, 1.bias, 1.running_mean, 1.running_var)"
-        " eps=1e-05 momentum=0.1 training=True writes 1.running_mean, 1.running_var\n"
+        "batch_norm: f32[3,2,4,4], batch_norm.1: f32[2], batch_norm.2: f32[2]"
+        " = batch_norm(conv2d, 1.weight, 1.bias, rows) batch=3 eps=1e-05\n"
+        "running_stats(batch_norm.1, batch_norm.2, rows, 1.running_mean, 1.running_var)"
+        " batch=3 momentum=0.1 shape=(3, 2, 4, 4) writes 1.running_mean, 1.running_var\n"
         "relu: f32[3,2,4,4] = relu(batch_norm)\n"
         "flatten: f32[3,32] = reshape(relu) shape=(3, 32)\n"
         "linear: f32[3,5] = linear(flatten, 4.weight, 4.bias)\n"

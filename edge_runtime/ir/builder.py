@@ -1,8 +1,9 @@
-"""A graph under construction: what the rows of `capture/aten.py` write to."""
+"""A graph under construction: what capture, gradient rules and passes write to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edge_runtime.errors import UnsupportedOpError
@@ -11,23 +12,48 @@ from edge_runtime.ir.ops import OPS, ShapeError
 
 
 class Builder:
-    """Adds values and nodes; shapes follow from `ir/ops.py`, so a row never states one."""
+    """Adds values and nodes; shapes follow from `ir/ops.py`, so a row never states one.
 
-    def __init__(self) -> None:
-        self._values: dict[str, Value] = {}
-        self._inputs: list[str] = []
-        self._state: list[str] = []
-        self._nodes: list[Node] = []
+    A graph that is given is where it starts from.
+    """
+
+    def __init__(self, graph: Graph | None = None, *, batch: int = 1) -> None:
+        self._values: dict[str, Value] = dict(graph.values) if graph else {}
+        self._inputs: list[str] = list(graph.inputs) if graph else []
+        self._state: list[str] = list(graph.state) if graph else []
+        self._nodes: list[Node] = list(graph.nodes) if graph else []
+        self.batch = batch  # rows of the batch that the shapes are made for
         self.hint = ""  # name for the next values: the exporter's own
         self.source = ""  # the user's line that is being captured
 
-    def input(self, name: str, shape: Iterable[int], dtype: str) -> str:
-        self._inputs.append(name)
-        return self._add(Value(name, tuple(shape), dtype))
+    def input(self, name: str, shape: Iterable[int], dtype: str = "f32") -> str:
+        """A value that comes from outside; one of that name that is there already is the same one."""
+        if name not in self._inputs:
+            self._inputs.append(name)
+            self._add(Value(name, tuple(shape), dtype))
+        return name
 
-    def state(self, name: str, shape: Iterable[int], dtype: str) -> str:
+    def state(self, name: str, shape: Iterable[int], dtype: str = "f32") -> str:
         self._state.append(name)
         return self._add(Value(name, tuple(shape), dtype))
+
+    def rows(self) -> str:
+        """The input that says how many rows of the batch are real; the others are padding at its end."""
+        return self.input("rows", (1,), "i64")
+
+    def random(self) -> str:
+        """The input (seed, step, first row) that random masks are made from."""
+        return self.input("random", (3,), "i64")
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(self._nodes)
+
+    def count(self, op: str) -> int:
+        return sum(node.op == op for node in self._nodes)
+
+    def value(self, name: str) -> Value:
+        return self._values[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._values[name].shape
@@ -46,17 +72,22 @@ class Builder:
         self._nodes.append(Node(op, inputs, outputs, attributes, writes, self.source))
         return list(outputs)
 
+    def append(self, node: Node, inputs: tuple[str, ...], values: Mapping[str, Value]) -> None:
+        """Add `node` of another graph as it is, reading `inputs`."""
+        self._values.update((name, values[name]) for name in node.outputs)
+        self._nodes.append(dataclasses.replace(node, inputs=inputs))
+
     def refuse(self, what: str, instead: str = "") -> UnsupportedOpError:
         """The error for an op that cannot be captured exactly; to be raised by the caller."""
         text = f"{what} is not supported, at {self.source or 'an unknown line'}"
         return UnsupportedOpError(f"{text}; {instead}" if instead else text)
 
     def finish(self, outputs: Iterable[str]) -> Graph:
-        """The graph, without nodes that no output and no state needs."""
+        """The graph, without nodes that no output, no state and no check needs."""
         outputs = tuple(outputs)
         needed, kept = set(outputs), []
         for node in reversed(self._nodes):
-            if node.writes or needed.intersection(node.outputs):
+            if node.writes or not node.outputs or needed.intersection(node.outputs):
                 kept.append(node)
                 needed.update(node.inputs)
         written = {name for node in kept for name in node.outputs}

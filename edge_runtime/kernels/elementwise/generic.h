@@ -1,0 +1,67 @@
+// fill, unary and its gradient (ops.h); strided.h has those that walk by stride.
+#ifndef HEDGEROW_ELEMENTWISE_GENERIC_H_
+#define HEDGEROW_ELEMENTWISE_GENERIC_H_
+
+#include "elementwise/strided.h"
+#include "math/generic.h"
+
+namespace hedgerow {
+namespace {
+
+constexpr float kInvSqrt2 = 0.70710678f, kInvSqrt2Pi = 0.39894228f;
+
+HEDGEROW_INLINE V Gelu(V x) { return 0.5f * x * (1.f + Erf(x * kInvSqrt2)); }
+// Phi(x) + x phi(x). Past 14 phi is 0 in float32, where x phi(x) would be 0 times infinity at infinity.
+HEDGEROW_INLINE V GeluSlope(V x) {
+  const V bounded = Clamp(x, -14.f, 14.f);
+  return 0.5f * (1.f + Erf(x * kInvSqrt2)) + bounded * kInvSqrt2Pi * Exp(-0.5f * bounded * bounded);
+}
+HEDGEROW_INLINE V SiluSlope(V x) {
+  const V s = Sigmoid(x);
+  return s * (1.f + Clamp(x, -1e30f, 1e30f) * (1.f - s));
+}
+
+Status fill(const Call& call) {
+  Splat(call.size(0), call.real(0), call.f32(0));
+  return kOk;
+}
+
+Status unary(const Call& call) {
+  const Index n = call.size(1);
+  const float* x = call.f32(0);
+  float* y = call.f32(1);
+  const float a = call.real(0), b = call.real(1);
+  switch (call.size(0)) {
+    case 0: Map(n, x, y, [](V v) { return v < 0.f ? V{} : v; }); break;
+    case 1: Map(n, x, y, [](V v) { return Clamp(v, 0.f, 6.f); }); break;
+    case 2: Map(n, x, y, [](V v) { return Gelu(v); }); break;
+    case 3: Map(n, x, y, [](V v) { return Sigmoid(v); }); break;
+    case 4: Map(n, x, y, [](V v) { return v * Sigmoid(v); }); break;
+    case 5: Map(n, x, y, [](V v) { return Tanh(v); }); break;
+    case 6: Map(n, x, y, [](V v) { return Exp(v); }); break;
+    case 7: Map(n, x, y, [=](V v) { return a * v + b; }); break;
+    case 8: Map(n, x, y, [=](V v) { return Clamp(v, a, b); }); break;
+  }
+  return kOk;
+}
+
+Status unary_grad(const Call& call) {
+  const Index n = call.size(1);
+  const float *g = call.f32(0), *t = call.f32(1);
+  float* dx = call.f32(2);
+  switch (call.size(0)) {
+    case 0: Map(n, g, t, dx, [](V d, V y) { return y > 0.f ? d : V{}; }); break;
+    case 1: Map(n, g, t, dx, [](V d, V y) { return y > 0.f ? (y < 6.f ? d : V{}) : V{}; }); break;
+    case 2: Map(n, g, t, dx, [](V d, V x) { return d * GeluSlope(x); }); break;
+    case 3: Map(n, g, t, dx, [](V d, V y) { return d * (y * (1.f - y)); }); break;
+    case 4: Map(n, g, t, dx, [](V d, V x) { return d * SiluSlope(x); }); break;
+    case 5: Map(n, g, t, dx, [](V d, V y) { return d * (1.f - y * y); }); break;
+    case 6: Map(n, g, t, dx, [](V d, V y) { return d * y; }); break;
+  }
+  return kOk;
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_ELEMENTWISE_GENERIC_H_

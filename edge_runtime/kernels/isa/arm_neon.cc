@@ -1,0 +1,18 @@
+// aarch64 NEON: 32 registers, of which a tile of 8 x 8 floats takes 16.
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 4;
+  static constexpr int kTileRows = 8;
+  static constexpr int kTileVectors = 2;
+};
+
+}  // namespace
+
+#include "isa/families.h"
+
+namespace hedgerow {
+
+const Kernel kKernelsNeon[] = HEDGEROW_KERNELS;
+
+}  // namespace hedgerow

@@ -1,0 +1,18 @@
+// What every CPU of the architecture has: four lanes, which the compiler splits up where there are no vectors.
+namespace {
+
+struct Isa {
+  static constexpr int kWidth = 4;
+  static constexpr int kTileRows = 4;
+  static constexpr int kTileVectors = 2;
+};
+
+}  // namespace
+
+#include "isa/families.h"
+
+namespace hedgerow {
+
+const Kernel kKernelsScalar[] = HEDGEROW_KERNELS;
+
+}  // namespace hedgerow

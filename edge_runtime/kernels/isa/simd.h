@@ -1,0 +1,137 @@
+// Vectors of the ISA at hand, in GCC's and Clang's own vector notation: the file that includes this has defined
+// `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h).
+//
+// Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and
+// a linker that merged two copies of a function could hand AVX2 code to a CPU without it.
+#ifndef HEDGEROW_ISA_SIMD_H_
+#define HEDGEROW_ISA_SIMD_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hedgerow {
+namespace {
+
+using Index = ptrdiff_t;
+constexpr Index kWidth = Isa::kWidth;
+
+using V = float __attribute__((vector_size(Isa::kWidth * 4)));
+using VI = int32_t __attribute__((vector_size(Isa::kWidth * 4)));
+using VU = uint32_t __attribute__((vector_size(Isa::kWidth * 4)));
+
+#define HEDGEROW_INLINE inline __attribute__((always_inline))
+
+HEDGEROW_INLINE Index Min(Index a, Index b) { return a < b ? a : b; }
+HEDGEROW_INLINE Index Max(Index a, Index b) { return a > b ? a : b; }
+
+HEDGEROW_INLINE V Splat(float x) { return x - V{}; }
+
+HEDGEROW_INLINE V Load(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+HEDGEROW_INLINE void Store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The first n <= kWidth floats, then zeros; nothing past them is read.
+HEDGEROW_INLINE V LoadPart(const float* p, Index n) {
+  if (n == kWidth) return Load(p);
+  V v{};
+  for (Index i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+HEDGEROW_INLINE void StorePart(float* p, V v, Index n) {
+  if (n == kWidth) return Store(p, v);
+  for (Index i = 0; i < n; ++i) p[i] = v[i];
+}
+
+template <typename To, typename From>
+HEDGEROW_INLINE To Bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// v with zeros from lane n on, whatever stood there.
+HEDGEROW_INLINE V KeepFirst(V v, Index n) {
+  if (n == kWidth) return v;
+  for (Index i = n; i < kWidth; ++i) v[i] = 0;
+  return v;
+}
+
+// Lane by lane in a fixed order, in double.
+HEDGEROW_INLINE double SumLanes(V v) {
+  double sum = 0;
+  for (Index i = 0; i < kWidth; ++i) sum += v[i];
+  return sum;
+}
+
+// y[i] = f(x[i]), with the same f, and so the same bits, for every element wherever it stands.
+template <typename F>
+HEDGEROW_INLINE void Map(Index n, const float* x, float* y, F f) {
+  Index i = 0;
+  for (; i + kWidth <= n; i += kWidth) Store(y + i, f(Load(x + i)));
+  if (i < n) StorePart(y + i, f(LoadPart(x + i, n - i)), n - i);
+}
+
+template <typename F>
+HEDGEROW_INLINE void Map(Index n, const float* a, const float* b, float* y, F f) {
+  Index i = 0;
+  for (; i + kWidth <= n; i += kWidth) Store(y + i, f(Load(a + i), Load(b + i)));
+  if (i < n) StorePart(y + i, f(LoadPart(a + i, n - i), LoadPart(b + i, n - i)), n - i);
+}
+
+// f(i, k) for i = 0, kWidth, 2 kWidth ... where k is the number of elements left, at most kWidth.
+template <typename F>
+HEDGEROW_INLINE void ForVectors(Index n, F f) {
+  Index i = 0;
+  for (; i + kWidth <= n; i += kWidth) f(i, kWidth);
+  if (i < n) f(i, n - i);
+}
+
+// Sum of n elements; f(i, k) gives elements i to i + k - 1. Blocks of kSumBlock vectors are summed in float32, the
+// blocks in double, so that the error does not grow with n.
+constexpr Index kSumBlock = 16;
+
+template <typename F>
+HEDGEROW_INLINE double SumOf(Index n, F f) {
+  double total = 0;
+  for (Index block = 0; block < n; block += kSumBlock * kWidth) {
+    const Index end = Min(n, block + kSumBlock * kWidth);
+    V even{}, odd{};  // two chains of additions instead of one to wait for
+    Index i = block;
+    for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
+      even += f(i, kWidth);
+      odd += f(i + kWidth, kWidth);
+    }
+    if (i + kWidth <= end) {
+      even += f(i, kWidth);
+      i += kWidth;
+    }
+    if (i < end) odd += KeepFirst(f(i, end - i), end - i);
+    total += SumLanes(even + odd);
+  }
+  return total;
+}
+
+HEDGEROW_INLINE double Sum(Index n, const float* x) {
+  return SumOf(n, [=](Index i, Index k) { return LoadPart(x + i, k); });
+}
+
+HEDGEROW_INLINE void Zero(Index n, float* y) { __builtin_memset(y, 0, static_cast<size_t>(n) * sizeof *y); }
+
+HEDGEROW_INLINE void CopyFloats(Index n, const float* x, float* y) {
+  __builtin_memmove(y, x, static_cast<size_t>(n) * sizeof *y);
+}
+
+HEDGEROW_INLINE void Splat(Index n, float value, float* y) {
+  for (Index i = 0; i < n; ++i) y[i] = value;
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_ISA_SIMD_H_

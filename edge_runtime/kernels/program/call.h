@@ -1,0 +1,39 @@
+// What a kernel of a Program's op is given: the op, whose numbers check.cc has found sound, and the arena.
+#ifndef HEDGEROW_PROGRAM_CALL_H_
+#define HEDGEROW_PROGRAM_CALL_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "program/ops.h"
+
+namespace hedgerow {
+
+struct Call {
+  const Op& op;
+  uint8_t* arena;
+
+  // Buffers in the order of ops.h; nullptr for an absent one.
+  float* f32(int slot) const { return reinterpret_cast<float*>(at(slot)); }
+  int64_t* i64(int slot) const { return reinterpret_cast<int64_t*>(at(slot)); }
+  uint8_t* u8(int slot) const { return at(slot); }
+  // A float in the arena.
+  float value(int slot) const { return *f32(slot); }
+  // An i64 in the arena that counts something of which there are at most `most`. What stands there is not ours to
+  // trust, so it is read once and bounded.
+  ptrdiff_t count(int slot, ptrdiff_t most) const {
+    const int64_t found = *static_cast<const volatile int64_t*>(i64(slot));
+    return found < 0 ? 0 : found > most ? most : static_cast<ptrdiff_t>(found);
+  }
+  ptrdiff_t size(int index) const { return static_cast<ptrdiff_t>(op.ints[index]); }
+  float real(int index) const { return static_cast<float>(op.floats[index]); }
+
+ private:
+  uint8_t* at(int slot) const { return op.buffers[slot] < 0 ? nullptr : arena + op.buffers[slot]; }
+};
+
+using Kernel = Status (*)(const Call&);
+
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_PROGRAM_CALL_H_

@@ -1,0 +1,289 @@
+"""The Program file: a prelude of 64 bytes, a canonical JSON header, and a blob of initial weights on a 64-byte border.
+
+Prelude: the magic `HEDGEPRG`, the header's length (u64, little-endian), the SHA-256 of everything behind the prelude,
+16 zero bytes. The header is JSON with sorted keys and no spaces, so equal Programs are equal files; it names every
+tensor with its offset and every op of the native core with its numbers. What is read is checked here for form and
+range, and by the native core for what its ops touch, before anything runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import losses, optimizers
+from edge_runtime.errors import ProgramError
+from edge_runtime.ir.graph import ITEM_BYTES
+from edge_runtime.program.packed import NativeOp
+from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
+
+MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEPRG", 1, 64, 64
+MAX_HEADER_BYTES = 64 << 20
+MAX_ARENA_BYTES = 1 << 40
+MAX_OPS, MAX_TENSORS, MAX_TEXT = 1_000_000, 100_000, 1000
+DTYPES = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
+
+
+def write_program(program: Program, path: Path) -> Path:
+    """Write atomically: a reader sees the old file or the whole new one."""
+    data = encode(program)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(partial).unlink()
+        raise
+    return path
+
+
+def read_program(path: Path) -> Program:
+    """The Program in a file. Raises ProgramError, naming the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return decode(data)
+    except ProgramError as error:
+        raise ProgramError(f"{path}: {error}") from error
+
+
+def encode(program: Program) -> bytes:
+    blob = bytearray()
+    initial = []
+    for one in program.state:
+        if one.tensor.name in program.initial:
+            content = np.ascontiguousarray(program.initial[one.tensor.name], DTYPES[one.tensor.dtype])
+            initial.append([one.tensor.name, len(blob)])
+            blob += content.tobytes()
+            blob += bytes(-len(blob) % ALIGNMENT)
+    header = {
+        "version": VERSION,
+        "loss": losses.to_json(program.loss),
+        "optimizer": optimizers.to_json(program.optimizer),
+        "batch_size": program.batch_size,
+        "micro_batch": program.micro_batch,
+        "memory_budget": program.memory_budget,
+        "arena_bytes": program.arena_bytes,
+        "state_bytes": program.state_bytes,
+        "state": [[*_tensor_json(one.tensor), one.role, one.trained] for one in program.state],
+        "counters": dict(program.counters),
+        "state_dict_order": list(program.state_dict_order),
+        "initial": initial,
+        "phases": [_phase_json(phase) for phase in program.phases],
+        "report": dataclasses.asdict(program.report),
+    }
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    body = text + bytes(-len(text) % ALIGNMENT) + bytes(blob)
+    digest = hashlib.sha256(body).digest()
+    return MAGIC + len(text).to_bytes(8, "little") + digest + bytes(PRELUDE - 48) + body
+
+
+def _tensor_json(tensor: Tensor) -> list[Any]:
+    return [tensor.name, tensor.dtype, list(tensor.shape), tensor.offset]
+
+
+def _phase_json(phase: Phase) -> dict[str, Any]:
+    return {
+        "kind": phase.kind,
+        "batch": phase.batch,
+        "inputs": [_tensor_json(tensor) for tensor in phase.inputs],
+        "outputs": [_tensor_json(tensor) for tensor in phase.outputs],
+        "ops": [[op.name, op.node, op.buffers, op.ints, op.floats, op.makes] for op in phase.ops],
+        "labels": list(phase.labels),
+        "lower_bound_bytes": phase.lower_bound_bytes,
+    }
+
+
+def decode(data: bytes) -> Program:
+    """The Program that `encode` wrote; bounded in time and memory by the length of `data`."""
+    header, blob = _open(data)
+    try:
+        return _program(header, blob)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, ProgramError):
+            raise
+        raise ProgramError(f"malformed header: {type(error).__name__}: {error}") from error
+
+
+def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and blob of a file whose checksum holds."""
+    if len(data) < PRELUDE or data[:8] != MAGIC:
+        raise ProgramError("not a Hedgerow Program")
+    length = int.from_bytes(data[8:16], "little")
+    if length > min(MAX_HEADER_BYTES, len(data) - PRELUDE) or any(data[48:PRELUDE]):
+        raise ProgramError("damaged: its prelude does not fit its length")
+    body = memoryview(data)[PRELUDE:]
+    if hashlib.sha256(body).digest() != data[16:48]:
+        raise ProgramError("damaged: its checksum does not hold")
+    try:
+        header = json.loads(bytes(body[:length]))
+    except (ValueError, RecursionError) as error:
+        raise ProgramError("malformed header: not JSON") from error
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise ProgramError(f"not a Program of version {VERSION}; build it again with this release")
+    return header, body[min(len(body), length + -length % ALIGNMENT) :]
+
+
+def _program(h: dict[str, Any], blob: memoryview) -> Program:
+    arena = _int(h["arena_bytes"], 1, MAX_ARENA_BYTES)
+    state_bytes = _int(h["state_bytes"], 0, arena)
+    batch = _int(h["batch_size"], 1, 2**31)
+    state = tuple(_state(one, state_bytes) for one in _list(h["state"], MAX_TENSORS))
+    names = {one.tensor.name: one for one in state}
+    if len(names) != len(state):
+        raise ProgramError("malformed header: two state tensors of one name")
+    counters = {_text(name): _int(value, 0, 2**62) for name, value in h["counters"].items()}
+    order = tuple(_text(name) for name in _list(h["state_dict_order"], MAX_TENSORS))
+    if set(order) != {n for n, one in names.items() if one.role in ("weight", "buffer")} | set(counters):
+        raise ProgramError("malformed header: state_dict_order does not name the module's tensors")
+    phases = tuple(_phase(one, arena) for one in _list(h["phases"], 64))
+    _check_kinds(phases)
+    return Program(
+        loss=losses.from_json(h["loss"]),
+        optimizer=optimizers.from_json(h["optimizer"]),
+        batch_size=batch,
+        micro_batch=_int(h["micro_batch"], 1, batch),
+        memory_budget=_int(h["memory_budget"], 0, 2**62),
+        arena_bytes=arena,
+        state_bytes=state_bytes,
+        state=state,
+        counters=counters,
+        state_dict_order=order,
+        phases=phases,
+        report=_report(h["report"]),
+        initial=dict(_initial(one, names, blob) for one in _list(h["initial"], MAX_TENSORS)),
+    )
+
+
+def _check_kinds(phases: tuple[Phase, ...]) -> None:
+    kinds = [phase.kind for phase in phases]
+    split = kinds.count("accumulate") == kinds.count("update") == 1 and "step" not in kinds
+    whole = "step" in kinds and "accumulate" not in kinds and "update" not in kinds
+    if not (split or whole) or kinds.count("predict") != 1:
+        raise ProgramError(f"malformed header: phases {', '.join(kinds) or 'none'} do not make a Program")
+
+
+def _state(entry: Any, state_bytes: int) -> StateTensor:
+    name, dtype, shape, offset, role, trained = entry
+    if role not in ROLES or not isinstance(trained, bool):
+        raise ProgramError(f"malformed header: state tensor {name!r} has no known role")
+    return StateTensor(_tensor([name, dtype, shape, offset], state_bytes), role, trained)
+
+
+def _tensor(entry: Any, limit: int) -> Tensor:
+    name, dtype, shape, offset = entry
+    if dtype not in DTYPES:
+        raise ProgramError(f"malformed header: tensor {name!r} has dtype {dtype!r}")
+    sizes = tuple(_int(n, 1, MAX_ARENA_BYTES) for n in _list(shape, 16))
+    nbytes = math.prod(sizes) * ITEM_BYTES[dtype]
+    start = _int(offset, 0, limit)
+    if nbytes > limit - start or start % ITEM_BYTES[dtype]:
+        raise ProgramError(f"malformed header: tensor {name!r} lies outside its arena")
+    return Tensor(_text(name), dtype, sizes, start)
+
+
+def _phase(p: dict[str, Any], arena: int) -> Phase:
+    if p["kind"] not in KINDS:
+        raise ProgramError(f"malformed header: no phase of kind {p['kind']!r}")
+    labels = tuple(_text(label) for label in _list(p["labels"], MAX_OPS))
+    return Phase(
+        kind=p["kind"],
+        batch=_int(p["batch"], 1, 2**31),
+        inputs=tuple(_tensor(one, arena) for one in _list(p["inputs"], MAX_TENSORS)),
+        outputs=tuple(_tensor(one, arena) for one in _list(p["outputs"], MAX_TENSORS)),
+        ops=tuple(_op(one, len(labels), arena) for one in _list(p["ops"], MAX_OPS)),
+        labels=labels,
+        lower_bound_bytes=_int(p["lower_bound_bytes"], 0, arena),
+    )
+
+
+def _op(entry: Any, nodes: int, arena: int) -> NativeOp:
+    name, node, buffers, ints, floats, (offset, elements) = entry
+    makes = (_int(offset, -1, arena), _int(elements, 0, arena // 4))
+    if makes[0] + 4 * makes[1] > arena or (makes[0] == -1) != (makes[1] == 0) or (makes[1] and makes[0] % 4):
+        raise ProgramError(f"malformed header: what {name!r} makes lies outside the arena")
+    return NativeOp(
+        _text(name),
+        tuple(_int(n, -1, MAX_ARENA_BYTES) for n in _list(buffers, 20)),
+        tuple(_int(n, -(2**62), 2**62) for n in _list(ints, 24)),
+        tuple(_float(n) for n in _list(floats, 6)),
+        _int(node, 0, nodes - 1),
+        makes,
+    )
+
+
+def _report(r: dict[str, Any]) -> Report:
+    return Report(
+        chosen=_point(r["chosen"]),
+        curve=tuple(_point(one) for one in _list(r["curve"], 1000)),
+        parts=tuple((_text(name), _int(nbytes, 0, MAX_ARENA_BYTES)) for name, nbytes in _list(r["parts"], 100)),
+        fullest_at=_text(r["fullest_at"]),
+        forward_flops=_int(r["forward_flops"], 0, 2**62),
+        step_flops=_int(r["step_flops"], 0, 2**62),
+        kept=tuple(
+            (_text(op), _text(fate), _int(nbytes, 0, MAX_ARENA_BYTES)) for op, fate, nbytes in _list(r["kept"], MAX_OPS)
+        ),
+    )
+
+
+def _point(p: dict[str, Any]) -> PlanPoint:
+    return PlanPoint(
+        peak_bytes=_int(p["peak_bytes"], 0, MAX_ARENA_BYTES),
+        cost=_float(p["cost"]),
+        extra_flops=_int(p["extra_flops"], 0, 2**62),
+        micro_batch=_int(p["micro_batch"], 1, 2**31),
+        trained_tensors=_int(p["trained_tensors"], 0, MAX_TENSORS),
+        name=_text(p["name"]),
+    )
+
+
+def _initial(entry: Any, names: dict[str, StateTensor], blob: memoryview) -> tuple[str, NDArray[Any]]:
+    name, offset = entry
+    tensor = names[name].tensor
+    nbytes = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+    start = _int(offset, 0, len(blob))
+    if nbytes > len(blob) - start:
+        raise ProgramError(f"malformed header: the contents of {name!r} are not in the file")
+    return name, np.frombuffer(blob[start : start + nbytes], DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def _checked(condition: bool, value: Any, what: str) -> Any:
+    if not condition:
+        raise ProgramError(f"malformed header: {str(value)[:80]!r} is not {what}")
+    return value
+
+
+def _int(value: Any, low: int, high: int) -> int:
+    kind = isinstance(value, int) and not isinstance(value, bool)
+    return int(_checked(kind and low <= value <= high, value, f"a whole number from {low} to {high}"))
+
+
+def _float(value: Any) -> float:
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(_checked(kind and math.isfinite(value), value, "a finite number"))
+
+
+def _text(value: Any) -> str:
+    return str(_checked(isinstance(value, str) and len(value) <= MAX_TEXT, value, "a short text"))
+
+
+def _list(value: Any, most: int) -> list[Any]:
+    return list(_checked(isinstance(value, list) and len(value) <= most, value, f"a list of at most {most}"))
