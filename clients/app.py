@@ -14,7 +14,7 @@ from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
-from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.factory import make_trainer, unpack_program
 from edge_runtime.updates import STYPE
 
 app = ClientApp()
@@ -23,8 +23,9 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this node's examples; the reply holds the encoded delta."""
-    node, task, model = _read(message, context)
-    update = _workbench(task).train(task, model, _examples(node, task.data, task.seed), _client_number(node, context))
+    node, task, model, program = _read(message, context)
+    examples = _examples(node, task.data, task.seed)
+    update = _workbench(task, program).train(task, model, examples, _client_number(node, context))
     payload = Array("uint8", (len(update.payload),), STYPE, update.payload)
     content = RecordDict(
         {
@@ -38,34 +39,38 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the global model on this node's examples."""
-    node, task, model = _read(message, context)
+    node, task, model, program = _read(message, context)
     examples = _examples(node, task.data, task.seed)
-    figures = _workbench(task).evaluate(task, model, examples)
+    figures = _workbench(task, program).evaluate(task, model, examples)
     return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(examples), **figures})}), reply_to=message)
 
 
-def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, bytes]:
+def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, bytes, bytes]:
     """What the message asks, checked: nothing of it is believed before it stands inside a config's bounds."""
     node = NodeConfig.from_node_config(context.node_config)
     settings, arrays = message.content.get("task"), message.content.get("model")
     if not isinstance(settings, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise PeerError("message has no task and model records")
+    program = settings.get("program", b"")
     try:
-        task = from_flat(RoundTask, settings)
+        task = from_flat(RoundTask, {name: value for name, value in settings.items() if name != "program"})
     except ConfigError as error:
         raise PeerError(f"message's task: {error}") from error
     if not node.data_path and task.data.clients != node.partitions:
         raise PeerError(
             f"the task splits data among {task.data.clients} clients, this node is a partition of {node.partitions}"
         )
-    if task.model.entry != "" and task.model.entry != node.model_entry:
+    if not isinstance(program, bytes) or (task.train.trainer == "engine") != bool(program):
+        raise PeerError(f"the task's trainer is {task.train.trainer}, and it does not bring what that one needs")
+    # The engine runs no code of the server's choice.
+    if task.train.trainer == "torch" and task.model.entry != "" and task.model.entry != node.model_entry:
         raise PeerError(
             f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"
         )
     array = arrays.get("weights")
     if array is None or array.stype != STYPE:
         raise PeerError(f"message has no weights of type {STYPE}")
-    return node, task, array.data
+    return node, task, array.data, program
 
 
 def _client_number(node: NodeConfig, context: Context) -> int:
@@ -73,14 +78,17 @@ def _client_number(node: NodeConfig, context: Context) -> int:
     return node.partition if node.partition >= 0 else context.node_id % 2**63
 
 
-def _workbench(task: RoundTask) -> Workbench:
-    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed)
+def _workbench(task: RoundTask, program: bytes) -> Workbench:
+    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program)
 
 
 # A process serves many rounds (and, in a simulation, many clients) of one task: build the model once.
 @lru_cache(maxsize=1)
-def _cached_workbench(model: ModelConfig, train_config: TrainConfig, proximal_mu: float, seed: int) -> Workbench:
-    return Workbench(make_trainer(model, train_config, proximal_mu=proximal_mu, seed=seed))
+def _cached_workbench(
+    model: ModelConfig, settings: TrainConfig, proximal_mu: float, seed: int, packed: bytes
+) -> Workbench:
+    program = unpack_program(packed) if packed else None
+    return Workbench(make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed))
 
 
 @lru_cache(maxsize=64)

@@ -33,7 +33,7 @@ class Workbench:
         self.layout = TensorLayout.of(self.initial)
 
     def train(self, task: RoundTask, model: bytes, examples: Examples, client: int) -> LocalUpdate:
-        """Train from the global model for `task.train.epochs` epochs.
+        """Train from the global model for `task.train.epochs` epochs, the learning rate as the schedule says.
 
         All randomness comes from (task.seed, round, client), so a round can be replayed on any machine.
 
@@ -47,7 +47,10 @@ class Workbench:
         self._load(weights)
         self.trainer.reseed(int(dropout.generate_state(1)[0]))
         batches = Batches(examples, task.train.batch_size, np.random.default_rng(order))
-        history = self.trainer.fit(batches, task.train.epochs)
+        schedule = task.train.schedule.build()
+        by_round = task.train.schedule.over == "rounds"
+        self.trainer.lr_scale = schedule.factor(task.round - 1) if by_round else 1.0
+        history = self.trainer.fit(batches, task.train.epochs, schedule=None if by_round else schedule)
         delta = self.layout.flatten(self.trainer.state_dict())
         delta -= weights
         payload = make_codec(task.uplink.codec).encode_vector(

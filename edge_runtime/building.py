@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,10 @@ def build(
             they fit, else as many as fit, in order of measured importance.
         micro_batch: rows that go through the model at once; None leaves it to the planner, which splits a batch only
             where that is exact: not across batch norm in training.
-        proximal_mu, correction, clip_value, clip_norm: see `passes.training.Recipe`.
+        proximal_mu: FedProx's mu.
+        correction: whether the Program has room for SCAFFOLD's c - c_i, see `Trainer.set_correction`.
+        clip_value: bound of each gradient's elements; 0 for none.
+        clip_norm: bound of the norm of all gradients together, which then wait for each other; 0 for none.
 
     Raises:
         UnsupportedOpError: an op or a loss that cannot be done exactly; names the line of the module.
@@ -88,7 +91,9 @@ def build(
         from edge_runtime.importance import by_importance
 
         ranked = by_importance(model.forward, recipe, model.initial)
-        best, curve = _most_that_fits(plans, recipe, ranked)
+        names = _most_that_fit(lambda chosen: plans(chosen)[0] is not None, recipe, ranked)
+        if names:
+            best, curve = plans(dataclasses.replace(recipe, trainable=names))
     if best is None:
         raise over_budget(curve, budget, _advice(model.forward, trainable, max(batches), micro_batch))
     return _program(best, curve, budget, max(batches), model)
@@ -158,6 +163,7 @@ def _captured(module: torch.nn.Module, example_inputs: Any) -> _Model:
     used = {*training.small.state, *evaluation.small.state}
     if strange := used - floats.keys():
         raise UnsupportedOpError(f"tensor {min(strange)} is not in the module's state_dict; register it as a buffer")
+
     @functools.cache
     def forward(batch: int) -> Graph:
         return simplify(training.at(batch))
@@ -213,24 +219,23 @@ def _has_batch_norm(graph: Graph) -> bool:
     return any(node.op == "batch_norm" for node in graph.nodes)
 
 
-def _most_that_fits(plans: Any, recipe: Recipe, ranked: Sequence[str]) -> tuple[Placed | None, list[Placed]]:
-    """Plans for the most important tensors, as many as fit; bisected, as each one more costs more."""
-    order = {name: place for place, name in enumerate(recipe.trainable)}
+def _most_that_fit(fits: Callable[[Recipe], bool], recipe: Recipe, ranked: Sequence[str]) -> tuple[str, ...]:
+    """Tensors that can be trained together, in the model's order: each of `ranked` that still fits beside those before.
 
-    def with_first(count: int) -> tuple[Placed | None, list[Placed]]:
-        names = tuple(sorted(ranked[:count], key=order.__getitem__))
-        result: tuple[Placed | None, list[Placed]] = plans(dataclasses.replace(recipe, trainable=names))
-        return result
+    Whole runs of tensors are tried first and halved where they do not fit.
+    """
+    chosen: set[str] = set()
 
-    low, high, found = 0, len(ranked), with_first(1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried = with_first(middle)
-        if tried[0] is None:
-            high = middle
-        else:
-            low, found = middle, tried
-    return found
+    def add(names: Sequence[str]) -> None:
+        tried = chosen | set(names)
+        if fits(dataclasses.replace(recipe, trainable=tuple(name for name in recipe.trainable if name in tried))):
+            chosen.update(names)
+        elif len(names) > 1:
+            add(names[: len(names) // 2])
+            add(names[len(names) // 2 :])
+
+    add(ranked)
+    return tuple(name for name in recipe.trainable if name in chosen)
 
 
 def _advice(forward: GraphAt, trainable: Any, batch: int, micro_batch: int | None) -> list[str]:
@@ -377,4 +382,3 @@ def _parts(plan: Candidate, live: Sequence[tuple[str, int]]) -> tuple[tuple[str,
             kind = "recomputed activations"
         parts[kind] = parts.get(kind, 0) + nbytes
     return tuple(parts.items())
-

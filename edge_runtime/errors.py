@@ -20,7 +20,7 @@ class UnsupportedOpError(EdgeRuntimeError, NotImplementedError):
 
 
 class BudgetError(EdgeRuntimeError, ValueError):
-    """No plan fits the memory budget. The text says what the smallest plan needs, what fills it, and what would help."""
+    """No plan fits the memory budget. The text says what the smallest one needs, what fills it, what would help."""
 
 
 class ProgramError(EdgeRuntimeError, ValueError):
@@ -28,7 +28,7 @@ class ProgramError(EdgeRuntimeError, ValueError):
 
 
 class NumericsError(EdgeRuntimeError, ArithmeticError):
-    """NaN or infinity in data, loss or gradients; the text says at which step, and in which op if that was asked for."""
+    """NaN or infinity in data, loss or gradients. The text says at which step, and in which op if asked for."""
 
 
 class ArtefactError(EdgeRuntimeError, ValueError):

@@ -46,7 +46,7 @@ class KLDivergence:
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """alpha KLDivergence(temperature) + (1 - alpha) CrossEntropy; the target is the pair (classes, teacher's logits)."""
+    """alpha KLDivergence(temperature) + (1 - alpha) CrossEntropy; targets are classes and a teacher's logits."""
 
     alpha: float = 0.5
     temperature: float = 2.0
@@ -148,14 +148,17 @@ def from_json(text: Mapping[str, Any]) -> Loss:
     if text["name"] == "MultiTask":
         fields["losses"] = tuple(from_json(one) for one in text["losses"])
     kinds = {kind.__name__: kind for kind in (*SingleLoss.__args__, Distillation, MultiTask)}
-    plain = all(isinstance(one, int | float) for key, value in fields.items() if key != "losses" for one in _each(value))
+    numbers = [one for key, value in fields.items() if key != "losses" for one in _each(value)]
+    plain = all(isinstance(one, int | float) for one in numbers)
     if text["name"] not in kinds or not plain:
         raise ValueError(f"no loss {text['name']!r} with such numbers")
-    return kinds[text["name"]](**fields)
+    made: Loss = kinds[text["name"]](**fields)
+    return made
 
 
 def _each(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
+
 
 # Those that a name alone, or a scenario's keys, can make.
 LOSSES: dict[str, type[SingleLoss]] = {

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from edge_runtime import deploy
 from edge_runtime.train.batches import Batches, Examples
 from edge_runtime.train.factory import make_module
-from edge_runtime.train.metrics import accuracy, agreement
 from edge_runtime.train.loop import State
+from edge_runtime.train.metrics import accuracy, agreement
 from server.config import ServerConfig
 from server.results import finite
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import plugins
-from edge_runtime.config import Scalar, flatten
+from edge_runtime.config import flatten
 from edge_runtime.errors import RunError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
-from edge_runtime.train.sources import DataSource
 from edge_runtime.train.loop import State
+from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import make_codec
 from server import results
 from server.artefacts import export_and_check
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
-from server.link import Answer, Link, read_metrics, read_update
+from server.link import Answer, Link, Question, read_metrics, read_update
 from server.model import GlobalModel
 from server.rounds import OpenRound, RoundResult, choose_cohort
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
@@ -55,9 +55,9 @@ class _Run:
         self._link, self._config, self._listeners = link, config, listeners
         directory = Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}")
         refuse_used(directory)
-        self._model = GlobalModel(config)
         self._uplink, self._downlink = make_codec(config.uplink.codec), make_codec(config.downlink.codec)
         self._test = _load_test(config) if config.server.evaluate == "central" else None
+        self._model = GlobalModel(config, self._test)
         self._rows: list[results.RoundRow] = []
         self._started_s = time.monotonic()
         self._store = RunStore(directory)  # last: what fails before this leaves nothing behind
@@ -85,16 +85,16 @@ class _Run:
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
-        payload, task = self._question(number)
+        question = self._question(number)
         opened = OpenRound(
             number=number,
             names={node: str(node) for node in cohort},
             layout=self._model.layout,
             codec=self._uplink,
             min_updates=settings.min_updates,
-            downlink_bytes=len(payload) * len(cohort),
+            downlink_bytes=question.nbytes * len(cohort),
         )
-        for answer in self._link.train(cohort, payload, task, settings.deadline_s):
+        for answer in self._link.train(cohort, question, settings.deadline_s):
             _receive(opened, answer)
             self._emit(ClientAnswered(number, str(answer.node)))
         result = opened.close(f"no reply within {settings.deadline_s:g} s")
@@ -104,10 +104,9 @@ class _Run:
             return result, "the new weights would not be finite"
         return result, None
 
-    def _question(self, number: int) -> tuple[bytes, dict[str, Scalar]]:
-        """What every asked client gets: the encoded model and the task."""
-        payload = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
-        return payload, flatten(self._config.task(number))
+    def _question(self, number: int) -> Question:
+        weights = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
+        return Question(weights, flatten(self._config.task(number)), self._model.program)
 
     def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
@@ -124,9 +123,8 @@ class _Run:
         nodes = self._link.wait_for_nodes(1, settings.deadline_s)
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
-        payload, task = self._question(number)
         reports = []
-        for answer in self._link.evaluate(cohort, payload, task, settings.deadline_s):
+        for answer in self._link.evaluate(cohort, self._question(number), settings.deadline_s):
             try:
                 reports.append(read_metrics(_content(answer)))
             except ValueError as error:

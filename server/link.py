@@ -23,6 +23,20 @@ MAX_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What every asked client gets: the encoded model, the task as flat keys, the Program if the engine trains."""
+
+    model: bytes
+    task: Mapping[str, Scalar]
+    program: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload that one client is sent."""
+        return len(self.model) + len(self.program)
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One node's reply: its content, or why there is none."""
 
@@ -44,25 +58,21 @@ class Link:
             time.sleep(POLL_S)
         return nodes
 
-    def train(
-        self, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
-    ) -> Iterator[Answer]:
-        return self._ask(MessageType.TRAIN, nodes, payload, task, deadline_s)
+    def train(self, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
+        return self._ask(MessageType.TRAIN, nodes, question, deadline_s)
 
-    def evaluate(
-        self, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
-    ) -> Iterator[Answer]:
-        return self._ask(MessageType.EVALUATE, nodes, payload, task, deadline_s)
+    def evaluate(self, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
+        return self._ask(MessageType.EVALUATE, nodes, question, deadline_s)
 
-    def _ask(
-        self, kind: str, nodes: Sequence[int], payload: bytes, task: Mapping[str, Scalar], deadline_s: float
-    ) -> Iterator[Answer]:
+    def _ask(self, kind: str, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
         # One Array for the whole model: Flower makes an HTTP request per object.
-        model = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
-        content = RecordDict({"model": model, "task": ConfigRecord(dict(task))})
+        weights = Array("uint8", (len(question.model),), STYPE, question.model)
+        program = {"program": question.program} if question.program else {}
+        task = ConfigRecord({**question.task, **program})
+        content = RecordDict({"model": ArrayRecord({"weights": weights}), "task": task})
         messages = [Message(content, node, kind, ttl=deadline_s, group_id=str(task["round"])) for node in nodes]
         outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
-        del messages, content, model
+        del messages, content, weights
         end = self._clock() + deadline_s
         while outstanding and self._clock() < end:
             replies = self._pull(list(outstanding))

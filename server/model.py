@@ -8,10 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime import plugins
+from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
-from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.config import DATASETS
+from edge_runtime.train.factory import example_of, make_program, make_trainer, pack_program
 from edge_runtime.train.loop import State
+from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
 from server.config import ServerConfig
 from server.strategy import STRATEGIES
@@ -19,13 +23,35 @@ from server.strategy import STRATEGIES
 EVALUATION_BATCH = 256
 
 
+def _example(config: ServerConfig, test: Examples | None) -> NDArray[np.generic]:
+    """One row of what the model takes."""
+    if config.model.input:
+        return example_of(config.model)
+    if test is None:
+        source: DataSource = plugins.load(DATASETS, config.data.name)
+        try:
+            test = source.test_split(config.data, config.seed)
+        except EdgeRuntimeError as error:
+            raise ConfigError(
+                f'model.input must say the shape of one example, such as "1x28x28": there is none here ({error})'
+            ) from error
+    return test.x[:1]
+
+
 class GlobalModel:
     """Weights between rounds. Float tensors are trained and travel; integer counters (batch norm's) stay as built."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, test: Examples | None = None) -> None:
         self._strategy = STRATEGIES[config.server.strategy]
         self._settings = dataclasses.replace(config.server, lr=config.server.lr or self._strategy.default_lr)
-        self._trainer = make_trainer(config.model, config.train, seed=config.seed)
+        # What clients are sent beside the weights when the engine trains.
+        self.program = b""
+        program = None
+        if config.train.trainer == "engine":
+            mu = config.task(1).proximal_mu
+            program = make_program(config.model, config.train, _example(config, test), proximal_mu=mu, seed=config.seed)
+            self.program = pack_program(program)
+        self._trainer = make_trainer(config.model, config.train, program=program, seed=config.seed)
         self._initial = self._trainer.state_dict()
         self.layout = TensorLayout.of(self._initial)
         self.weights = self.layout.flatten(self._initial)

@@ -13,7 +13,7 @@ from edge_runtime import plugins
 from edge_runtime.config import flatten
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.train.config import DATASETS
-from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.factory import make_program, make_trainer
 from edge_runtime.train.sources import DataSource
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
@@ -31,6 +31,7 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         worker_count(scenario),
         node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path},
         faults=scenario.faults,
+        trainer="trainer" if scenario.train.trainer == "engine" else "torch_trainer",
     ) as grid:
         check(scenario)  # while the client processes start
 
@@ -61,7 +62,11 @@ def check(scenario: Scenario) -> None:
     source: DataSource = plugins.load(DATASETS, scenario.data.name)
     few = source.client_split(scenario.data, scenario.seed, 0).rows(slice(64))
     try:
-        make_trainer(scenario.model, scenario.train).evaluate([(few.x, few.y)])
+        program = None
+        if scenario.train.trainer == "engine":
+            mu = scenario.task(1).proximal_mu
+            program = make_program(scenario.model, scenario.train, few.x, proximal_mu=mu, seed=scenario.seed)
+        make_trainer(scenario.model, scenario.train, program=program).evaluate([(few.x, few.y)])
     except EdgeRuntimeError:
         raise
     except Exception as error:  # PyTorch's own, of whatever type the model raises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -23,7 +24,8 @@ def main() -> None:
         sys.path.extend(path for path in setup.sys_path if path not in sys.path)
         # Imported now, so that the time it takes is not counted against the first client.
         import clients.app
-        import edge_runtime.train.torch_trainer  # noqa: F401
+
+        importlib.import_module(f"edge_runtime.train.{setup.trainer}")
 
         gc.freeze()  # what the imports left lives for good: 4 % of a client's time would go into visiting it again
         pipe.send((None, None))

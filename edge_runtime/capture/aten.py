@@ -79,7 +79,8 @@ def _max_pool(
 ) -> str:
     if window(dilation) != (1, 1) or ceil_mode or math.prod(window(kernel)) > 255:
         raise b.refuse(
-            "max_pool2d with dilation, ceil_mode or over 255 places", "use dilation 1, ceil_mode=False, a smaller kernel"
+            "max_pool2d with dilation, ceil_mode or over 255 places",
+            "use dilation 1, ceil_mode=False, a smaller kernel",
         )
     return b.emit("max_pool2d", x, kernel=window(kernel), stride=window(stride or kernel), padding=window(padding))
 
@@ -139,7 +140,7 @@ def _batch_norm(
         return b.emit("batch_norm_apply", x, w, bias, mean, var, eps=eps)
     rows, batch = b.rows(), b.batch
     y, *stats = b.emit_all("batch_norm", x, w, bias, rows, batch=batch, eps=eps)
-    moving = {"batch": batch, "momentum": momentum, "shape": b.shape(x)}
+    moving: dict[str, Any] = {"batch": batch, "momentum": momentum, "shape": b.shape(x)}
     b.emit_all("running_stats", *stats, rows, mean, var, writes=(mean, var), **moving)
     return y
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from edge_runtime.capture.aten import ATEN
-from edge_runtime.ir.builder import Builder
 from edge_runtime.errors import UnsupportedOpError
+from edge_runtime.ir.builder import Builder
 from edge_runtime.ir.graph import Graph
 from edge_runtime.ir.verify import verify
 

@@ -5,7 +5,9 @@ Nothing is allocated per step but what Python itself needs for a call; the arena
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from edge_runtime.program.packed import ABSENT, NativeOp
 from edge_runtime.program.program import Phase, Program, Tensor
 
 ALIGNMENT = 64
-DTYPES = {"f32": np.float32, "i64": np.int64}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64)}
 POISON = np.uint32(0x7FA5A5A5)  # a signalling NaN that no computation gives
 
 
@@ -45,10 +47,10 @@ class Session:
             words[program.state_bytes // 4 :] = POISON
         self.state = self.arena[: program.state_bytes]
 
-    def view(self, tensor: Tensor) -> NDArray[np.generic]:
+    def view(self, tensor: Tensor) -> NDArray[Any]:
         """The tensor's own memory."""
         dtype = DTYPES[tensor.dtype]
-        nbytes = int(np.prod(tensor.shape)) * dtype().itemsize
+        nbytes = math.prod(tensor.shape) * dtype.itemsize
         return self.arena[tensor.offset : tensor.offset + nbytes].view(dtype).reshape(tensor.shape)
 
     def run(self, phase: Phase, scalars: Mapping[str, float | tuple[float, ...]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Shape = tuple[int, ...]
 Attribute = int | float | bool | str | tuple[int, ...]
@@ -41,7 +42,7 @@ class Node:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # values are of type Attribute
     writes: tuple[str, ...] = ()
     source: str = ""
 

@@ -24,7 +24,7 @@ class ShapeError(ValueError):
 
 
 class Recompute(Enum):
-    """May a value be computed a second time in the backward pass, rather than be kept from the forward pass?"""
+    """How a value may be had a second time in the backward pass, other than by being kept."""
 
     NEVER = 0
     HEAVY = 1  # costs about what its forward pass cost
@@ -247,6 +247,7 @@ def _reshape(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str
 def _zeros(_: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str]]:
     return [(a["shape"], "f32")]
 
+
 def _avg_pool2d(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str]]:
     _require(a["padding"] == (0, 0), "avg_pool2d has no padding")
     return _pool2d(xs, a)
@@ -367,9 +368,7 @@ OPS: dict[str, Op] = {
     "softmax": Op((1, 1), _same, ("dim",), in_place=((0, 0),), recompute=Recompute.CHEAP),
     "softmax_grad": Op((2, 2), _like(0), ("dim",), in_place=_G),
     # linear algebra
-    "linear": Op(
-        (2, 3), _linear, recompute=Recompute.HEAVY, flops=lambda xs, a: 2 * xs[0].size * xs[1].shape[0]
-    ),
+    "linear": Op((2, 3), _linear, recompute=Recompute.HEAVY, flops=lambda xs, a: 2 * xs[0].size * xs[1].shape[0]),
     "linear_dx": Op((2, 2), _linear_dx, flops=lambda xs, a: 2 * xs[0].size * xs[1].shape[1]),
     "linear_dw": Op((2, 2), _linear_dw, flops=lambda xs, a: 2 * xs[0].size * xs[1].shape[-1]),
     "conv2d": Op(

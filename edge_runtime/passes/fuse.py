@@ -26,7 +26,8 @@ def pool_before_activation(graph: Graph) -> Graph:
         at = makers[pool.inputs[0]]
         activation = nodes[at]
         between = activation.outputs[0]
-        if activation.op in ("relu", "relu6") and readers[between] == 1 and between not in graph.outputs:
+        alone = readers[between] == 1 and between not in graph.outputs
+        if activation.op in ("relu", "relu6") and alone:
             y, index = pool.outputs
             values[between] = dataclasses.replace(values[y], name=between)
             nodes[place] = dataclasses.replace(activation, inputs=(between,), outputs=(y,))
@@ -46,13 +47,12 @@ def join_views(graph: Graph) -> Graph:
             node = dataclasses.replace(node, inputs=source.inputs)
         elif node.op == "transpose" and source and source.op == "transpose":
             first, second = source.attributes["order"], node.attributes["order"]
-            assert isinstance(first, tuple)
-            assert isinstance(second, tuple)
-            node = dataclasses.replace(node, inputs=source.inputs, attributes={"order": tuple(first[i] for i in second)})
-        if _does_nothing(node, graph):
-            if node.outputs[0] not in graph.outputs:
-                same[node.outputs[0]] = node.inputs[0]
-                continue
+            node = dataclasses.replace(
+                node, inputs=source.inputs, attributes={"order": tuple(first[i] for i in second)}
+            )
+        if _does_nothing(node, graph) and node.outputs[0] not in graph.outputs:
+            same[node.outputs[0]] = node.inputs[0]
+            continue
         made_by.update(dict.fromkeys(node.outputs, node))
         kept.append(node)
     return _without_unused(dataclasses.replace(graph, nodes=tuple(kept)))
@@ -61,13 +61,12 @@ def join_views(graph: Graph) -> Graph:
 def _does_nothing(node: Node, graph: Graph) -> bool:
     match node.op:
         case "reshape":
-            return graph.values[node.inputs[0]].shape == node.attributes["shape"]
+            return bool(graph.values[node.inputs[0]].shape == node.attributes["shape"])
         case "transpose":
-            order = node.attributes["order"]
-            assert isinstance(order, tuple)
+            order: tuple[int, ...] = node.attributes["order"]
             return order == tuple(range(len(order)))
         case "scale":
-            return node.attributes["by"] == 1 and node.attributes["plus"] == 0
+            return bool(node.attributes["by"] == 1 and node.attributes["plus"] == 0)
         case _:
             return False
 

@@ -86,21 +86,18 @@ def _reshape(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Seq
 @gradient("transpose")
 def _transpose(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequence[str]:
     order = node.attributes["order"]
-    assert isinstance(order, tuple)
     return [b.emit("transpose", g[0], order=tuple(order.index(i) for i in range(len(order))))]
 
 
 @gradient("slice")
 def _slice(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequence[str]:
     dim, start = node.attributes["dim"], node.attributes["start"]
-    assert isinstance(dim, int)
     return [b.emit("pad", g[0], dim=dim, start=start, size=b.shape(node.inputs[0])[dim])]
 
 
 @gradient("cat")
 def _cat(b: Builder, node: Node, g: Sequence[str], wants: Sequence[bool]) -> Sequence[str]:
     dim, start, pieces = node.attributes["dim"], 0, []
-    assert isinstance(dim, int)
     for x, want in zip(node.inputs, wants, strict=True):
         stop = start + b.shape(x)[dim]
         pieces.append(b.emit("slice", g[0], dim=dim, start=start, stop=stop) if want else "")
@@ -111,7 +108,6 @@ def _cat(b: Builder, node: Node, g: Sequence[str], wants: Sequence[bool]) -> Seq
 @gradient("mean", "sum")
 def _mean(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequence[str]:
     shape, dims = b.shape(node.inputs[0]), node.attributes["dims"]
-    assert isinstance(dims, tuple)
     kept = tuple(1 if i in dims else n for i, n in enumerate(shape))
     by = 1 / math.prod(shape[i] for i in dims) if node.op == "mean" else 1.0
     return [b.emit("expand", _shaped(b, g[0], kept), shape=shape, by=by)]

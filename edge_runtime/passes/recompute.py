@@ -27,7 +27,7 @@ def needed_backward(graph: Graph, boundary: int) -> set[str]:
 
 
 def cheapest_kept(graph: Graph, boundary: int) -> set[str]:
-    """The forward values to keep if the rest may be recomputed by cheap ops: fewest bytes, then fewest recomputations."""
+    """The forward values to keep if cheap ops may recompute the rest: fewest bytes, then fewest recomputations."""
     needed = needed_backward(graph, boundary)
     edges: list[tuple[str, str, int]] = []
     for node in graph.nodes[:boundary]:
@@ -102,7 +102,8 @@ def segment_borders(graph: Graph, boundary: int, kept: set[str], segment_bytes: 
         crossing.append(sum(live.values()))
         produced.append(sum(graph.values[name].nbytes for name in node.outputs if name in kept))
     borders: list[int] = []
-    held, candidates = 0, []
+    held = 0
+    candidates: list[int] = []
     for place, nbytes in enumerate(produced):
         if candidates and held + nbytes > segment_bytes:
             best = min(candidates, key=lambda p: (crossing[p], -p))

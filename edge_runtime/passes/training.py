@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.builder import Builder
@@ -169,7 +170,7 @@ def _term(b: Builder, loss: SingleLoss, z: str, k: int) -> str:
                 raise UnsupportedOpError(f"{len(loss.class_weights)} class weights for {shape[-1]} classes")
             target = b.input(f"target.{k}", shape[:-1], "i64")
             weights = [b.state(f"loss.class_weights.{k}", shape[-1:])] if loss.class_weights else []
-            common = {"batch": b.batch, "ignore_index": loss.ignore_index}
+            common: dict[str, Any] = {"batch": b.batch, "ignore_index": loss.ignore_index}
             if isinstance(loss, Focal):
                 return b.emit("focal", z, target, rows, norm, *weights, **common, gamma=loss.gamma)
             return b.emit("cross_entropy", z, target, rows, norm, *weights, **common, smoothing=loss.label_smoothing)
@@ -234,11 +235,14 @@ def emit_update(b: Builder, optimizer: Optimizer, name: str, g: str) -> None:
     def moment(kind: str) -> str:
         return b.state(f"{name}/{kind}", b.shape(name))
 
+    moments: tuple[str, ...]
+    inputs: tuple[str, ...]
+    rule: dict[str, Any]
     match optimizer:
         case SGD():
             moments = (moment("velocity"),) if optimizer.momentum else ()
             rule = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
-            inputs: tuple[str, ...] = (name, g, lr, *moments)
+            inputs = (name, g, lr, *moments)
         case Adam() | AdamW():
             moments = (moment("m"), moment("v"))
             rule = {"beta1": optimizer.beta1, "beta2": optimizer.beta2, "eps": optimizer.eps}

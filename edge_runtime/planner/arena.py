@@ -34,7 +34,7 @@ def plan_arena(buffers: Sequence[Lifetime], bound: int = 0) -> ArenaPlan:
     best: ArenaPlan | None = None
     best_order: list[Lifetime] = []
     for key in orders:
-        order = sorted(buffers, key=lambda v: (*key(v), v.name))  # noqa: B023 - used up inside the iteration
+        order = sorted(buffers, key=lambda v: (*key(v), v.name))
         plan = _first_fit(order)
         if best is None or plan.nbytes < best.nbytes:
             best, best_order = plan, order

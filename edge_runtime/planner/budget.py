@@ -122,7 +122,7 @@ def candidates(
 
 
 def choose(found: Sequence[Candidate], budget: int) -> tuple[Placed | None, list[Placed]]:
-    """The cheapest plan of at most `budget` bytes (0: no limit), or None; and the curve: all that no other one beats."""
+    """The cheapest plan of at most `budget` bytes (0: no limit), or None; and all plans that no other one beats."""
     ordered = sorted(found, key=lambda c: (c.bound_bytes(), c.cost))
     front: list[Candidate] = []
     for one in ordered:
@@ -152,9 +152,9 @@ def over_budget(curve: Sequence[Placed], budget: int, advice: Sequence[str]) -> 
     largest = ", ".join(f"{name} {text_bytes(nbytes)}" for name, nbytes in live[:4])
     return BudgetError(
         f"training needs {text_bytes(smallest.peak_bytes())} ({smallest.peak_bytes()} bytes), the budget is "
-        f"{text_bytes(budget)}; that is the smallest plan ({smallest.candidate.name}, "
-        f"{smallest.candidate.micro_batch} rows at once): {text_bytes(smallest.candidate.state_bytes())} of weights and "
-        f"state, and most at {label(node)}: {largest}; what would help: {'; '.join(advice)}"
+        f"{text_bytes(budget)}; the smallest plan ({smallest.candidate.name}, {smallest.candidate.micro_batch} rows at "
+        f"once) holds {text_bytes(smallest.candidate.state_bytes())} of weights and state, and most at {label(node)}: "
+        f"{largest}; what would help: {'; '.join(advice)}"
     )
 
 
@@ -167,9 +167,12 @@ def fullest(phase: Planned) -> tuple[int, list[tuple[str, int]]]:
 
 
 def label(node: Node) -> str:
-    """A node in a message: its op, the value it makes or the state it moves, and the user's line."""
+    """A node in a message: its op, the value it makes or the state it moves, and the user's line.
+
+    Of the user's file only the name: a Program is sent to other machines.
+    """
     of = (*node.outputs, *node.writes, *node.inputs)[:1]
-    where = f" at {node.source}" if node.source else ""
+    where = f" at {node.source.rsplit('/', 1)[-1] if ': ' in node.source else node.source}" if node.source else ""
     return f"{node.op} {''.join(of)}{where}"[:300]
 
 

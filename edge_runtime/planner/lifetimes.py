@@ -55,7 +55,7 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
     are in use to the end.
     """
     steps = max(1, len(graph.nodes))
-    last_use = {name: 0 for name in graph.inputs}
+    last_use = dict.fromkeys(graph.inputs, 0)
     for place, node in enumerate(graph.nodes):
         last_use.update(dict.fromkeys((*node.inputs, *node.outputs), place))
     last_use.update(dict.fromkeys(graph.outputs, steps - 1))

@@ -213,7 +213,7 @@ def _fill(s: Site, value: float) -> list[NativeOp]:
 def _reduce(s: Site) -> list[NativeOp]:
     x, dims = s.inputs[0], s.a["dims"]
     kept = tuple(1 if i in dims else n for i, n in enumerate(x.shape))
-    by = kept and math.prod(kept) / x.size if s.node.op == "mean" else 1.0
+    by = math.prod(kept) / x.size if s.node.op == "mean" else 1.0
     walk = _walk(x.shape, row_strides(x.shape), _repeating_strides(kept, x.shape))
     ints = (*walk[: 1 + RANK], *walk[1 + 2 * RANK :])  # x is contiguous: its own strides are not asked for
     return [NativeOp("reduce", (*s.ins(0), *s.outs(0)), ints, (by,))]
@@ -340,18 +340,19 @@ def _embedding_grad(s: Site) -> list[NativeOp]:
 
 @row("attention")
 def _attention(s: Site) -> list[NativeOp]:
-    ints = _attention_sizes(*s.inputs, s.a)
+    ints = _attention_sizes(s.inputs, s.a)
     return [NativeOp("attention", (*s.ins(0, 1, 2), *s.outs(0, 1), s.work), ints, (s.a["scale"],))]
 
 
 @row("attention_grad")
 def _attention_grad(s: Site) -> list[NativeOp]:
-    ints = _attention_sizes(*s.inputs[1:4], s.a)
+    ints = _attention_sizes(s.inputs[1:4], s.a)
     buffers = (*s.ins(0, 1, 2, 3, 4, 5), *s.outs(0, 1, 2), s.work)
     return [NativeOp("attention_grad", buffers, ints, (s.a["scale"],))]
 
 
-def _attention_sizes(q: Value, k: Value, v: Value, a: Mapping[str, Any]) -> tuple[int, ...]:
+def _attention_sizes(inputs: Sequence[Value], a: Mapping[str, Any]) -> tuple[int, ...]:
+    q, k, v = inputs
     planes = math.prod(q.shape[:-2])
     return (planes, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], int(a["causal"]))
 

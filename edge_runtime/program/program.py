@@ -1,7 +1,8 @@
-"""`Program`: a planned training step for one model, batch size and memory budget. Frozen; made by `edge_runtime.build` (building.py)."""
+"""`Program`: a planned training step for one model, batch size and memory budget; made by `edge_runtime.build`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,12 @@ class Program:
         from edge_runtime.program.program_file import read_program
 
         return read_program(Path(path))
+
+    def without_weights(self) -> Program:
+        """The same Program with its module's tensors at zero: for those who get their weights apart from it."""
+        module = {one.tensor.name for one in self.state if one.role in ("weight", "buffer")}
+        initial = {name: content for name, content in self.initial.items() if name not in module}
+        return dataclasses.replace(self, initial=initial)
 
     def to_bytes(self) -> bytes:
         """The contents of its file."""

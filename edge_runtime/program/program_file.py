@@ -31,7 +31,7 @@ MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEPRG", 1, 64, 64
 MAX_HEADER_BYTES = 64 << 20
 MAX_ARENA_BYTES = 1 << 40
 MAX_OPS, MAX_TENSORS, MAX_TEXT = 1_000_000, 100_000, 1000
-DTYPES = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
 
 
 def write_program(program: Program, path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from edge_runtime.errors import ConfigError
 
 Array = NDArray[np.generic]
-# One array, or a tuple of them for a model with several outputs or a loss with several targets.
+# One array, or a tuple of them for a model with several inputs or outputs, or a loss with several targets.
+Inputs = Array | tuple[Array, ...]
 Targets = Array | tuple[Array, ...]
 Batch = tuple[Array, Targets]
 Index = NDArray[np.integer] | slice
-# What a batch's inputs go through, with the batch's own generator (None where the batches have none).
-Transform = Callable[[Array, np.random.Generator | None], Array]
+
+
+class Transform(Protocol):
+    """What a batch's inputs go through, with the batch's own generator; None where the batches have none."""
+
+    # Spelled as a class, for an alias would load numpy.random, 6 MiB, also where nothing is random.
+    def __call__(self, x: Array, rng: np.random.Generator | None) -> Array: ...
 
 
 class Rows(Protocol):

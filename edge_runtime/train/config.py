@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
-from edge_runtime import losses, optimizers, plugins
+from edge_runtime import losses, optimizers, plugins, schedules
 from edge_runtime.config import key, section
 from edge_runtime.errors import ConfigError
 from edge_runtime.updates import CODECS
@@ -36,6 +37,8 @@ class ModelConfig:
 
     name: str = key("lenet", choices=lambda: plugins.names(MODELS))
     entry: str = key("")
+    # Shape of one example, such as "1x28x28", or "64 int64" for tokens; empty: that of the held-out examples.
+    input: str = key("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +67,51 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """Local training of one client in one round."""
+class ScheduleConfig:
+    """How the learning rate moves over rounds, or over the steps of one round; every schedule's arguments."""
 
-    trainer: str = key("torch", choices=("torch",))
+    name: str = key(
+        "constant", choices=("constant", "cosine", "exponential", "linear", "one_cycle", "polynomial", "step")
+    )
+    over: str = key("rounds", choices=("rounds", "steps"))
+    warmup: int = key(0, low=0, high=1_000_000)
+    steps: int = key(100, low=1, high=100_000_000)
+    every: int = key(30, low=1, high=100_000_000)
+    gamma: float = key(0.95, above=0, high=10)
+    power: float = key(1.0, above=0, high=10)
+    floor: float = key(0.0, low=0, high=1)
+    end: float = key(0.0, low=0, high=10)
+
+    def build(self) -> schedules.StepSchedule:
+        """The schedule of that name, with the arguments it has."""
+        kind = schedules.SCHEDULES[self.name]
+        arguments = {item.name for item in dataclasses.fields(kind)}
+        own: Any = kind(**{name: value for name, value in dataclasses.asdict(self).items() if name in arguments})
+        return schedules.Warmup(self.warmup, after=own) if self.warmup else own
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Local training of one client in one round.
+
+    The engine trains a Program that the server builds and sends, inside `memory_budget` (a text such as "8 MiB";
+    empty for no limit), updating the tensors of `trainable` (empty: all; names or patterns with commas; "auto").
+    """
+
+    trainer: str = key("engine", choices=("engine", "torch"))
     epochs: int = key(1, low=1, high=10_000)
     batch_size: int = key(32, low=1, high=1_000_000)
+    memory_budget: str = key("")
+    micro_batch: int = key(0, low=0, high=1_000_000)  # 0: the planner's choice
+    trainable: str = key("")
     loss: str = key("cross_entropy", choices=tuple(losses.LOSSES))
     label_smoothing: float = key(0.0, low=0, below=1)
     huber_delta: float = key(1.0, above=0, high=1e6)
+    focal_gamma: float = key(2.0, low=0, high=100)
+    clip_value: float = key(0.0, low=0, high=1e9)  # 0: off, also below
+    clip_norm: float = key(0.0, low=0, high=1e9)
     optimizer: OptimizerConfig = section(OptimizerConfig)
+    schedule: ScheduleConfig = section(ScheduleConfig)
 
     def build_loss(self) -> losses.Loss:
         """The loss of that name, with the arguments it has."""
@@ -82,6 +120,8 @@ class TrainConfig:
                 return losses.CrossEntropy(self.label_smoothing)
             case "huber":
                 return losses.Huber(self.huber_delta)
+            case "focal":
+                return losses.Focal(self.focal_gamma)
             case _:
                 return losses.LOSSES[self.loss]()
 

@@ -1,17 +1,26 @@
-"""From settings to a ready model or trainer."""
+"""From settings to a ready model, Program or trainer."""
 
 from __future__ import annotations
 
+import functools
+import re
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge_runtime import plugins
-from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.errors import ConfigError, MissingPackageError, PeerError, ProgramError
+from edge_runtime.program.program import Program
+from edge_runtime.train.batches import Array
 from edge_runtime.train.config import MODELS, ModelConfig, TrainConfig
 from edge_runtime.train.loop import LocalTrainer
 
 if TYPE_CHECKING:
     import torch
+
+MAX_PROGRAM_BYTES = 256 << 20
 
 
 def make_module(model: ModelConfig, seed: int) -> torch.nn.Module:
@@ -29,8 +38,66 @@ def make_module(model: ModelConfig, seed: int) -> torch.nn.Module:
     return module
 
 
-def make_trainer(model: ModelConfig, train: TrainConfig, *, proximal_mu: float = 0.0, seed: int = 0) -> LocalTrainer:
-    """The trainer that `train` names for the model that `model` names."""
+def make_program(
+    model: ModelConfig, train: TrainConfig, example: Array, *, proximal_mu: float = 0.0, seed: int = 0
+) -> Program:
+    """What the engine trains: `model` for batches of rows like those of `example`, planned as `train` says."""
+    return _cached_program(model, train, example.shape[1:], example.dtype.name, proximal_mu, seed)
+
+
+# A simulation asks for it twice: to see whether all fits together before the first round, and to train it.
+@functools.lru_cache(maxsize=2)
+def _cached_program(
+    model: ModelConfig, train: TrainConfig, shape: tuple[int, ...], dtype: str, proximal_mu: float, seed: int
+) -> Program:
+    from edge_runtime.building import build
+
+    trainable: str | list[str] | None = train.trainable or None
+    if trainable not in (None, "auto"):
+        trainable = [name.strip() for name in train.trainable.split(",")]
+    return build(
+        make_module(model, seed),
+        np.zeros((1, *shape), dtype),
+        loss=train.build_loss(),
+        optimizer=train.optimizer.build(),
+        batch_size=train.batch_size,
+        memory_budget=train.memory_budget or None,
+        trainable=trainable,
+        micro_batch=train.micro_batch or None,
+        proximal_mu=proximal_mu,
+        clip_value=train.clip_value,
+        clip_norm=train.clip_norm,
+    )
+
+
+def example_of(model: ModelConfig) -> Array:
+    """One row of the shape and dtype that `model.input` says.
+
+    >>> example_of(ModelConfig(input="1x28x28")).shape
+    (1, 1, 28, 28)
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:x\d{1,9}){0,7})(?: (float32|int64))?", model.input.strip())
+    if not found or any(int(n) < 1 for n in found[1].split("x")):
+        raise ConfigError(f'model.input = {model.input!r}: must be a shape such as "1x28x28", or "64 int64" for tokens')
+    return np.zeros((1, *map(int, found[1].split("x"))), found[2] or "float32")
+
+
+def make_trainer(
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    program: Program | None = None,
+    proximal_mu: float = 0.0,
+    seed: int = 0,
+) -> LocalTrainer:
+    """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names."""
+    if train.trainer == "engine":
+        from edge_runtime.train.trainer import Trainer
+
+        if program is None:
+            program = make_program(model, train, example_of(model), proximal_mu=proximal_mu, seed=seed)
+        return Trainer(program, seed=seed)
+
     from edge_runtime.train.torch_trainer import TorchTrainer
 
     return TorchTrainer(
@@ -38,5 +105,29 @@ def make_trainer(model: ModelConfig, train: TrainConfig, *, proximal_mu: float =
         loss=train.build_loss(),
         optimizer=train.optimizer.build(),
         proximal_mu=proximal_mu,
+        clip_value=train.clip_value,
+        clip_norm=train.clip_norm,
         seed=seed,
     )
+
+
+def pack_program(program: Program) -> bytes:
+    """A Program as a server sends it beside the weights: without them, and compressed."""
+    return zlib.compress(program.without_weights().to_bytes(), 9)
+
+
+def unpack_program(data: bytes) -> Program:
+    """The Program that `pack_program` wrote.
+
+    Raises:
+        PeerError: it is malformed, or larger than 256 MiB.
+
+    """
+    inflate = zlib.decompressobj()
+    try:
+        content = inflate.decompress(data, MAX_PROGRAM_BYTES)
+        if not inflate.eof or inflate.unused_data:
+            raise PeerError("the message's Program is cut off, or too large")
+        return Program.from_bytes(content)
+    except (zlib.error, ProgramError) as error:
+        raise PeerError(f"the message's Program: {error}") from error

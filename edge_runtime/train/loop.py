@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from edge_runtime.schedules import Plateau, ReduceOnPlateau, Schedule
-from edge_runtime.train.batches import Array, Batch, Batches, Targets
+from edge_runtime.train.batches import Array, Batch, Batches, Inputs, Targets
 from edge_runtime.train.checkpoint import Checkpoint, restore
 from edge_runtime.train.history import Epoch, History
 from edge_runtime.train.metrics import Metric
@@ -74,7 +74,7 @@ class LocalTrainer(Protocol):
 
         """
 
-    def step(self, x: Array, y: Targets) -> float:
+    def step(self, x: Inputs, y: Targets) -> float:
         """One optimizer step on one batch; returns its mean loss before the step."""
 
     def fit(
@@ -96,7 +96,7 @@ class LocalTrainer(Protocol):
         Without `metrics`: `accuracy` where targets are classes. See `metrics.Evaluation`.
         """
 
-    def predict(self, x: Array) -> Any:
+    def predict(self, x: Inputs) -> Any:
         """The model's output for x, float32, in evaluation mode; a tuple of arrays where it has several outputs."""
 
 
@@ -180,7 +180,7 @@ class Loop:
         for x, y in self._rest_of_pass():
             self.trainer.lr_scale = self.base_scale * self._factor()
             self.history.losses.append(self.trainer.step(x, y))
-            self.history.examples += len(x)
+            self.history.examples += _rows(x)
             self.batch += 1
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -271,3 +271,7 @@ class _EachStep(Callback):
 
     def on_step(self, loop: Loop) -> None:
         self._function(loop.step - 1, loop.history.losses[-1])
+
+
+def _rows(x: Inputs) -> int:
+    return len(x[0] if isinstance(x, tuple) else x)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge_runtime import losses, optimizers
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.train import loop
-from edge_runtime.train.batches import Array, Batch, Targets
+from edge_runtime.train.batches import Array, Batch, Inputs, Targets
 from edge_runtime.train.loop import State
 from edge_runtime.train.metrics import Evaluation, Metric
 
@@ -143,11 +143,11 @@ class TorchTrainer:
             tensor.detach().numpy()[...] = snapshot[name]
         self._steps = int(count)
 
-    def step(self, x: Array, y: Targets) -> float:
+    def step(self, x: Inputs, y: Targets) -> float:
         if not self.module.training:
             self.module.train()
         self._gradients.zero_()
-        loss = self._loss_of(self.module(_tensor(x)), y)
+        loss = self._loss_of(self._forward(x), y)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves this method untyped
         if self._proximal_mu:
             self._gradients.add_(self._weights - self._anchor, alpha=self._proximal_mu)
@@ -167,14 +167,14 @@ class TorchTrainer:
         self.module.eval()
         evaluation = Evaluation(self._loss, metrics)
         for x, y in batches:
-            output = self.module(_tensor(x))
+            output = self._forward(x)
             evaluation.add(float(self._loss_of(output, y)), _arrays(output), y)
         return evaluation.figures()
 
     @torch.inference_mode()
-    def predict(self, x: Array) -> Any:
+    def predict(self, x: Inputs) -> Any:
         self.module.eval()
-        return _arrays(self.module(_tensor(x)))
+        return _arrays(self._forward(x))
 
     def _restart(self) -> None:
         self._anchor = self._weights.clone() if self._proximal_mu else self._weights
@@ -193,6 +193,9 @@ class TorchTrainer:
         if self._correction is not None:
             parts["correction"] = self._correction
         return parts | {"steps": torch.tensor(self._steps), "random": torch.default_generator.get_state()}
+
+    def _forward(self, x: Inputs) -> Any:
+        return self.module(*map(_tensor, x)) if isinstance(x, tuple) else self.module(_tensor(x))
 
     def _loss_of(self, output: torch.Tensor | Sequence[torch.Tensor], y: Targets) -> torch.Tensor:
         outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)

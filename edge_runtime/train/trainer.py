@@ -281,7 +281,7 @@ class Trainer:
             return array
         if array.dtype.kind not in "fiub":
             raise ValueError(f"input {tensor.name} must be numbers, it is {array.dtype}")
-        data = np.ascontiguousarray(array, np.float32)
+        data: NDArray[np.float32] = np.ascontiguousarray(array, np.float32)
         if not native.all_finite(data):
             row = int(np.argmax(~np.isfinite(data).reshape(len(data), -1).all(1)))
             raise NumericsError(f"step {self._steps}: NaN or infinity in the data, input {tensor.name}, row {row}")
@@ -308,10 +308,9 @@ class Trainer:
             raise ValueError(f"cross_entropy needs whole-number classes, the targets are {array.dtype}")
         if array.shape not in (shape, (*shape, 1)) and shape != (*array.shape, 1):
             raise ValueError(f"targets {array.shape} do not fit the model's output, which wants {shape}")
-        data = array.reshape(shape)
         if classes:
-            return data
-        data = np.ascontiguousarray(data, np.float32)
+            return array.reshape(shape)
+        data: NDArray[np.float32] = np.ascontiguousarray(array.reshape(shape), np.float32)
         if not native.all_finite(data):
             what = "teacher's logits" if isinstance(loss, KLDivergence) else "targets"
             raise NumericsError(f"step {self._steps}: NaN or infinity in the {what}")

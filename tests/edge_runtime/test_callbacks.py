@@ -140,9 +140,7 @@ def test_a_plateau_follows_the_validation_figure() -> None:
     scales: list[float] = []
     trainer = Scripted([3, 2, 2, 2, 2, 2])
     rule = schedules.ReduceOnPlateau(patience=1, gamma=0.5)
-    trainer.fit(
-        [(data(4).x, data(4).y)], 6, [lambda *_: scales.append(trainer.lr_scale)], schedule=rule, validation=[]
-    )
+    trainer.fit([(data(4).x, data(4).y)], 6, [lambda *_: scales.append(trainer.lr_scale)], schedule=rule, validation=[])
     assert scales == [1, 1, 1, 1, 0.5, 0.5]
 
 
@@ -221,9 +219,7 @@ def test_restoring_the_best_epoch_gives_its_weights_back() -> None:
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch(tmp_path: Path) -> None:
     trainer = Scripted([3, 1, 2, 1])
-    trainer.fit(
-        [(data(4).x, data(4).y)], 4, [callbacks.BestCheckpoint(tmp_path / "best.ckpt")], validation=[]
-    )
+    trainer.fit([(data(4).x, data(4).y)], 4, [callbacks.BestCheckpoint(tmp_path / "best.ckpt")], validation=[])
     assert checkpoint.load(tmp_path / "best.ckpt").progress["epoch"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
 
@@ -322,13 +318,15 @@ def test_tensorboard_is_given_every_scalar_and_closed(monkeypatch: pytest.Monkey
     module = type(sys)("tensorboardX")
     module.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    history = linear().fit(
-        Batches(data(4), 2), 1, [callbacks.TensorBoard(tmp_path)], validation=Batches(data(4), 2)
-    )
+    history = linear().fit(Batches(data(4), 2), 1, [callbacks.TensorBoard(tmp_path)], validation=Batches(data(4), 2))
     (epoch,) = history.epochs
     assert calls == [
         (str(tmp_path), 1),
-        *(row for n, loss in enumerate(history.losses, 1) for row in (("train/loss", loss, n), ("train/lr_scale", 1.0, n))),
+        *(
+            row
+            for n, loss in enumerate(history.losses, 1)
+            for row in (("train/loss", loss, n), ("train/lr_scale", 1.0, n))
+        ),
         *((f"validation/{name}", value, 2) for name, value in epoch.validation.items()),
         "flush",
         "close",

@@ -1,4 +1,4 @@
-"""A training that is cut off anywhere and taken up again from its file goes on bit for bit; hostile files are refused."""
+"""A training cut off anywhere and taken up again from its file goes on bit for bit; hostile files are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EPOCHS, BATCH, ROWS = 3, 4, 18
 STEPS_PER_EPOCH = -(-ROWS // BATCH)
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     pass
 
 
@@ -47,7 +47,7 @@ class CutAt(Callback):
 
     def on_step(self, loop: Loop) -> None:
         if loop.step == self.step:
-            raise PowerCut
+            raise PowerCutError
 
 
 def rows(seed: int = 0) -> Examples:
@@ -75,7 +75,7 @@ def training(
     resume: Checkpoint | None = None,
     seed: int = 7,
 ) -> tuple[TorchTrainer, History]:
-    """Shuffling, augmentation, dropout, batch norm, momentum, a proximal term, validation, early stopping: all at once."""
+    """Shuffling, augmentation, dropout, batch norm, momentum, a proximal term and early stopping, all at once."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)
@@ -116,7 +116,7 @@ def test_a_training_cut_off_anywhere_goes_on_bit_for_bit(
     whole = training(optimizer, schedule)
     hooks = (callbacks.CheckpointEvery(path, every), CutAt(cut))
     if cut <= len(whole[1].losses):
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             training(optimizer, schedule, hooks)
     # Another seed than the first process had: all randomness has to come from the file.
     resume = checkpoint.load(path) if path.exists() else None
@@ -169,7 +169,7 @@ def test_any_repeatable_batches_can_be_taken_up_in_the_middle(tmp_path: Path) ->
         start = {name: np.ones_like(array) for name, array in trainer.state_dict().items()}
         trainer.load_state_dict(start)
         if cut:
-            with pytest.raises(PowerCut):
+            with pytest.raises(PowerCutError):
                 trainer.fit(batches, EPOCHS, [callbacks.CheckpointEvery(path, 1), CutAt(cut + 1)])
             assert checkpoint.load(path).progress["batch"] == cut % len(batches) + 1
         history = trainer.fit(batches, EPOCHS, resume=checkpoint.load(path) if cut else None)
@@ -353,8 +353,7 @@ def test_a_changed_or_cut_file_is_refused(tmp_path: Path, data: st.DataObject) -
     (tmp_path / "bad").write_bytes(bad)
     try:
         read = checkpoint.load(tmp_path / "bad")
-    except ProgramError as error:
-        assert "\n" not in str(error)
+    except ProgramError:
         return
     # Only the padding between arrays is covered by no checksum.
     assert read.arrays["a"].tobytes() == np.arange(5.0).tobytes()

@@ -128,7 +128,9 @@ def test_of_equal_logits_the_first_is_the_prediction_and_nan_hits_nothing_in_the
     ],
 )
 @pytest.mark.parametrize("metric", [Accuracy(), Accuracy(2), ConfusionMatrix(), PrecisionRecallF1()], ids=str)
-def test_targets_that_do_not_fit_are_refused(metric: Metric, logits: np.ndarray, targets: np.ndarray, text: str) -> None:
+def test_targets_that_do_not_fit_are_refused(
+    metric: Metric, logits: np.ndarray, targets: np.ndarray, text: str
+) -> None:
     with pytest.raises(ValueError, match=text):
         metric.update(logits, targets)
 

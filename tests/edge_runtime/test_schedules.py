@@ -164,5 +164,7 @@ def test_a_malformed_plateau_state_is_refused() -> None:
 
 
 def test_rounds_can_be_the_steps() -> None:
-    factors = np.array([schedules.Warmup(2, 0.5, schedules.Step(2, 0.1)).factor(round_number) for round_number in range(6)])
+    factors = np.array(
+        [schedules.Warmup(2, 0.5, schedules.Step(2, 0.1)).factor(round_number) for round_number in range(6)]
+    )
     np.testing.assert_allclose(factors, [0.5, 0.75, 1, 1, 0.1, 0.1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edge_runtime import optimizers
+from edge_runtime import losses, optimizers
 from edge_runtime.train import torch_optimizers
 from edge_runtime.train.torch_trainer import TorchTrainer
 
@@ -127,6 +127,101 @@ def test_training_equals_plain_pytorch(
     assert ours.losses == pytest.approx(history, rel=RELATIVE)
     for name, tensor in trainer.state_dict().items():
         assert relative_error(tensor, expected[name]) < RELATIVE, name
+
+
+@each_optimizer
+@pytest.mark.parametrize("bounds", [(0.02, 0.0), (0.0, 0.1), (0.02, 0.1)], ids=["value", "norm", "both"])
+def test_clipped_training_equals_plain_pytorch(pair: Pair, bounds: tuple[float, float]) -> None:
+    value, norm = bounds
+    torch.manual_seed(3)
+    module = NormedConv()
+    reference = copy.deepcopy(module).train()
+    optimizer = pair[1](reference.parameters())
+    trainer = TorchTrainer(module, optimizer=pair[0], clip_value=value, clip_norm=norm)
+    bitten = 0
+    for x, y in image_batches():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(reference(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        before = [parameter.grad.clone() for parameter in reference.parameters()]
+        if value:
+            nn.utils.clip_grad_value_(reference.parameters(), value)
+        if norm:
+            nn.utils.clip_grad_norm_(reference.parameters(), norm)
+        bitten += any(
+            not torch.equal(*two) for two in zip(before, (p.grad for p in reference.parameters()), strict=True)
+        )
+        optimizer.step()
+        trainer.step(x, y)
+    assert bitten > STEPS / 2
+    for name, tensor in reference.state_dict().items():
+        assert relative_error(trainer.state_dict()[name], tensor.numpy()) < RELATIVE, name
+
+
+class TwoHeads(nn.Module):
+    """Classes and values from one image; smooth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.values = NormedConv(), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.body(x)
+        return features, self.values(torch.tanh(features))
+
+
+@each_optimizer
+def test_training_a_learned_multi_task_loss_equals_plain_pytorch(pair: Pair) -> None:
+    torch.manual_seed(3)
+    module = TwoHeads()
+    reference, variances = copy.deepcopy(module).train(), nn.Parameter(torch.zeros(2))
+    optimizer = pair[1]([*reference.parameters(), variances])
+    trainer = TorchTrainer(
+        module,
+        optimizer=pair[0],
+        loss=losses.MultiTask((losses.CrossEntropy(), losses.MSE()), (1.0, 0.5), learned=True),
+    )
+    rng = np.random.default_rng(5)
+    for x, y in image_batches():
+        values = rng.normal(size=(len(x), 3)).astype(np.float32)
+        optimizer.zero_grad()
+        logits, predicted = reference(torch.from_numpy(x))
+        parts = torch.stack(
+            [
+                nn.functional.cross_entropy(logits, torch.from_numpy(y)),
+                0.5 * nn.functional.mse_loss(predicted, torch.from_numpy(values)),
+            ]
+        )
+        loss = (torch.exp(-variances) * parts + variances).sum()
+        loss.backward()
+        optimizer.step()
+        assert trainer.step(x, (y, values)) == pytest.approx(loss.item(), rel=1e-4)
+    for name, tensor in reference.state_dict().items():
+        assert relative_error(trainer.state_dict()[name], tensor.numpy()) < RELATIVE, name
+    assert relative_error(trainer.snapshot()["loss.log_variances"], variances.detach().numpy()) < RELATIVE
+
+
+@each_optimizer
+def test_a_factor_of_the_learning_rate_is_pytorchs_smaller_learning_rate(pair: Pair) -> None:
+    rng = np.random.default_rng(6)
+    w = torch.from_numpy(rng.normal(size=50).astype(np.float32))
+    reference = nn.Parameter(w.clone())
+    optimizer = pair[1]([reference])
+    rate = optimizer.param_groups[0]["lr"]
+    state: torch_optimizers.State = {}
+    for count in range(STEPS):
+        optimizer.param_groups[0]["lr"] = rate * 0.95**count
+        reference.grad = torch.from_numpy(rng.normal(size=50).astype(np.float32))
+        torch_optimizers.step(pair[0], state, count, w, reference.grad.clone(), 0.95**count)
+        optimizer.step()
+    assert set(state) == set(torch_optimizers.moment_names(pair[0]))
+    assert relative_error(w.numpy(), reference.detach().numpy()) < RELATIVE
+
+
+def test_clipping_leaves_short_gradients_and_a_zero_gradient_alone() -> None:
+    for values in ([0.1, -0.2], [0.0, 0.0]):
+        g = torch.tensor(values)
+        torch_optimizers.clip(g, 1.0, 1.0)
+        assert g.tolist() == torch.tensor(values).tolist()
 
 
 @each_optimizer

@@ -1,57 +1,120 @@
-// Depthwise convolutions: each plane by itself, kernel place by kernel place.
+// Depthwise convolutions: each plane by itself, from its phases; depthwise_direct.h has the windows that do not fit.
 #ifndef HEDGEROW_CONV_DEPTHWISE_H_
 #define HEDGEROW_CONV_DEPTHWISE_H_
 
-#include "conv/geometry.h"
+#include "conv/depthwise_direct.h"
+#include "conv/phases.h"
 
 namespace hedgerow {
 namespace {
 
-// f(kernel place, first output, first input, count) for every run of places in one plane that a kernel place joins.
-template <typename F>
-HEDGEROW_INLINE void ForRuns(const Geometry& s, F f) {
-  for (Index k = 0; k < s.kh; ++k) {
-    for (Index l = 0; l < s.kw; ++l) {
-      const Span columns = s.Columns(l);
-      for (Index oy = 0; oy < s.OH; ++oy) {
-        const Index iy = oy * s.sh + k - s.ph;
-        if (iy < 0 || iy >= s.H || columns.first >= columns.last) continue;
-        f(k * s.kw + l, oy * s.OW + columns.first, iy * s.W + columns.first * s.sw + l - s.pw,
-          columns.last - columns.first);
-      }
+// Vectors are read and written past the last element that counts.
+constexpr Index kSlack = 2 * kWidth;
+
+// y[i] = init + sum over t of w[t] x[i + at[t]] for i < n, and up to kSlack - 1 more. kTaps: how many t, if known here.
+template <Index kTaps>
+HEDGEROW_INLINE void CorrelateTaps(Index taps, const float* w, const Index* at, float init, const float* x, Index n,
+                                   float* y) {
+  for (Index i = 0; i < n; i += 2 * kWidth) {
+    V a = Splat(init), b = a;
+    for (Index t = 0; t < (kTaps ? kTaps : taps); ++t) {
+      a += w[t] * Load(x + i + at[t]);
+      b += w[t] * Load(x + i + at[t] + kWidth);
     }
+    Store(y + i, a);
+    Store(y + i + kWidth, b);
   }
 }
 
+void Correlate(Index taps, const float* w, const Index* at, float init, const float* x, Index n, float* y) {
+  taps == 9 ? CorrelateTaps<9>(taps, w, at, init, x, n, y) : CorrelateTaps<0>(taps, w, at, init, x, n, y);
+}
+
+// g's rows at the flat indices of their outputs, zeros between and after them.
+void Spread(const Phases& p, const float* g, Index first, Index rows, float* flat) {
+  if (p.band < p.s.OH) Zero(p.plane, flat);
+  for (Index r = 0; r < rows; ++r) CopyShort(p.s.OW, g + (first + r) * p.s.OW, flat + r * p.columns);
+}
+
 void DepthwiseForward(const Geometry& s, const float* x, const float* w, const float* b, float* y) {
+  const Phases p(s);
+  if (!p.fits) return DirectForward(s, x, w, b, y);
+  float phases[kPhaseFloats + kSlack] = {}, out[kPhaseFloats + kSlack];
+  Index at[kMostTaps];
+  for (Index t = 0; t < p.taps; ++t) at[t] = p.phase[t] * p.plane + p.shift[t];
   for (Index i = 0; i < s.N * s.C; ++i, x += s.H * s.W, y += s.OH * s.OW) {
-    const float* kernel = w + i % s.C * s.kh * s.kw;
-    Splat(s.OH * s.OW, b ? b[i % s.C] : 0, y);
-    ForRuns(s, [&](Index place, Index out, Index in, Index count) {
-      for (Index j = 0; j < count; ++j) y[out + j] += kernel[place] * x[in + j * s.sw];
+    p.ForBands([&](Index first, Index rows) {
+      p.Split(x, first, phases);
+      Correlate(p.taps, w + i % s.C * p.taps, at, b ? b[i % s.C] : 0, phases, (rows - 1) * p.columns + s.OW, out);
+      for (Index r = 0; r < rows; ++r) CopyShort(s.OW, out + r * p.columns, y + (first + r) * s.OW);
     });
   }
 }
 
 void DepthwiseDx(const Geometry& s, const float* g, const float* w, float* dx) {
+  const Phases p(s);
+  if (!p.fits) return DirectDx(s, g, w, dx);
+  float phases[kPhaseFloats + kSlack], flat[2 * kPhaseFloats + 2 * kSlack] = {};
+  // Where the outputs start: an input looks back as far as the last tap's shift.
+  float* outputs = flat + p.shift[p.taps - 1];
   for (Index i = 0; i < s.N * s.C; ++i, dx += s.H * s.W, g += s.OH * s.OW) {
-    const float* kernel = w + i % s.C * s.kh * s.kw;
+    const float* kernel = w + i % s.C * p.taps;
     Zero(s.H * s.W, dx);
-    ForRuns(s, [&](Index place, Index out, Index in, Index count) {
-      for (Index j = 0; j < count; ++j) dx[in + j * s.sw] += kernel[place] * g[out + j];
+    p.ForBands([&](Index first, Index rows) {
+      Spread(p, g, first, rows, outputs);
+      for (Index phase = 0; phase < s.sh * s.sw; ++phase) {
+        float weights[kMostTaps];
+        Index at[kMostTaps], taps = 0;
+        for (Index t = 0; t < p.taps; ++t) {
+          if (p.phase[t] != phase) continue;
+          weights[taps] = kernel[t];
+          at[taps++] = -p.shift[t];
+        }
+        // Runs over into the next phase, which is written next.
+        Correlate(taps, weights, at, 0, outputs, p.plane, phases + phase * p.plane);
+      }
+      p.AddJoined(phases, first, dx);
     });
   }
 }
 
+// sum[t] += sum over i < n of g[i] x[i + at[t]], lane by lane; g is 0 past n.
+template <Index kTaps>
+HEDGEROW_INLINE void DotTaps(const Index* at, const float* g, const float* x, Index n, double (*sum)[kWidth]) {
+  V block[kTaps] = {};
+  for (Index i = 0; i < n; i += kWidth) {
+    const V v = Load(g + i);
+    for (Index t = 0; t < kTaps; ++t) block[t] += v * Load(x + i + at[t]);
+  }
+  for (Index t = 0; t < kTaps; ++t) {
+    for (Index lane = 0; lane < kWidth; ++lane) sum[t][lane] += block[t][lane];
+  }
+}
+
 void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
-  Zero(s.C * s.kh * s.kw, dw);
-  for (Index i = 0; i < s.N * s.C; ++i, x += s.H * s.W, g += s.OH * s.OW) {
-    float* kernel = dw + i % s.C * s.kh * s.kw;
-    ForRuns(s, [&](Index place, Index out, Index in, Index count) {
-      float sum = 0;
-      for (Index j = 0; j < count; ++j) sum += g[out + j] * x[in + j * s.sw];
-      kernel[place] += sum;
-    });
+  const Phases p(s);
+  if (!p.fits) return DirectDw(s, g, x, dw);
+  float phases[kPhaseFloats + kSlack] = {}, outputs[kPhaseFloats + kSlack] = {};
+  Index at[kMostTaps];
+  for (Index t = 0; t < p.taps; ++t) at[t] = p.phase[t] * p.plane + p.shift[t];
+  for (Index c = 0; c < s.C; ++c) {
+    double sum[kMostTaps][kWidth] = {};
+    for (Index i = c; i < s.N * s.C; i += s.C) {
+      p.ForBands([&](Index first, Index rows) {
+        p.Split(x + i * s.H * s.W, first, phases);
+        Spread(p, g + i * s.OH * s.OW, first, rows, outputs);
+        const Index n = (rows - 1) * p.columns + s.OW;
+        Index t = 0;
+        for (; t + 9 <= p.taps; t += 9) DotTaps<9>(at + t, outputs, phases, n, sum + t);
+        for (; t + 3 <= p.taps; t += 3) DotTaps<3>(at + t, outputs, phases, n, sum + t);
+        for (; t < p.taps; ++t) DotTaps<1>(at + t, outputs, phases, n, sum + t);
+      });
+    }
+    for (Index t = 0; t < p.taps; ++t) {
+      double total = 0;
+      for (double lane : sum[t]) total += lane;
+      dw[c * p.taps + t] = static_cast<float>(total);
+    }
   }
 }
 

@@ -3,60 +3,12 @@
 #ifndef HEDGEROW_CONV_GENERIC_H_
 #define HEDGEROW_CONV_GENERIC_H_
 
+#include "conv/columns.h"
 #include "conv/depthwise.h"
-#include "conv/geometry.h"
 #include "gemm/generic.h"
 
 namespace hedgerow {
 namespace {
-
-// columns[(c kh + k) kw + l][oy OW + ox] = x[c][oy sh + k - ph][ox sw + l - pw], 0 outside the image.
-void WindowsToColumns(const Geometry& s, const float* x, float* columns) {
-  for (Index c = 0; c < s.group_channels; ++c, x += s.H * s.W) {
-    for (Index k = 0; k < s.kh; ++k) {
-      for (Index l = 0; l < s.kw; ++l) {
-        const Span inside = s.Columns(l);
-        for (Index oy = 0; oy < s.OH; ++oy, columns += s.OW) {
-          const Index iy = oy * s.sh + k - s.ph;
-          if (iy < 0 || iy >= s.H) {
-            Zero(s.OW, columns);
-            continue;
-          }
-          Zero(inside.first, columns);
-          const float* row = x + iy * s.W + l - s.pw;
-          if (s.sw == 1) {
-            CopyFloats(inside.last - inside.first, row + inside.first, columns + inside.first);
-          } else {
-            for (Index ox = inside.first; ox < inside.last; ++ox) columns[ox] = row[ox * s.sw];
-          }
-          Zero(s.OW - inside.last, columns + inside.last);
-        }
-      }
-    }
-  }
-}
-
-// The transpose: each column element is added to the place of x that it was read from.
-void AddColumnsToWindows(const Geometry& s, const float* columns, float* x) {
-  for (Index c = 0; c < s.group_channels; ++c, x += s.H * s.W) {
-    for (Index k = 0; k < s.kh; ++k) {
-      for (Index l = 0; l < s.kw; ++l) {
-        const Span inside = s.Columns(l);
-        for (Index oy = 0; oy < s.OH; ++oy, columns += s.OW) {
-          const Index iy = oy * s.sh + k - s.ph;
-          if (iy < 0 || iy >= s.H) continue;
-          float* row = x + iy * s.W + l - s.pw;
-          if (s.sw == 1) {
-            const Index first = inside.first;
-            Map(inside.last - first, row + first, columns + first, row + first, [](V a, V b) { return a + b; });
-          } else {
-            for (Index ox = inside.first; ox < inside.last; ++ox) row[ox * s.sw] += columns[ox];
-          }
-        }
-      }
-    }
-  }
-}
 
 Status conv2d(const Call& call) {
   const Geometry s(call);

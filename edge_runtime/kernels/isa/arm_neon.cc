@@ -1,8 +1,9 @@
 // aarch64 NEON: 32 registers, of which a tile of 8 x 8 floats takes 16.
+#include "isa/four_lanes.h"
+
 namespace {
 
-struct Isa {
-  static constexpr int kWidth = 4;
+struct Isa : FourLanes {
   static constexpr int kTileRows = 8;
   static constexpr int kTileVectors = 2;
 };

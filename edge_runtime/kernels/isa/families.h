@@ -5,7 +5,7 @@
 #include "attention/generic.h"
 #include "conv/generic.h"
 #include "elementwise/generic.h"
-#include "gemm/generic.h"
+#include "gemm/linear.h"
 #include "isa/kernels.h"
 #include "lookup/generic.h"
 #include "loss/generic.h"

@@ -1,8 +1,9 @@
 // What every CPU of the architecture has: four lanes, which the compiler splits up where there are no vectors.
+#include "isa/four_lanes.h"
+
 namespace {
 
-struct Isa {
-  static constexpr int kWidth = 4;
+struct Isa : FourLanes {
   static constexpr int kTileRows = 4;
   static constexpr int kTileVectors = 2;
 };

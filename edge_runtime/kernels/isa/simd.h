@@ -1,5 +1,6 @@
 // Vectors of the ISA at hand, in GCC's and Clang's own vector notation: the file that includes this has defined
-// `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h).
+// `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h), and LoadPart and StorePart
+// for the first n < kWidth floats of a vector: nothing past them is read or written.
 //
 // Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and
 // a linker that merged two copies of a function could hand AVX2 code to a CPU without it.
@@ -34,17 +35,12 @@ HEDGEROW_INLINE V Load(const float* p) {
 
 HEDGEROW_INLINE void Store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// The first n <= kWidth floats, then zeros; nothing past them is read.
-HEDGEROW_INLINE V LoadPart(const float* p, Index n) {
-  if (n == kWidth) return Load(p);
-  V v{};
-  for (Index i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-}
+// The first n <= kWidth floats, then zeros.
+HEDGEROW_INLINE V LoadPart(const float* p, Index n) { return n == kWidth ? Load(p) : (V)Isa::LoadPart(p, n); }
 
 HEDGEROW_INLINE void StorePart(float* p, V v, Index n) {
   if (n == kWidth) return Store(p, v);
-  for (Index i = 0; i < n; ++i) p[i] = v[i];
+  Isa::StorePart(p, v, n);
 }
 
 template <typename To, typename From>
@@ -57,9 +53,9 @@ HEDGEROW_INLINE To Bits(From from) {
 
 // v with zeros from lane n on, whatever stood there.
 HEDGEROW_INLINE V KeepFirst(V v, Index n) {
-  if (n == kWidth) return v;
-  for (Index i = n; i < kWidth; ++i) v[i] = 0;
-  return v;
+  VI lane;
+  for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  return Bits<V>(Bits<VI>(v) & (lane < static_cast<int32_t>(n)));
 }
 
 // Lane by lane in a fixed order, in double.
@@ -125,6 +121,19 @@ HEDGEROW_INLINE void Zero(Index n, float* y) { __builtin_memset(y, 0, static_cas
 
 HEDGEROW_INLINE void CopyFloats(Index n, const float* x, float* y) {
   __builtin_memmove(y, x, static_cast<size_t>(n) * sizeof *y);
+}
+
+// For rows so short that a call would cost more than the copy.
+HEDGEROW_INLINE void CopyShort(Index n, const float* x, float* y) {
+  Index i = 0;
+  for (; i + kWidth <= n; i += kWidth) Store(y + i, Load(x + i));
+  if (i < n) StorePart(y + i, LoadPart(x + i, n - i), n - i);
+}
+
+HEDGEROW_INLINE void ZeroShort(Index n, float* y) {
+  Index i = 0;
+  for (; i + kWidth <= n; i += kWidth) Store(y + i, V{});
+  if (i < n) StorePart(y + i, V{}, n - i);
 }
 
 HEDGEROW_INLINE void Splat(Index n, float value, float* y) {

@@ -2,7 +2,7 @@
 #ifndef HEDGEROW_RECURRENT_RECURRENT_H_
 #define HEDGEROW_RECURRENT_RECURRENT_H_
 
-#include "gemm/generic.h"
+#include "gemm/linear.h"
 #include "math/generic.h"
 
 namespace hedgerow {

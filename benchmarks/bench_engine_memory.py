@@ -1,0 +1,256 @@
+"""What training costs in memory: the planned arena against its bound and its use, budgets, and whole processes.
+
+MB are 10^6 bytes. Every figure is of a fresh process (`python -P`, one thread), and a median over `--repeats` of them
+where it is read from /proc. `VmHWM` is a process's own highest resident set; `ru_maxrss` would count the parent, as
+which a child starts.
+
+1. Arena: planned peak; the bound, which is what the same schedule needs at its fullest op; and where the last byte lies
+   that a training step has written, in an arena filled with NaN.
+2. Budget: every plan of one model that no other beats; the training under `--budget`; and by how much a process grows
+   over its idle size, ours and PyTorch's. Idle is after the imports (for PyTorch with one 4x4 product); then
+   /proc/self/clear_refs resets VmHWM; then the model or Program is loaded and `--steps` steps run.
+3. Whole process: loads a Program (no torch), trains on data made by arithmetic, and ends; and again with rows shuffled
+   by NumPy's generator, as importing `numpy.random` is a part of it. PyTorch eager does the same steps with SGD.
+
+Models, weights and data: five of `simulations.models` after torch.manual_seed(0); standard normal x or tokens below 80.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MODELS = ("lenet", "resnet8", "mbv2", "gru", "tfm")
+WHOLE_PROCESS_MODELS = ("lenet", "resnet8", "gru", "tfm")
+GOAL_MB = 40
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--budget", default="40 MB", help="for the budget table")
+    parser.add_argument("--budget-model", default="mbv2", choices=MODELS)
+    parser.add_argument("--budget-batch", type=int, default=32)
+    parser.add_argument("--process-batch", type=int, default=8, help="for the table of whole processes")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, *arguments = options.child
+        print(json.dumps(CHILDREN[kind](*arguments)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print_arenas(options.models, options.batches, Path(folder))
+        print_budget(options, Path(folder))
+        print_processes(options, Path(folder))
+
+
+def fresh(kind: str, *arguments: object) -> dict[str, Any]:
+    """What a child of that kind reports, run in a process of its own."""
+    command = [sys.executable, "-P", __file__, "--child", kind, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def repeated(repeats: int, *runs: tuple[object, ...]) -> list[dict[str, float]]:
+    """Median of each figure over `repeats` processes of each of `runs`, which take turns."""
+    found: list[list[dict[str, Any]]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for place, run in enumerate(runs):
+            found[place].append(fresh(str(run[0]), *run[1:]))
+    return [{key: statistics.median(row[key] for row in rows) for key in rows[0]} for rows in found]
+
+
+# The three tables.
+
+
+def print_arenas(models: list[str], batches: list[int], folder: Path) -> None:
+    print("1. Arena of a training step with no budget, bytes: weights, gradients, activations, workspace, input")
+    print(f"   {'model':8} {'batch':>5} {'planned':>12} {'bound':>12} {'planned/bound':>13} {'written up to':>13}")
+    for model in models:
+        for batch in batches:
+            row = fresh("build", model, batch, 0, folder / "program")
+            print(
+                f"   {model:8} {batch:5} {row['planned']:12,} {row['bound']:12,} "
+                f"{row['planned'] / row['bound']:13.4f} {row['written']:13,}{_verdict(row)}"
+            )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    return "" if row["written"] <= row["planned"] else "  OVER: beyond the planned arena"
+
+
+def print_budget(options: argparse.Namespace, folder: Path) -> None:
+    model, batch = options.budget_model, options.budget_batch
+    path = folder / "budgeted"
+    free = fresh("build", model, batch, 0, folder / "free")
+    row = fresh("build", model, batch, options.budget, path)
+    print(f"\n2. Budgets: {model} at batch {batch}; the plans that no other beats, smallest first")
+    print(f"   {'arena MB':>8} {'est. cost':>9} {'extra MFLOP':>11} {'rows at once':>12}  plan")
+    for point in sorted(row["curve"], key=lambda point: point["peak_bytes"]):
+        print(
+            f"   {point['peak_bytes'] / 1e6:8.2f} {point['cost']:9.3f} {point['extra_flops'] / 1e6:11.1f} "
+            f"{point['micro_batch']:12}  {point['name']}"
+        )
+    print(
+        f"   under {options.budget}: planned {row['planned']:,} bytes ({row['plan']}), written up to "
+        f"{row['written']:,}{_verdict(row)}; loss {row['losses'][0]:.6f}, with no budget {free['losses'][0]:.6f}; "
+        f"weights after {len(row['losses'])} steps {'the same bits' if row['digest'] == free['digest'] else 'DIFFER'}"
+    )
+    ours, torch = repeated(
+        options.repeats, ("train", path, options.steps, "plain"), ("torch", model, batch, options.steps)
+    )
+    print(f"   {'process':22} {'idle MB':>8} {'added MB':>8} {'whole MB':>8}")
+    for name, one in ((f"ours under {options.budget}", ours), ("torch eager", torch)):
+        print(f"   {name:22} {one['idle']:8.1f} {one['peak'] - one['idle']:8.1f} {one['peak']:8.1f}")
+    ratio = (torch["peak"] - torch["idle"]) / (ours["peak"] - ours["idle"])
+    print(f"   torch adds {ratio:.1f} times what ours adds")
+
+
+def print_processes(options: argparse.Namespace, folder: Path) -> None:
+    batch = options.process_batch
+    stages = ("bare", "numpy", "loaded", "trainer", "peak")
+    titles = ("Python", "+ numpy", "+ Program", "+ Trainer", "peak", "shuffled", "torch", "ours/torch")
+    print(f"\n3. Whole process at batch {batch}, MB; goal <= {GOAL_MB} (VmHWM after each stage, {options.steps} steps)")
+    print(f"   {'model':8} " + " ".join(f"{title:>10}" for title in titles))
+    for model in (one for one in options.models if one in WHOLE_PROCESS_MODELS):
+        path = folder / f"{model}.program"
+        fresh("build", model, batch, 0, path)
+        plain, shuffled, torch = repeated(
+            options.repeats,
+            ("train", path, options.steps, "plain"),
+            ("train", path, options.steps, "shuffled"),
+            ("torch", model, batch, options.steps),
+        )
+        cells = [*(plain[stage] for stage in stages), shuffled["peak"], torch["peak"]]
+        over = "  OVER" if plain["peak"] > GOAL_MB else ""
+        over += "  OVER when shuffled" if shuffled["peak"] > GOAL_MB else ""
+        share = plain["peak"] / torch["peak"]
+        print(f"   {model:8} " + " ".join(f"{cell:10.1f}" for cell in cells) + f" {share:10.3f}{over}")
+
+
+# What runs in processes of its own; each imports for itself.
+
+
+def build(model: str, batch: str, budget: str, path: str) -> dict[str, Any]:
+    """Plan, save, and train three steps in an arena of NaN."""
+    import hashlib
+
+    import edge_runtime as er
+    from edge_runtime.engine.session import Session
+
+    module, x, y = _torch_model(model, int(batch))
+    program = er.build(
+        module, x, batch_size=int(batch), optimizer=er.SGD(lr=0.01), memory_budget=None if budget == "0" else budget
+    )
+    program.save(path)
+    trainer = er.Trainer(program)
+    weights = trainer.state_dict()
+    trainer._session = session = Session(program, poison=True)
+    trainer.load_state_dict(weights)
+    losses = [trainer.step(x.numpy(), y.numpy()) for _ in range(3)]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in trainer.state_dict().values()))
+    points = [
+        {name: getattr(point, name) for name in ("peak_bytes", "cost", "extra_flops", "micro_batch", "name")}
+        for point in program.report.curve
+    ]
+    return {
+        "planned": program.peak_bytes, "bound": program.lower_bound_bytes, "written": session.touched_bytes(),
+        "losses": losses, "digest": digest.hexdigest(), "curve": points, "plan": program.report.chosen.name,
+    }  # fmt: skip
+
+
+def train(path: str, steps: str, order: str) -> dict[str, float]:
+    """A device's process: load, train, end. Megabytes after each stage."""
+    found = {"bare": _status_mb("VmHWM")}
+    import numpy as np
+
+    found["numpy"] = _status_mb("VmHWM")
+    import edge_runtime as er
+
+    Program, Trainer = er.Program, er.Trainer  # noqa: N806  the lazy names, so that idle holds their imports
+    found["idle"] = _idle_mb()
+    program = Program.load(path)
+    found["loaded"] = _status_mb("VmHWM")
+    trainer = Trainer(program)
+    found["trainer"] = _status_mb("VmHWM")
+    inputs = {one.name: one for one in next(phase for phase in program.phases if phase.kind != "predict").inputs}
+    target = inputs["target.0"]
+    data = next(one for name, one in inputs.items() if name not in _SCALARS and not name.startswith(("norm.", "targ")))
+    counts = np.arange(int(np.prod(data.shape))).reshape(data.shape)
+    x = counts * 7919 % 80 if data.dtype == "i64" else ((counts * 7919 % 1009 - 504) / 291).astype(np.float32)
+    y = (np.arange(int(np.prod(target.shape))) * 31 % 10).reshape(target.shape)
+    for number in range(int(steps)):
+        rows = np.random.default_rng(number).permutation(len(x)) if order == "shuffled" else slice(None)
+        trainer.step(x[rows], y[rows])
+    if "torch" in sys.modules:
+        raise AssertionError("a device's process must not import torch")
+    return {**found, "peak": _status_mb("VmHWM")}
+
+
+_SCALARS = ("rows", "random", "lr", "corrections", "share")
+
+
+def torch_eager(model: str, batch: str, steps: str) -> dict[str, float]:
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(1)
+    torch.mm(torch.ones(4, 4), torch.ones(4, 4))
+    idle = _idle_mb()
+    module, x, y = _torch_model(model, int(batch))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, foreach=False)
+    for _ in range(int(steps)):
+        optimizer.zero_grad(set_to_none=True)
+        output = module(x)
+        functional.cross_entropy(output.reshape(-1, output.shape[-1]), y.reshape(-1)).backward()
+        optimizer.step()
+    return {"idle": idle, "peak": _status_mb("VmHWM")}
+
+
+def _torch_model(name: str, batch: int) -> tuple[Any, Any, Any]:
+    import torch
+
+    from simulations import models
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    if name in ("gru", "tfm"):
+        module = models.CharGRU(80, 64, 64) if name == "gru" else models.CharTransformer(80)
+        x, y = (torch.randint(0, 80, (batch, 64), generator=generator) for _ in range(2))
+        return module, x, y
+    module = {"lenet": models.LeNet, "resnet8": models.ResNet8, "mbv2": models.MobileNetV2Small}[name]()
+    x = torch.randn(batch, *((1, 28, 28) if name == "lenet" else (3, 32, 32)), generator=generator)
+    return module, x, torch.randint(0, 10, (batch,), generator=generator)
+
+
+def _idle_mb() -> float:
+    """Resident now; VmHWM starts again from here."""
+    import gc
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mb("VmRSS")
+
+
+def _status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
+
+
+CHILDREN = {"build": build, "train": train, "torch": torch_eager}
+
+if __name__ == "__main__":
+    main()
