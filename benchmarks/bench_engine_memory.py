@@ -17,15 +17,16 @@ Models, weights and data: five of `simulations.models` after torch.manual_seed(0
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+# Imports at the top are a part of every process that is measured: only what the engine itself imports stands there.
 
 MODELS = ("lenet", "resnet8", "mbv2", "gru", "tfm")
 WHOLE_PROCESS_MODELS = ("lenet", "resnet8", "gru", "tfm")
@@ -34,6 +35,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        kind, *arguments = sys.argv[2:]
+        print(json.dumps(CHILDREN[kind](*arguments)))
+        return
+    import argparse
+    import tempfile
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
@@ -43,12 +51,7 @@ def main() -> None:
     parser.add_argument("--budget-model", default="mbv2", choices=MODELS)
     parser.add_argument("--budget-batch", type=int, default=32)
     parser.add_argument("--process-batch", type=int, default=8, help="for the table of whole processes")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        kind, *arguments = options.child
-        print(json.dumps(CHILDREN[kind](*arguments)))
-        return
     with tempfile.TemporaryDirectory() as folder:
         print_arenas(options.models, options.batches, Path(folder))
         print_budget(options, Path(folder))
@@ -57,6 +60,8 @@ def main() -> None:
 
 def fresh(kind: str, *arguments: object) -> dict[str, Any]:
     """What a child of that kind reports, run in a process of its own."""
+    import subprocess
+
     command = [sys.executable, "-P", __file__, "--child", kind, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -65,6 +70,8 @@ def fresh(kind: str, *arguments: object) -> dict[str, Any]:
 
 def repeated(repeats: int, *runs: tuple[object, ...]) -> list[dict[str, float]]:
     """Median of each figure over `repeats` processes of each of `runs`, which take turns."""
+    import statistics
+
     found: list[list[dict[str, Any]]] = [[] for _ in runs]
     for _ in range(repeats):
         for place, run in enumerate(runs):

@@ -92,8 +92,8 @@ def build(
 
         ranked = by_importance(model.forward, recipe, model.initial)
         names = _most_that_fit(lambda chosen: plans(chosen)[0] is not None, recipe, ranked)
-        if names:
-            best, curve = plans(dataclasses.replace(recipe, trainable=names))
+        # If not even one fits, the last one, next to the loss, comes closest.
+        best, curve = plans(dataclasses.replace(recipe, trainable=names or recipe.trainable[-1:]))
     if best is None:
         raise over_budget(curve, budget, _advice(model.forward, trainable, max(batches), micro_batch))
     return _program(best, curve, budget, max(batches), model)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,8 @@ def terms(loss: Loss) -> tuple[Term, ...]:
 
 def denominator(loss: SingleLoss, target: NDArray[np.generic]) -> float:
     """What the sum of a loss over these targets is divided by: how many count, each by its class weight."""
+    import numpy as np  # not above: the descriptions in this file are read where there are no arrays
+
     match loss:
         case CrossEntropy() | Focal():
             counted = target[target != loss.ignore_index]

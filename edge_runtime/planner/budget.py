@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edge_runtime.errors import BudgetError
 from edge_runtime.ir.graph import Graph, Node, Value
@@ -76,6 +77,7 @@ class Placed:
 
 
 GraphAt = Callable[[int], Graph]
+T = TypeVar("T")
 
 
 def candidates(
@@ -123,15 +125,22 @@ def candidates(
 
 def choose(found: Sequence[Candidate], budget: int) -> tuple[Placed | None, list[Placed]]:
     """The cheapest plan of at most `budget` bytes (0: no limit), or None; and all plans that no other one beats."""
-    ordered = sorted(found, key=lambda c: (c.bound_bytes(), c.cost))
-    front: list[Candidate] = []
-    for one in ordered:
-        if not front or one.cost < front[-1].cost:
-            front.append(one)
-    placed = [place(one) for one in front]
+    bounds = sorted(found, key=lambda c: (c.bound_bytes(), c.cost))
+    hopeful = [place(one) for one in _front(bounds, lambda one: one.cost)]
+    peaks = sorted(hopeful, key=lambda one: (one.peak_bytes(), one.candidate.cost))
+    placed = _front(peaks, lambda one: one.candidate.cost)
     fitting = [one for one in placed if not budget or one.peak_bytes() <= budget]
     best = min(fitting, key=lambda one: (one.candidate.cost, one.peak_bytes()), default=None)
     return best, placed
+
+
+def _front(ordered: Sequence[T], cost_of: Callable[[T], float]) -> list[T]:
+    """Of plans in order of size, those that cost less than every smaller one."""
+    front: list[T] = []
+    for one in ordered:
+        if not front or cost_of(one) < cost_of(front[-1]):
+            front.append(one)
+    return front
 
 
 def place(candidate: Candidate) -> Placed:

@@ -52,9 +52,7 @@ def _cached_program(
 ) -> Program:
     from edge_runtime.building import build
 
-    trainable: str | list[str] | None = train.trainable or None
-    if trainable not in (None, "auto"):
-        trainable = [name.strip() for name in train.trainable.split(",")]
+    names = [name.strip() for name in train.trainable.split(",") if name.strip()]
     return build(
         make_module(model, seed),
         np.zeros((1, *shape), dtype),
@@ -62,7 +60,7 @@ def _cached_program(
         optimizer=train.optimizer.build(),
         batch_size=train.batch_size,
         memory_budget=train.memory_budget or None,
-        trainable=trainable,
+        trainable="auto" if names == ["auto"] else names or None,
         micro_batch=train.micro_batch or None,
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,

@@ -36,11 +36,13 @@ def fitted(loss: losses.SingleLoss, output: Tensor, target: Tensor) -> Tensor:
         ValueError: they cannot be meant for this output.
 
     """
-    classes = isinstance(loss, losses.CLASS_LOSSES)
-    if classes and target.is_floating_point():
-        raise ValueError(f"cross_entropy needs whole-number classes, the targets are {target.dtype}")
-    if isinstance(loss, losses.CLASS_LOSSES) and len(loss.class_weights) not in (0, output.shape[-1]):
-        raise ValueError(f"{len(loss.class_weights)} class weights for a model with {output.shape[-1]} classes")
+    classes = isinstance(loss, losses.CrossEntropy | losses.Focal)
+    if isinstance(loss, losses.CrossEntropy | losses.Focal):
+        if target.is_floating_point():
+            name = "focal" if isinstance(loss, losses.Focal) else "cross_entropy"
+            raise ValueError(f"{name} needs whole-number classes, the targets are {target.dtype}")
+        if len(loss.class_weights) not in (0, output.shape[-1]):
+            raise ValueError(f"{len(loss.class_weights)} class weights for a model with {output.shape[-1]} classes")
     wanted = output.shape[:-1] if classes else output.shape
     if target.shape != wanted:
         narrower, wider = target.shape == (*wanted, 1), wanted == (*target.shape, 1)

@@ -8,9 +8,6 @@
 namespace hedgerow {
 namespace {
 
-// Vectors are read and written past the last element that counts.
-constexpr Index kSlack = 2 * kWidth;
-
 // y[i] = init + sum over t of w[t] x[i + at[t]] for i < n, and up to kSlack - 1 more. kTaps: how many t, if known here.
 template <Index kTaps>
 HEDGEROW_INLINE void CorrelateTaps(Index taps, const float* w, const Index* at, float init, const float* x, Index n,
@@ -39,12 +36,12 @@ void Spread(const Phases& p, const float* g, Index first, Index rows, float* fla
 void DepthwiseForward(const Geometry& s, const float* x, const float* w, const float* b, float* y) {
   const Phases p(s);
   if (!p.fits) return DirectForward(s, x, w, b, y);
-  float phases[kPhaseFloats + kSlack] = {}, out[kPhaseFloats + kSlack];
+  float padded[kPhaseFloats + kSlack] = {}, phases[kPhaseFloats + kSlack] = {}, out[kPhaseFloats + kSlack];
   Index at[kMostTaps];
   for (Index t = 0; t < p.taps; ++t) at[t] = p.phase[t] * p.plane + p.shift[t];
   for (Index i = 0; i < s.N * s.C; ++i, x += s.H * s.W, y += s.OH * s.OW) {
     p.ForBands([&](Index first, Index rows) {
-      p.Split(x, first, phases);
+      p.Split(x, first, padded, phases);
       Correlate(p.taps, w + i % s.C * p.taps, at, b ? b[i % s.C] : 0, phases, (rows - 1) * p.columns + s.OW, out);
       for (Index r = 0; r < rows; ++r) CopyShort(s.OW, out + r * p.columns, y + (first + r) * s.OW);
     });
@@ -54,7 +51,7 @@ void DepthwiseForward(const Geometry& s, const float* x, const float* w, const f
 void DepthwiseDx(const Geometry& s, const float* g, const float* w, float* dx) {
   const Phases p(s);
   if (!p.fits) return DirectDx(s, g, w, dx);
-  float phases[kPhaseFloats + kSlack], flat[2 * kPhaseFloats + 2 * kSlack] = {};
+  float padded[kPhaseFloats + kSlack], phases[kPhaseFloats + kSlack], flat[2 * kPhaseFloats + 2 * kSlack] = {};
   // Where the outputs start: an input looks back as far as the last tap's shift.
   float* outputs = flat + p.shift[p.taps - 1];
   for (Index i = 0; i < s.N * s.C; ++i, dx += s.H * s.W, g += s.OH * s.OW) {
@@ -73,7 +70,7 @@ void DepthwiseDx(const Geometry& s, const float* g, const float* w, float* dx) {
         // Runs over into the next phase, which is written next.
         Correlate(taps, weights, at, 0, outputs, p.plane, phases + phase * p.plane);
       }
-      p.AddJoined(phases, first, dx);
+      p.AddJoined(phases, first, padded, dx);
     });
   }
 }
@@ -94,14 +91,14 @@ HEDGEROW_INLINE void DotTaps(const Index* at, const float* g, const float* x, In
 void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
   const Phases p(s);
   if (!p.fits) return DirectDw(s, g, x, dw);
-  float phases[kPhaseFloats + kSlack] = {}, outputs[kPhaseFloats + kSlack] = {};
+  float padded[kPhaseFloats + kSlack] = {}, phases[kPhaseFloats + kSlack] = {}, outputs[kPhaseFloats + kSlack] = {};
   Index at[kMostTaps];
   for (Index t = 0; t < p.taps; ++t) at[t] = p.phase[t] * p.plane + p.shift[t];
   for (Index c = 0; c < s.C; ++c) {
     double sum[kMostTaps][kWidth] = {};
     for (Index i = c; i < s.N * s.C; i += s.C) {
       p.ForBands([&](Index first, Index rows) {
-        p.Split(x + i * s.H * s.W, first, phases);
+        p.Split(x + i * s.H * s.W, first, padded, phases);
         Spread(p, g + i * s.OH * s.OW, first, rows, outputs);
         const Index n = (rows - 1) * p.columns + s.OW;
         Index t = 0;

@@ -16,13 +16,14 @@ namespace {
 
 constexpr Index kPhaseFloats = 4096;  // all phases of a band: half of a small L1 cache
 constexpr Index kMostTaps = 49;
-constexpr Index kLineFloats = 2048;
+// Vectors are read and written past the last element that counts.
+constexpr Index kSlack = 2 * kWidth;
 
 struct Phases {
   explicit Phases(const Geometry& g)
       : s(g), columns(s.OW + (s.kw - 1) / s.sw), lag((s.kh - 1) / s.sh), taps(s.kh * s.kw),
         fits(s.kh <= kMostTaps && s.kw <= kMostTaps && taps <= kMostTaps && s.sh <= s.kh && s.sw <= s.kw &&
-             columns <= kLineFloats / s.sw && (1 + lag) * s.sh * s.sw * columns <= kPhaseFloats) {
+             columns <= kPhaseFloats && (1 + lag) * s.sh * s.sw * columns <= kPhaseFloats) {
     if (!fits) return;
     band = Min(s.OH, kPhaseFloats / (s.sh * s.sw * columns) - lag);
     plane = (band + lag) * columns;
@@ -40,45 +41,22 @@ struct Phases {
     for (Index first = 0; first < s.OH; first += band) f(first, Min(band, s.OH - first));
   }
 
-  // f(image row, where its phase 0 starts) for the rows of one band that are inside the image.
-  template <typename F>
-  HEDGEROW_INLINE void ForImageRows(Index first_output, F f) const {
-    for (Index r = 0; r < (band + lag) * s.sh; ++r) {
-      const Index iy = first_output * s.sh + r - s.ph;
-      if (iy >= 0 && iy < s.H) f(iy, r % s.sh * s.sw * plane + r / s.sh * columns);
-    }
-  }
-
-  // The phases of one band. What is outside the image must be 0 already; with a single band it stays so.
-  void Split(const float* x, Index first_output, float* phases) const {
-    if (band < s.OH) Zero(s.sh * s.sw * plane, phases);
-    ForImageRows(first_output, [&](Index iy, Index at) {
-      if (s.sw == 1) return CopyShort(covered, x + iy * s.W, phases + at + s.pw);
-      float line[kLineFloats + 2 * kWidth];
-      ZeroShort(Min(s.pw, columns * s.sw), line);
-      CopyShort(covered, x + iy * s.W, line + s.pw);
-      ZeroShort(Max(0, columns * s.sw + 2 * kWidth - s.pw - covered), line + s.pw + covered);
-      if (s.sw == 2) return SplitPairs(line, phases + at, phases + at + plane);
-      for (Index b = 0; b < s.sw; ++b) {
-        for (Index j = 0; j < columns; ++j) phases[at + b * plane + j] = line[j * s.sw + b];
-      }
-    });
+  // The phases of one band. Both buffers are 0 at first; with a single band what is outside the image stays so.
+  void Split(const float* x, Index first_output, float* padded, float* phases) const {
+    float* rows = s.sw == 1 ? phases : padded;
+    if (band < s.OH) Zero(s.sh * s.sw * plane, rows);
+    ForImageRows(first_output, [&](Index iy, Index at) { CopyShort(covered, x + iy * s.W, rows + at); });
+    // Row by row would be one pass less, but a store that is read back at once, at another alignment, stalls.
+    if (s.sw > 1) Deal(padded, phases);
   }
 
   // The transpose of Split: adds a band's phases to the image.
-  void AddJoined(const float* phases, Index first_output, float* x) const {
+  void AddJoined(const float* phases, Index first_output, float* padded, float* x) const {
+    if (s.sw > 1) Collect(phases, padded);
+    const float* rows = s.sw == 1 ? phases : padded;
     ForImageRows(first_output, [&](Index iy, Index at) {
-      float line[kLineFloats + 2 * kWidth];
-      if (s.sw == 2) {
-        JoinPairs(phases + at, phases + at + plane, line);
-      } else {
-        for (Index b = 0; b < s.sw && s.sw > 1; ++b) {
-          for (Index j = 0; j < columns; ++j) line[j * s.sw + b] = phases[at + b * plane + j];
-        }
-      }
       float* row = x + iy * s.W;
-      const float* from = (s.sw == 1 ? phases + at : line) + s.pw;
-      Map(covered, row, from, row, [](V a, V b) { return a + b; });
+      Map(covered, row, rows + at, row, [](V a, V b) { return a + b; });
     });
   }
 
@@ -89,30 +67,57 @@ struct Phases {
   Index phase[kMostTaps], shift[kMostTaps];
 
  private:
-  HEDGEROW_INLINE void SplitPairs(const float* line, float* even, float* odd) const {
+  // f(image row, where its first element stands) for the rows of one band that are inside the image, in a buffer that
+  // holds the padded rows i sh, then the rows i sh + 1, ...: each run becomes the sw phases that follow one another.
+  template <typename F>
+  HEDGEROW_INLINE void ForImageRows(Index first_output, F f) const {
+    for (Index r = 0; r < (band + lag) * s.sh; ++r) {
+      const Index iy = first_output * s.sh + r - s.ph;
+      if (iy >= 0 && iy < s.H) f(iy, (r % s.sh * plane + r / s.sh * columns) * s.sw + s.pw);
+    }
+  }
+
+  // phases[(i sw + b) plane + j] = padded[i sw plane + j sw + b]
+  void Deal(const float* padded, float* phases) const {
     VI evens, odds;
     for (int i = 0; i < kWidth; ++i) {
       evens[i] = 2 * i;
       odds[i] = 2 * i + 1;
     }
-    ForVectors(columns, [&](Index j, Index k) {
-      const V a = Load(line + 2 * j), b = Load(line + 2 * j + kWidth);
-      StorePart(even + j, Shuffle(a, b, evens), k);
-      StorePart(odd + j, Shuffle(a, b, odds), k);
-    });
+    for (Index i = 0; i < s.sh; ++i, padded += s.sw * plane, phases += s.sw * plane) {
+      if (s.sw == 2) {
+        ForVectors(plane, [&](Index j, Index k) {
+          const V a = Load(padded + 2 * j), b = Load(padded + 2 * j + kWidth);
+          StorePart(phases + j, Shuffle(a, b, evens), k);
+          StorePart(phases + plane + j, Shuffle(a, b, odds), k);
+        });
+      } else {
+        for (Index b = 0; b < s.sw; ++b) {
+          for (Index j = 0; j < plane; ++j) phases[b * plane + j] = padded[j * s.sw + b];
+        }
+      }
+    }
   }
 
-  HEDGEROW_INLINE void JoinPairs(const float* even, const float* odd, float* line) const {
+  void Collect(const float* phases, float* padded) const {
     VI low, high;
     for (int i = 0; i < kWidth; ++i) {
       low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
       high[i] = low[i] + static_cast<int>(kWidth) / 2;
     }
-    ForVectors(columns, [&](Index j, Index k) {
-      const V a = LoadPart(even + j, k), b = LoadPart(odd + j, k);
-      Store(line + 2 * j, Shuffle(a, b, low));
-      Store(line + 2 * j + kWidth, Shuffle(a, b, high));
-    });
+    for (Index i = 0; i < s.sh; ++i, padded += s.sw * plane, phases += s.sw * plane) {
+      if (s.sw == 2) {
+        ForVectors(plane, [&](Index j, Index k) {
+          const V a = LoadPart(phases + j, k), b = LoadPart(phases + plane + j, k);
+          Store(padded + 2 * j, Shuffle(a, b, low));
+          Store(padded + 2 * j + kWidth, Shuffle(a, b, high));
+        });
+      } else {
+        for (Index b = 0; b < s.sw; ++b) {
+          for (Index j = 0; j < plane; ++j) padded[j * s.sw + b] = phases[b * plane + j];
+        }
+      }
+    }
   }
 };
 

@@ -60,7 +60,7 @@ void Gemm(Form form, Index M, Index N, Index K, const float* a, Index lda, const
   if (form == Form::kNT && K >= kDotDepthPerRow * M) return GemmByDots(M, N, K, a, lda, b, ldb, beta, c, ldc);
   alignas(64) float packed[kDepth * kTileColumns];
   const Strided rows = form == Form::kTN ? Strided{a, 1, lda} : Strided{a, lda, 1};
-  const bool in_place = form != Form::kNT && M <= 2 * kTileRows;
+  const bool in_place = form != Form::kNT && M <= 3 * kTileRows;
   Index k = 0;
   do {
     const Index depth = Min(kDepth, K - k);

@@ -123,17 +123,18 @@ HEDGEROW_INLINE void CopyFloats(Index n, const float* x, float* y) {
   __builtin_memmove(y, x, static_cast<size_t>(n) * sizeof *y);
 }
 
-// For rows so short that a call would cost more than the copy.
+// For rows so short that a call would cost more than the work. The last vector overlaps the one before it, which is
+// cheaper than a part of a vector. x and y do not overlap.
 HEDGEROW_INLINE void CopyShort(Index n, const float* x, float* y) {
-  Index i = 0;
-  for (; i + kWidth <= n; i += kWidth) Store(y + i, Load(x + i));
-  if (i < n) StorePart(y + i, LoadPart(x + i, n - i), n - i);
+  if (n < kWidth) return StorePart(y, LoadPart(x, n), n);
+  for (Index i = 0; i + kWidth < n; i += kWidth) Store(y + i, Load(x + i));
+  Store(y + n - kWidth, Load(x + n - kWidth));
 }
 
 HEDGEROW_INLINE void ZeroShort(Index n, float* y) {
-  Index i = 0;
-  for (; i + kWidth <= n; i += kWidth) Store(y + i, V{});
-  if (i < n) StorePart(y + i, V{}, n - i);
+  if (n < kWidth) return StorePart(y, V{}, n);
+  for (Index i = 0; i + kWidth < n; i += kWidth) Store(y + i, V{});
+  Store(y + n - kWidth, V{});
 }
 
 HEDGEROW_INLINE void Splat(Index n, float value, float* y) {
