@@ -1,20 +1,20 @@
 """The Program file: a prelude of 64 bytes, a canonical JSON header, and a blob of initial weights on a 64-byte border.
 
-Prelude: the magic `HEDGEPRG`, the header's length (u64, little-endian), the SHA-256 of everything behind the prelude,
-16 zero bytes. The header is JSON with sorted keys and no spaces, so equal Programs are equal files; it names every
-tensor with its offset and every op of the native core with its numbers. What is read is checked here for form and
-range, and by the native core for what its ops touch, before anything runs.
+Prelude: the magic `HEDGEPRG`, the header's length (u64, little-endian), the CRC-32 of everything behind the prelude
+(u32), 44 zero bytes. (CRC and not SHA-256: it is there to find damage, and OpenSSL would cost a device 3.7 MiB.) The
+header is JSON with sorted keys and no spaces, so equal Programs are equal files; it names every tensor with its offset
+and every op of the native core with its numbers. What is read is checked here for form and range, and by the native
+core for what its ops touch, before anything runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
-import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8
 
 def write_program(program: Program, path: Path) -> Path:
     """Write atomically: a reader sees the old file or the whole new one."""
+    import tempfile  # not above: a device only reads
+
     data = encode(program)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -92,8 +94,8 @@ def encode(program: Program) -> bytes:
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     body = text + bytes(-len(text) % ALIGNMENT) + bytes(blob)
-    digest = hashlib.sha256(body).digest()
-    return MAGIC + len(text).to_bytes(8, "little") + digest + bytes(PRELUDE - 48) + body
+    checksum = zlib.crc32(body).to_bytes(4, "little")
+    return MAGIC + len(text).to_bytes(8, "little") + checksum + bytes(PRELUDE - 20) + body
 
 
 def _tensor_json(tensor: Tensor) -> list[Any]:
@@ -128,10 +130,10 @@ def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
     if len(data) < PRELUDE or data[:8] != MAGIC:
         raise ProgramError("not a Hedgerow Program")
     length = int.from_bytes(data[8:16], "little")
-    if length > min(MAX_HEADER_BYTES, len(data) - PRELUDE) or any(data[48:PRELUDE]):
+    if length > min(MAX_HEADER_BYTES, len(data) - PRELUDE) or any(data[20:PRELUDE]):
         raise ProgramError("damaged: its prelude does not fit its length")
     body = memoryview(data)[PRELUDE:]
-    if hashlib.sha256(body).digest() != data[16:48]:
+    if zlib.crc32(body) != int.from_bytes(data[16:20], "little"):
         raise ProgramError("damaged: its checksum does not hold")
     try:
         header = json.loads(bytes(body[:length]))

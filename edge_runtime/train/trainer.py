@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine.session import DTYPES, Session
-from edge_runtime.errors import ConfigError, NumericsError
+from edge_runtime.errors import ConfigError, NumericsError, ProgramError
 from edge_runtime.kernels import native
 from edge_runtime.losses import CLASS_LOSSES, KLDivergence, MultiTask, denominator, terms
 from edge_runtime.optimizers import Adam, AdamW
@@ -32,20 +32,29 @@ class Trainer:
         seed: for dropout.
         check_numerics: keep a copy of the state before every step, and on a NaN or an infinity restore it and name the
             op that made it; costs the state's bytes once more.
+        session: the arena to run in, one of its own if None; a poisoned one shows reads of what was never written.
 
     Raises:
         ProgramError: an op of the Program is malformed or reaches outside its arena.
 
     """
 
-    def __init__(self, program: Program, *, threads: int = 1, seed: int = 0, check_numerics: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        threads: int = 1,
+        seed: int = 0,
+        check_numerics: bool = False,
+        session: Session | None = None,
+    ) -> None:
         if threads != 1:
             raise ConfigError(f"threads = {threads}: a step runs on one thread in this release")
         self.program = program
         self.lr_scale = 1.0
         self._check_numerics = check_numerics
         self._loss, self._terms = program.loss, terms(program.loss)
-        self._session = Session(program)
+        self._session = session or Session(program)
         self._tensors = {one.tensor.name: one for one in program.state}
         self._outputs = 1 + max(term.output for term in self._terms)
         self._by_kind: dict[str, list[Phase]] = {}
@@ -249,8 +258,6 @@ class Trainer:
 
     def _check_inputs(self) -> None:
         """Every phase must have the inputs that a step writes, in the shapes that the loss says."""
-        from edge_runtime.errors import ProgramError
-
         for phase in self.program.phases:
             if phase.kind == "update":
                 continue

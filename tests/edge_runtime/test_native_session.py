@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     "check_finite": Case([f(13)], [13]),
 }  # fmt: skip
 OPTIONAL = {
-    "linear": [2], "conv2d": [2], "layer_norm": [1, 2], "layer_norm_grad": [2, 6, 7], "gru": [4, 5],
+    "attention": [5], "attention_grad": [9], "linear": [2], "conv2d": [2], "layer_norm": [1, 2], "layer_norm_grad": [2, 6, 7], "gru": [4, 5],
     "gru_gates": [4, 5], "lstm": [5, 6], "lstm_gates": [5, 6], "cross_entropy": [2], "cross_entropy_grad": [3],
     "focal": [2], "focal_grad": [3], "sgd": [2], "rmsprop": [3],
 }  # fmt: skip

@@ -171,7 +171,7 @@ def forward_passes(draw) -> tuple[Graph, int]:
     b.hint = "v"
     x, w = b.input("x", (2, 4)), b.state("w", (4, 4))
     rows = b.rows()
-    values = [x]
+    values, moved = [x], []
     for _ in range(draw(st.integers(2, 8))):
         if sum(len(node.outputs) for node in b.nodes) > 7:
             break  # for the search through all subsets
@@ -189,12 +189,15 @@ def forward_passes(draw) -> tuple[Graph, int]:
             values += b.emit_all("layer_norm", one, dims=1, eps=1e-5)[:1]
         elif kind == "batch_norm" and b.shape(one)[0] % 2 == 0:
             scale = b.state(f"s{len(values)}", (4,))
-            values += b.emit_all("batch_norm", one, scale, scale, rows, batch=2, eps=1e-5)[:1]
+            y, *stats = b.emit_all("batch_norm", one, scale, scale, rows, batch=2, eps=1e-5)
+            values.append(y)
+            moved += stats  # running statistics are moved behind the forward pass, so all of them are read there
         elif kind == "mean":
             values.append(b.emit("mean", one, dims=(0,), keepdim=True))
     boundary = len(b.nodes)
     made = [name for node in b.nodes for name in node.outputs]
     read = draw(st.lists(st.sampled_from(made), min_size=1, max_size=4, unique=True)) if made else []
+    read = list(dict.fromkeys([*read, *moved]))
     b.hint = "out"
     outputs = [b.emit("scale", name, by=2.0, plus=0.0) for name in read]
     graph = b.finish(outputs)

@@ -31,11 +31,6 @@ float Dot(Index n, const float* a, const float* b) {
   return static_cast<float>(SumOf(n, [=](Index i, Index k) { return LoadPart(a + i, k) * LoadPart(b + i, k); }));
 }
 
-// y += s x
-void AddScaled(Index n, float s, const float* x, float* y) {
-  Map(n, x, y, y, [=](V a, V b) { return b + s * a; });
-}
-
 // Rows of neighbours where inner is 1, else kWidth columns at a time.
 Status softmax(const Call& call) {
   const Index outer = call.size(0), n = call.size(1), inner = call.size(2);

@@ -7,45 +7,62 @@
 namespace hedgerow {
 namespace {
 
-// f(row of the matrix at one output row, input row or nullptr where it is outside, output columns that are inside), for
-// the matrix [(c kh + k) kw + l][oy OW + ox]; output column ox meets input row[ox * sw].
-template <typename Pointer, typename Image, typename F>
-HEDGEROW_INLINE void ForMatrixRows(const Geometry& s, Pointer columns, Image x, F f) {
+// The outputs that one kernel place joins: element (r, j) of `matrix`, in rows of OW, meets element (r sh, j sw) of
+// `image`, in rows of W.
+template <typename Matrix, typename Image>
+struct Meeting {
+  Matrix matrix;
+  Image image;
+  Index rows, columns;
+};
+
+// f(row of the matrix, the part of it that is inside the image), for the matrix [(c kh + k) kw + l][oy OW + ox].
+template <typename Matrix, typename Image, typename F>
+HEDGEROW_INLINE void ForMatrixRows(const Geometry& s, Matrix matrix, Image x, F f) {
   for (Index c = 0; c < s.group_channels; ++c, x += s.H * s.W) {
     for (Index k = 0; k < s.kh; ++k) {
-      for (Index l = 0; l < s.kw; ++l) {
-        const Span inside = s.Columns(l);
-        for (Index oy = 0; oy < s.OH; ++oy, columns += s.OW) {
-          const Index iy = oy * s.sh + k - s.ph;
-          f(columns, iy < 0 || iy >= s.H ? nullptr : x + iy * s.W + l - s.pw, inside);
-        }
+      const Span rows = Inside(s.OH, s.sh, k - s.ph, s.H);
+      for (Index l = 0; l < s.kw; ++l, matrix += s.OH * s.OW) {
+        const Span columns = Inside(s.OW, s.sw, l - s.pw, s.W);
+        f(matrix, Meeting<Matrix, Image>{matrix + rows.first * s.OW + columns.first,
+                                         x + (rows.first * s.sh + k - s.ph) * s.W + columns.first * s.sw + l - s.pw,
+                                         rows.last - rows.first, columns.last - columns.first});
       }
     }
   }
 }
 
-void WindowsToColumns(const Geometry& s, const float* x, float* columns) {
-  ForMatrixRows(s, columns, x, [&](float* out, const float* row, Span inside) {
-    if (row == nullptr) return ZeroShort(s.OW, out);
-    ZeroShort(inside.first, out);
-    if (s.sw == 1) {
-      CopyShort(inside.last - inside.first, row + inside.first, out + inside.first);
+void WindowsToColumns(const Geometry& s, const float* x, float* matrix) {
+  const Index places = s.OH * s.OW;
+  ForMatrixRows(s, matrix, x, [&](float* row, Meeting<float*, const float*> m) {
+    if (m.rows * m.columns < places) Zero(places, row);
+    const Index n = m.columns, step = s.sh * s.W;
+    if (s.sw > 1) {
+      for (Index r = 0; r < m.rows; ++r, m.matrix += s.OW, m.image += step) {
+        for (Index j = 0; j < n; ++j) m.matrix[j] = m.image[j * s.sw];
+      }
+    } else if (n >= kWidth && n <= 2 * kWidth) {
+      // The usual width of a small network's layers, without CopyShort's branches.
+      for (Index r = 0; r < m.rows; ++r, m.matrix += s.OW, m.image += step) {
+        const V first = Load(m.image), last = Load(m.image + n - kWidth);
+        Store(m.matrix, first);
+        Store(m.matrix + n - kWidth, last);
+      }
     } else {
-      for (Index ox = inside.first; ox < inside.last; ++ox) out[ox] = row[ox * s.sw];
+      for (Index r = 0; r < m.rows; ++r, m.matrix += s.OW, m.image += step) CopyShort(n, m.image, m.matrix);
     }
-    ZeroShort(s.OW - inside.last, out + inside.last);
   });
 }
 
-// The transpose: each column element is added to the place of x that it was read from.
-void AddColumnsToWindows(const Geometry& s, const float* columns, float* x) {
-  ForMatrixRows(s, columns, x, [&](const float* from, float* row, Span inside) {
-    if (row == nullptr) return;
-    if (s.sw == 1) {
-      float* to = row + inside.first;
-      Map(inside.last - inside.first, to, from + inside.first, to, [](V a, V b) { return a + b; });
-    } else {
-      for (Index ox = inside.first; ox < inside.last; ++ox) row[ox * s.sw] += from[ox];
+// The transpose: each element of the matrix is added to the place of x that it was read from.
+void AddColumnsToWindows(const Geometry& s, const float* matrix, float* x) {
+  ForMatrixRows(s, matrix, x, [&](const float*, Meeting<const float*, float*> m) {
+    for (Index r = 0; r < m.rows; ++r, m.matrix += s.OW, m.image += s.sh * s.W) {
+      if (s.sw == 1) {
+        Map(m.columns, m.image, m.matrix, m.image, [](V a, V b) { return a + b; });
+      } else {
+        for (Index j = 0; j < m.columns; ++j) m.image[j * s.sw] += m.matrix[j];
+      }
     }
   });
 }

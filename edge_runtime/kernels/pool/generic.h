@@ -3,6 +3,7 @@
 #define HEDGEROW_POOL_GENERIC_H_
 
 #include "conv/geometry.h"
+#include "isa/transpose.h"
 
 namespace hedgerow {
 namespace {
@@ -17,31 +18,78 @@ struct Pooling {
   Index P, H, W, kh, kw, sh, sw, ph, pw, OH, OW;
 };
 
+// A NaN takes the place of a number, and nothing takes the place of a NaN.
+HEDGEROW_INLINE bool Wins(float value, float best) { return value > best || (value != value && best == best); }
+
+// What one window holds: rows [k0, k1) of it are inside the image.
+struct Winner {
+  float best;
+  Index place;
+};
+
+Winner MaxOfWindow(const Pooling& s, const float* x, Index top, Index k0, Index k1, Index left) {
+  const Index l0 = Max(0, -left), l1 = Min(s.kw, s.W - left);
+  Winner winner{x[(top + k0) * s.W + left + l0], k0 * s.kw + l0};
+  for (Index k = k0; k < k1; ++k) {
+    for (Index l = l0; l < l1; ++l) {
+      const float value = x[(top + k) * s.W + left + l];
+      if (Wins(value, winner.best)) winner = {value, k * s.kw + l};
+    }
+  }
+  return winner;
+}
+
+// n <= kWidth elements kStride apart, of which nothing past `left` floats is read.
+template <Index kStride>
+HEDGEROW_INLINE V LoadApart(const float* p, Index left) {
+  const V low = LoadPart(p, Min(kWidth, left));
+  if constexpr (kStride == 1) return low;
+  VI evens;
+  for (int i = 0; i < kWidth; ++i) evens[i] = 2 * i;
+  return Shuffle(low, LoadPart(p + kWidth, Max(0, Min(kWidth, left - kWidth))), evens);
+}
+
+// n <= kWidth windows at once, kStride apart, that stand inside the image from left to right.
+template <Index kStride>
+void MaxOfWindows(const Pooling& s, const float* x, Index top, Index k0, Index k1, Index left, Index n,
+                                  float* y, uint8_t* index) {
+  V best{};
+  VI place{};
+  for (Index k = k0; k < k1; ++k) {
+    for (Index l = 0; l < s.kw; ++l) {
+      const V value = LoadApart<kStride>(x + (top + k) * s.W + left + l, s.W - left - l);
+      const VI here = static_cast<int32_t>(k * s.kw + l) - VI{};
+      const VI wins = k == k0 && l == 0 ? ~VI{} : (value > best) | ((value != value) & (best == best));
+      best = wins ? value : best;
+      place = wins ? here : place;
+    }
+  }
+  StorePart(y, best, n);
+  for (Index i = 0; i < n; ++i) index[i] = static_cast<uint8_t>(place[i]);
+}
+
 Status max_pool2d(const Call& call) {
   const Pooling s(call, true);
   const float* x = call.f32(0);
   float* y = call.f32(1);
   uint8_t* index = call.u8(2);
+  // Output columns whose windows stand inside the image.
+  const Index first = Inside(s.OW, s.sw, -s.pw, s.W).first;
+  const Index last = s.sw > 2 ? first : Max(first, Inside(s.OW, s.sw, s.kw - 1 - s.pw, s.W).last);
   for (Index p = 0; p < s.P; ++p, x += s.H * s.W) {
-    for (Index oy = 0; oy < s.OH; ++oy) {
-      const Index top = oy * s.sh - s.ph;
-      const Index k0 = Max(0, -top), k1 = Min(s.kh, s.H - top);
-      for (Index ox = 0; ox < s.OW; ++ox) {
+    for (Index oy = 0; oy < s.OH; ++oy, y += s.OW, index += s.OW) {
+      const Index top = oy * s.sh - s.ph, k0 = Max(0, -top), k1 = Min(s.kh, s.H - top);
+      for (Index ox = 0; ox < s.OW;) {
         const Index left = ox * s.sw - s.pw;
-        const Index l0 = Max(0, -left), l1 = Min(s.kw, s.W - left);
-        float best = x[(top + k0) * s.W + left + l0];
-        Index place = k0 * s.kw + l0;
-        for (Index k = k0; k < k1; ++k) {
-          for (Index l = l0; l < l1; ++l) {
-            const float value = x[(top + k) * s.W + left + l];
-            // A NaN takes the place of a number, and nothing takes the place of a NaN.
-            const bool wins = value > best || (value != value && best == best);
-            best = wins ? value : best;
-            place = wins ? k * s.kw + l : place;
-          }
+        if (ox >= first && ox < last) {
+          const Index n = Min(kWidth, last - ox);
+          (s.sw == 1 ? MaxOfWindows<1> : MaxOfWindows<2>)(s, x, top, k0, k1, left, n, y + ox, index + ox);
+          ox += n;
+        } else {
+          const Winner winner = MaxOfWindow(s, x, top, k0, k1, left);
+          y[ox] = winner.best;
+          index[ox++] = static_cast<uint8_t>(winner.place);
         }
-        *y++ = best;
-        *index++ = static_cast<uint8_t>(place);
       }
     }
   }

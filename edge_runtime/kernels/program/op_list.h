@@ -43,9 +43,9 @@
   X(layer_norm_grad, "R D", "g=RD x=RD w?=D mean=R rstd=R dx=RD dw?=D db?=D", "", Any)                            \
   X(embedding, "V D n", "table=VD ids:i64=n y=nD", "", Any)                                                       \
   X(embedding_grad, "V D n", "g=nD ids:i64=n dtable=VD", "", Any)                                                 \
-  X(attention, "P T S D E c<2", "q=PTD k=PSD v=PSE y=PTE lse=PT work=S", "scale", Any)                            \
+  X(attention, "P T S D E c<2", "q=PTD k=PSD v=PSE y=PTE lse=PT work?=S", "scale", Any)                            \
   X(attention_grad, "P T S D E c<2",                                                                              \
-    "g=PTE q=PTD k=PSD v=PSE y=PTE lse=PT dq=PTD dk=PSD dv=PSE work=2S", "scale", Any)                            \
+    "g=PTE q=PTD k=PSD v=PSE y=PTE lse=PT dq=PTD dk=PSD dv=PSE work?=2S", "scale", Any)                            \
   X(softmax, "o n i", "x=oni y=oni", "", Any)                                                                     \
   X(softmax_grad, "o n i", "g=oni y=oni dx=oni", "", Any)                                                         \
   X(gru, "B T I H", HEDGEROW_GRU_INPUTS "b_ih?=3H b_hh?=3H y=BTH hn=BH gates=4BTH work=3BH", "", Any)             \
