@@ -11,7 +11,7 @@ from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.round import Workbench
 from edge_runtime.config import from_flat
-from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.errors import ConfigError, PeerError, ProgramError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
 from edge_runtime.train.factory import make_trainer, unpack_program
@@ -88,7 +88,10 @@ def _cached_workbench(
     model: ModelConfig, settings: TrainConfig, proximal_mu: float, seed: int, packed: bytes
 ) -> Workbench:
     program = unpack_program(packed) if packed else None
-    return Workbench(make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed))
+    try:
+        return Workbench(make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed))
+    except ProgramError as error:  # what only the native core sees, such as an op that reaches outside the arena
+        raise PeerError(f"the message's Program: {error}") from error
 
 
 @lru_cache(maxsize=64)

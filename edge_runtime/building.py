@@ -6,30 +6,25 @@ nn.Module -> Graph -> training Graph -> plans, of which one is chosen -> offsets
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edge_runtime import losses as loss_specs
-from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
-from edge_runtime.ir.graph import Graph, Value
+from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.ir.graph import Graph
 from edge_runtime.losses import LOSSES, Loss
 from edge_runtime.optimizers import SGD, Optimizer
-from edge_runtime.passes.pipeline import simplify
-from edge_runtime.passes.training import LOG_VARIANCES, Recipe
-from edge_runtime.planner.arena import ALIGNMENT
-from edge_runtime.planner.budget import Candidate, GraphAt, Placed, candidates, choose, fullest, label, over_budget
-from edge_runtime.planner.cost import flops
-from edge_runtime.program.packed import pack
-from edge_runtime.program.program import Phase, PlanPoint, Program, Report, StateTensor, Tensor
+from edge_runtime.passes.training import Recipe
+from edge_runtime.planner.assemble import assemble
+from edge_runtime.planner.budget import GraphAt, Placed, candidates, choose, over_budget
+from edge_runtime.program.program import Program
 
 if TYPE_CHECKING:
     import torch
+
+    from edge_runtime.capture.model import Model
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
@@ -78,13 +73,15 @@ def build(
     batches = _batches(batch_size)
     budget = parse_bytes(memory_budget)
     spec = _loss(loss)
+    _check_bounds({"proximal_mu": proximal_mu, "clip_value": clip_value, "clip_norm": clip_norm})
     model = _captured(module, example_inputs)
-    names = _trainable(module, trainable)
-    recipe = Recipe(spec, optimizer or SGD(), names, proximal_mu, correction, clip_value, clip_norm)
-    sizes = _micro_batches(model.forward, max(batches), micro_batch)
+    names = _trainable(model, trainable)
+    recipe = Recipe(spec, _optimizer(optimizer), names, proximal_mu, correction, clip_value, clip_norm)
+    sizes = _micro_batches(model, max(batches), micro_batch)
 
     def plans(chosen: Recipe) -> tuple[Placed | None, list[Placed]]:
-        return choose(list(candidates(model.forward, model.predict, chosen, model.state, batches, sizes)), budget)
+        found = candidates(model.forward, model.predict, chosen, model.state, batches, sizes, fixed=bool(model.fixed))
+        return choose(list(found), budget)
 
     best, curve = plans(recipe)
     if best is None and trainable == "auto":
@@ -96,7 +93,10 @@ def build(
         best, curve = plans(dataclasses.replace(recipe, trainable=names or recipe.trainable[-1:]))
     if best is None:
         raise over_budget(curve, budget, _advice(model.forward, trainable, max(batches), micro_batch))
-    return _program(best, curve, budget, max(batches), model)
+    for phase in best.candidate.phases:
+        if phase.kind in ("step", "accumulate"):
+            model.check(phase.batch, best.candidate.phases[-1].batch)
+    return assemble(best, curve, budget, max(batches), model)
 
 
 def parse_bytes(budget: int | str | None) -> int:
@@ -114,100 +114,71 @@ def parse_bytes(budget: int | str | None) -> int:
 
 
 def _batches(batch_size: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = (batch_size,) if isinstance(batch_size, int) else tuple(sorted(set(batch_size)))
-    if not sizes or any(not isinstance(size, int) or not 1 <= size <= 1_000_000 for size in sizes):
+    sizes = list(batch_size) if isinstance(batch_size, list | tuple) else [batch_size]
+    if not sizes or not all(type(size) is int and 1 <= size <= 1_000_000 for size in sizes):
         raise ConfigError(f"batch_size = {batch_size!r}: must be whole numbers from 1 to 1000000")
-    return sizes
+    return tuple(sorted(set(sizes)))  # type: ignore[arg-type]  # they are ints, as was just checked
 
 
 def _loss(loss: str | Loss) -> Loss:
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ConfigError(f"loss = {loss!r}: must be one of {', '.join(sorted(LOSSES))}, or a loss object")
+    if isinstance(loss, str) and loss in LOSSES:
         return LOSSES[loss]()
+    if not isinstance(loss, Loss):
+        raise ConfigError(f"loss = {loss!r}: must be one of {', '.join(sorted(LOSSES))}, or a loss object")
     return loss
 
 
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """A captured module: its forward graph in training and in evaluation mode for any batch, and its tensors."""
+def _optimizer(optimizer: Optimizer | None) -> Optimizer:
+    if optimizer is None:
+        return SGD()
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer = {optimizer!r}: must be an optimizer object, such as SGD(lr=0.05)")
+    for item in dataclasses.fields(optimizer):
+        value = getattr(optimizer, item.name)
+        if not math.isfinite(value) or value < 0:
+            raise ConfigError(f"optimizer: {item.name} = {value}: must be a finite number >= 0")
+    return optimizer
 
-    forward: GraphAt
-    predict: GraphAt
-    state: tuple[Value, ...]
-    parameters: frozenset[str]
-    initial: dict[str, NDArray[np.float32]]
-    counters: dict[str, int]
-    names: tuple[str, ...]
+
+def _check_bounds(numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        if not math.isfinite(value) or value < 0:
+            raise ConfigError(f"{name} = {value}: must be a finite number >= 0")
 
 
-def _captured(module: torch.nn.Module, example_inputs: Any) -> _Model:
+def _captured(module: torch.nn.Module, example_inputs: Any) -> Model:
     try:
-        import torch
-
-        from edge_runtime.capture.batched import capture_batched, mode
+        from edge_runtime.capture.model import capture_model
     except ImportError as error:
         raise MissingPackageError("building a Program needs PyTorch: pip install 'hedgerow[server]'") from error
-    given = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    examples = [one if isinstance(one, torch.Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
-    with mode(module, training=True):
-        training = capture_batched(module, examples)
-    with mode(module, training=False):
-        evaluation = capture_batched(module, examples)
-    tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    counters = {name: int(one) for name, one in tensors.items() if one.dtype == torch.int64 and one.ndim == 0}
-    floats = {name: one for name, one in tensors.items() if name not in counters}
-    for name, one in floats.items():
-        if one.dtype != torch.float32:
-            raise UnsupportedOpError(f"tensor {name} is {one.dtype}; only float32 models are trained")
-    used = {*training.small.state, *evaluation.small.state}
-    if strange := used - floats.keys():
-        raise UnsupportedOpError(f"tensor {min(strange)} is not in the module's state_dict; register it as a buffer")
-
-    @functools.cache
-    def forward(batch: int) -> Graph:
-        return simplify(training.at(batch))
-
-    @functools.cache
-    def predict(batch: int) -> Graph:
-        return simplify(evaluation.at(batch))
-
-    return _Model(
-        forward,
-        predict,
-        state=tuple(Value(name, tuple(one.shape)) for name, one in floats.items()),
-        parameters=frozenset(name for name, _ in module.named_parameters(remove_duplicate=False)),
-        initial={name: one.numpy().copy() for name, one in floats.items()},
-        counters=counters,
-        names=tuple(tensors),
-    )
+    return capture_model(module, example_inputs)
 
 
-def _trainable(module: torch.nn.Module, trainable: Sequence[str] | str | None) -> tuple[str, ...]:
+def _trainable(model: Model, trainable: Sequence[str] | str | None) -> tuple[str, ...]:
     """Names of the parameters to train, in the module's order."""
-    parameters = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-    if trainable is None or trainable == "auto":
-        names = tuple(name for name, wanted in parameters.items() if wanted)
-    else:
-        from fnmatch import fnmatchcase
-
-        patterns = [trainable] if isinstance(trainable, str) else list(trainable)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in parameters):
-                raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(parameters)}")
-        names = tuple(name for name in parameters if any(fnmatchcase(name, pattern) for pattern in patterns))
+    names = model.trainable
+    if trainable is not None and trainable != "auto":
+        known = [name for name in model.names if model.aliases.get(name, name) in model.parameters]
+        wanted: set[str] = set()
+        for pattern in [trainable] if isinstance(trainable, str) else trainable:
+            fitting = [model.aliases.get(name, name) for name in known if fnmatchcase(name, pattern)]
+            if not fitting:
+                raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(known)}")
+            wanted.update(fitting)
+        used = model.forward(model.fixed or 2).state
+        names = tuple(name for name in known if name in wanted and name in used)
     if not names:
-        raise ConfigError("the model has no trainable parameter")
+        raise ConfigError("the model has no trainable parameter that its output depends on")
     return names
 
 
-def _micro_batches(forward: GraphAt, batch: int, asked: int | None) -> tuple[int, ...]:
+def _micro_batches(model: Model, batch: int, asked: int | None) -> tuple[int, ...]:
     """Row counts to try: the whole batch, its halves down to 1 where splitting is exact; or what was asked for."""
     if asked is not None:
-        if not 1 <= asked <= batch:
+        if type(asked) is not int or not 1 <= asked <= batch:
             raise ConfigError(f"micro_batch = {asked}: must be from 1 to the batch size, {batch}")
         return (asked,)
-    if _has_batch_norm(forward(batch)):
+    if model.fixed or _has_batch_norm(model.forward(batch)):
         return (batch,)
     sizes = [batch]
     while sizes[-1] > 1:
@@ -250,135 +221,3 @@ def _advice(forward: GraphAt, trainable: Any, batch: int, micro_batch: int | Non
     if trainable is None:
         advice.append('trainable="auto", or names of the last layers')
     return advice or ["a smaller model"]
-
-
-def _program(best: Placed, curve: list[Placed], budget: int, batch: int, model: _Model) -> Program:
-    plan = best.candidate
-    offsets, state_bytes = _state_offsets(plan.state)
-    contents = {**model.initial, **_constants(plan)}
-    phases = []
-    for planned, arena in zip(plan.phases, best.arenas, strict=True):
-        graph = planned.graph
-        places = {name: state_bytes + arena.offsets[buffer] for name, buffer in planned.lifetimes.buffer_of.items()}
-        places.update((name, offsets[name]) for name in graph.state)
-        for node in graph.nodes:  # a view of a state tensor is that tensor
-            if node.op == "reshape" and node.inputs[0] in graph.state:
-                places[node.outputs[0]] = offsets[node.inputs[0]]
-        work = {
-            int(name.removeprefix("work.")): state_bytes + offset
-            for name, offset in arena.offsets.items()
-            if name.startswith("work.")
-        }
-        phases.append(
-            Phase(
-                kind=planned.kind,
-                batch=planned.batch,
-                inputs=tuple(_tensor(graph.values[name], places[name]) for name in graph.inputs),
-                outputs=tuple(_tensor(graph.values[name], places[name]) for name in graph.outputs),
-                ops=tuple(pack(graph, places, work)),
-                labels=tuple(label(node) for node in graph.nodes),
-                lower_bound_bytes=state_bytes + planned.scratch_bytes(),
-            )
-        )
-    return Program(
-        loss=plan.recipe.loss,
-        optimizer=plan.recipe.optimizer,
-        batch_size=batch,
-        micro_batch=plan.micro_batch,
-        memory_budget=budget,
-        arena_bytes=state_bytes + max(arena.nbytes for arena in best.arenas),
-        state_bytes=state_bytes,
-        state=tuple(_state_tensor(value, offsets[value.name], plan.recipe, model) for value in plan.state),
-        counters=model.counters,
-        state_dict_order=model.names,
-        phases=tuple(phases),
-        report=_report(best, curve),
-        initial={name: content for name, content in contents.items() if name in offsets},
-    )
-
-
-def _tensor(value: Value, offset: int) -> Tensor:
-    return Tensor(value.name, value.dtype, value.shape, offset)
-
-
-def _state_offsets(state: Sequence[Value]) -> tuple[dict[str, int], int]:
-    offsets, end = {}, 0
-    for value in state:
-        offsets[value.name] = end
-        end += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
-    return offsets, end
-
-
-def _constants(plan: Candidate) -> dict[str, Any]:
-    """Contents of the loss's own tensors."""
-    terms = loss_specs.terms(plan.recipe.loss)
-    weights = {f"loss.class_weights.{k}": getattr(term.loss, "class_weights", ()) for k, term in enumerate(terms)}
-    return {name: np.asarray(values, np.float32) for name, values in weights.items() if values}
-
-
-_SUFFIXES = {"anchor": "anchor", "correction": "correction", "gradient": "gradient"}
-
-
-def _state_tensor(value: Value, offset: int, recipe: Recipe, model: _Model) -> StateTensor:
-    name = value.name
-    if name in model.initial:
-        role = "weight" if name in model.parameters else "buffer"
-    elif name == LOG_VARIANCES:
-        return StateTensor(_tensor(value, offset), "variance", trained=True)
-    elif name.startswith("loss.class_weights."):
-        role = "constant"
-    else:
-        role = _SUFFIXES.get(name.rsplit("/", 1)[-1], "moment")
-    return StateTensor(_tensor(value, offset), role, trained=name in recipe.trainable)
-
-
-def _report(best: Placed, curve: Sequence[Placed]) -> Report:
-    base = min(one.candidate.cost for one in curve)
-    plain = min(one.candidate.flops for one in curve)
-
-    def point(one: Placed) -> PlanPoint:
-        plan = one.candidate
-        return PlanPoint(
-            peak_bytes=one.peak_bytes(),
-            cost=round(plan.cost / base, 4),
-            extra_flops=plan.flops - plain,
-            micro_batch=plan.micro_batch,
-            trained_tensors=len(plan.recipe.trainable),
-            name=plan.name,
-        )
-
-    plan = best.candidate
-    step = max(plan.phases, key=lambda phase: phase.scratch_bytes())
-    at, live = fullest(step)
-    predict = plan.phases[-1]
-    return Report(
-        chosen=point(best),
-        curve=tuple(point(one) for one in curve),
-        parts=_parts(plan, live),
-        fullest_at=label(step.graph.nodes[at]),
-        forward_flops=flops(predict.graph) // predict.batch,
-        step_flops=plan.flops,
-        kept=plan.kept,
-    )
-
-
-def _parts(plan: Candidate, live: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
-    """Bytes of the arena at its fullest moment, by what they are for."""
-    parts = dict.fromkeys(("weights and buffers", "optimizer and other state"), 0)
-    for value in plan.state:
-        own = "/" not in value.name and not value.name.startswith("loss.")
-        parts["weights and buffers" if own else "optimizer and other state"] += value.nbytes
-    inputs = set(plan.phases[0].graph.inputs)
-    for name, nbytes in live:
-        if name.startswith("work."):
-            kind = "workspace"
-        elif name in inputs:
-            kind = "input"
-        elif name.startswith("d."):
-            kind = "gradients"
-        elif name in plan.forward_values:
-            kind = "kept activations"
-        else:
-            kind = "recomputed activations"
-        parts[kind] = parts.get(kind, 0) + nbytes
-    return tuple(parts.items())

@@ -11,9 +11,9 @@ from flwr.app import Context, RecordDict
 
 from edge_runtime import plugins
 from edge_runtime.config import flatten
-from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.errors import BudgetError, ConfigError, MissingPackageError
 from edge_runtime.train.config import DATASETS
-from edge_runtime.train.factory import make_program, make_trainer
+from edge_runtime.train.factory import example_of, make_program, make_trainer
 from edge_runtime.train.sources import DataSource
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
@@ -65,11 +65,12 @@ def check(scenario: Scenario) -> None:
         program = None
         if scenario.train.trainer == "engine":
             mu = scenario.task(1).proximal_mu
-            program = make_program(scenario.model, scenario.train, few.x, proximal_mu=mu, seed=scenario.seed)
+            example = example_of(scenario.model) if scenario.model.input else few.x
+            program = make_program(scenario.model, scenario.train, example, proximal_mu=mu, seed=scenario.seed)
         make_trainer(scenario.model, scenario.train, program=program).evaluate([(few.x, few.y)])
-    except EdgeRuntimeError:
+    except (BudgetError, ConfigError, MissingPackageError):
         raise
-    except Exception as error:  # PyTorch's own, of whatever type the model raises
+    except Exception as error:  # UnsupportedOpError, or PyTorch's own, of whatever type the model raises
         raise ConfigError(
             f"model {scenario.model.entry or scenario.model.name} with loss {scenario.train.loss} does not fit data "
             f"{scenario.data.name} (x {few.x.shape} {few.x.dtype}, y {few.y.shape} {few.y.dtype}): {error}"

@@ -11,6 +11,11 @@ class GraphError(EdgeRuntimeError, ValueError):
     """A graph that breaks its own rules; a fault of the pass that made it."""
 
 
+# Ops that may read a state tensor which an earlier node has overwritten: a gradient's sum after its use, and the
+# statistics of a batch norm that the model uses twice.
+_AGAIN = ("clear", "running_stats")
+
+
 def verify(graph: Graph) -> Graph:
     """The same graph, if every rule of `ir/graph.py` holds and every node fits its row of `ir/ops.py`.
 
@@ -33,7 +38,7 @@ def verify(graph: Graph) -> Graph:
             raise GraphError(f"{where}: writes {again[0]} a second time")
         if foreign := [name for name in node.writes if name not in graph.state]:
             raise GraphError(f"{where}: overwrites {foreign[0]}, which is not state")
-        if stale := [name for name in node.inputs if name in overwritten and node.op != "clear"]:
+        if stale := [name for name in node.inputs if name in overwritten and node.op not in _AGAIN]:
             raise GraphError(f"{where}: reads {stale[0]}, which an earlier node has overwritten")
         overwritten.update(node.writes)
         _check_op(graph, node, where)

@@ -27,8 +27,8 @@ HR_API void hr_accumulate_f32_f64(size_t n, const float* x, double weight, doubl
 
 // The code of the op of that name; -1 if there is none.
 HR_API int32_t hr_op_code(const char* name);
-// Checks and copies `count` records of struct Op, for arenas of `arena_bytes`. nullptr if one is not sound: then *bad_op
-// is its index (-1 where it is not about one op), and *why a short text that stays valid.
+// Checks and copies `count` records of struct Op, for arenas of `arena_bytes`. nullptr if one is not sound: then
+// *bad_op is its index (-1 where it is not about one op), and *why a short text that stays valid.
 HR_API void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why);
 // Runs ops [first, first + count) in order, up to the first that fails. Returns a Status of program/ops.h, and in
 // *bad_op which op it was (-1 for none). `arena` is aligned to 64 bytes and holds arena_bytes. Nothing outside it is

@@ -82,12 +82,10 @@ def accumulation_step(forward: Graph, recipe: Recipe, batch: int) -> tuple[Graph
     return verify(b.finish([loss])), boundary
 
 
-def accumulated_update(forward: Graph, recipe: Recipe) -> Graph:
-    """The update from NAME/gradient, which are zero again afterwards."""
+def accumulated_update(accumulation: Graph, recipe: Recipe) -> Graph:
+    """The update from each NAME/gradient of an `accumulation_step`, which are zero again afterwards."""
     b = Builder()
-    shapes = {name: forward.values[name].shape for name in recipe.trainable}
-    if isinstance(recipe.loss, MultiTask) and recipe.loss.learned:
-        shapes[LOG_VARIANCES] = (len(recipe.loss.losses),)
+    shapes = {n: accumulation.values[n].shape for n in _wanted(recipe) if f"{n}/gradient" in accumulation.state}
     updates = _Updates(b, recipe)
     totals = [b.state(f"{name}/gradient", shape) for name, shape in shapes.items()]
     for name, total in zip(shapes, totals, strict=True):

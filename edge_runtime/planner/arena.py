@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_runtime.planner.lifetimes import Lifetime
 
+SEARCH = 1_000_000  # pairs of buffers that the search may compare
+NEAR_BOUND = 1.002
 ALIGNMENT = 64  # bytes; a cache line, and more than any vector load here asks for
 
 
@@ -19,38 +22,39 @@ class ArenaPlan:
 
 
 def plan_arena(buffers: Sequence[Lifetime], bound: int = 0) -> ArenaPlan:
-    """First fit in several orders, then in orders that move the highest buffers to the front; the smallest wins.
+    """First fit in several orders, the best of which a search then improves; the smallest plan wins.
 
-    `bound` is what no plan can be below; reaching it ends the search.
+    `bound` is what no plan can be below; coming near it ends the search. The search is seeded: equal buffers get equal
+    plans.
     """
     duration = {one.name: one.last_step - one.first_step + 1 for one in buffers}
-    orders: list[Callable[[Lifetime], tuple[float, ...]]] = [
+    keys: list[Callable[[Lifetime], tuple[float, ...]]] = [
         lambda v: (-v.nbytes,),
         lambda v: (-v.nbytes * duration[v.name],),
         lambda v: (-duration[v.name], -v.nbytes),
         lambda v: (v.first_step, -v.nbytes),
         lambda v: (-v.last_step, -v.nbytes),
     ]
-    best: ArenaPlan | None = None
-    best_order: list[Lifetime] = []
-    for key in orders:
-        order = sorted(buffers, key=lambda v: (*key(v), v.name))
-        plan = _first_fit(order)
-        if best is None or plan.nbytes < best.nbytes:
-            best, best_order = plan, order
-    assert best is not None
-    tries = 24
-    while tries and best.nbytes > max(bound + ALIGNMENT * 8, bound * 1.005):
+    orders = [sorted(buffers, key=lambda v: (*key(v), v.name)) for key in keys]
+    plans = [_first_fit(order) for order in orders]
+    least = min(range(len(plans)), key=lambda i: plans[i].nbytes)
+    return _improved(orders[least], plans[least], bound)
+
+
+def _improved(order: list[Lifetime], plan: ArenaPlan, bound: int) -> ArenaPlan:
+    """The plan after some seeded tries to place a buffer earlier that reaches the top, or any other one."""
+    rng = random.Random(len(order))  # noqa: S311  a search, no secret
+    tries = SEARCH // max(1, len(order)) ** 2
+    while tries > 0 and plan.nbytes > bound * NEAR_BOUND:
         tries -= 1
-        # The buffers that reach the top, placed first, pull the top down; the others fill in around them.
-        edge = best.nbytes - (best.nbytes - bound) / 2
-        top = [one for one in best_order if best.offsets[one.name] + one.nbytes > edge]
-        order = top + [one for one in best_order if one not in top]
-        plan = _first_fit(order)
-        if plan.nbytes >= best.nbytes:
-            break
-        best, best_order = plan, order
-    return best
+        top = [i for i, one in enumerate(order) if plan.offsets[one.name] + one.nbytes == plan.nbytes]
+        start = rng.choice(top) if rng.random() < 0.5 else rng.randrange(len(order))
+        changed = order.copy()
+        changed.insert(rng.randrange(start + 1), changed.pop(start))
+        tried = _first_fit(changed)
+        if tried.nbytes <= plan.nbytes:
+            order, plan = changed, tried
+    return plan
 
 
 def _first_fit(order: Sequence[Lifetime]) -> ArenaPlan:

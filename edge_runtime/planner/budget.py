@@ -87,10 +87,13 @@ def candidates(
     module_state: Sequence[Value],
     batches: Sequence[int],
     micro_batches: Sequence[int],
+    *,
+    fixed: bool = False,
 ) -> Iterator[Candidate]:
     """Every plan for batches of up to `max(batches)` rows, `micro_batches` saying how many may go at once.
 
-    `module_state` are the tensors of the module's state_dict, which are in every plan, used or not.
+    `module_state` are the tensors of the module's state_dict, which are in every plan, used or not. With
+    `fixed`, no other number of rows is tried, for evaluation either.
     """
     whole = max(batches)
     for micro in micro_batches:
@@ -98,7 +101,7 @@ def candidates(
         sizes = (micro,) if split else tuple(sorted(batches))
         make = accumulation_step if split else training_step
         built = [(size, *make(forward_at(size), recipe, size)) for size in sizes]
-        update = accumulated_update(forward_at(micro), recipe) if split else None
+        update = accumulated_update(built[-1][1], recipe) if split else None
         for level in _levels(built[-1][1], built[-1][2]):
             steps = [(size, *_apply(level, graph, boundary)) for size, graph, boundary in built]
             phases = [_planned("accumulate" if split else "step", size, graph) for size, graph, _ in steps]
@@ -109,7 +112,7 @@ def candidates(
                 work = work * times + cost(update)
                 operations = operations * times + flops(update)
             room = max(phase.scratch_bytes() for phase in phases)
-            phases.append(_predict(predict_at, recipe, whole, room))
+            phases.append(_predict(predict_at, recipe, whole, room, fixed))
             yield Candidate(
                 name=_level_name(level),
                 micro_batch=micro,
@@ -246,11 +249,11 @@ def _planned(kind: str, batch: int, graph: Graph) -> Planned:
     return Planned(kind, batch, graph, find_lifetimes(graph))
 
 
-def _predict(predict_at: GraphAt, recipe: Recipe, batch: int, room: int) -> Planned:
+def _predict(predict_at: GraphAt, recipe: Recipe, batch: int, room: int, fixed: bool) -> Planned:
     """The forward pass and loss for as many rows as the training step's own memory holds, and at least one."""
     while True:
         planned = _planned("predict", batch, evaluation(predict_at(batch), recipe, batch))
-        if planned.scratch_bytes() <= room or batch == 1:
+        if planned.scratch_bytes() <= room or batch == 1 or fixed:
             return planned
         batch = -(-batch // 2)
 

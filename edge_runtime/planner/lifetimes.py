@@ -24,10 +24,15 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """`buffer_of` maps each value that is not state to its buffer; scratch space of node i is the buffer `work.i`."""
+    """Buffers, and which value lies where.
+
+    `buffer_of` maps each value that is not state to its buffer; scratch space of node i is the buffer `work.i`.
+    `state_views` maps views of state tensors to those.
+    """
 
     buffers: tuple[Lifetime, ...]
     buffer_of: dict[str, str]
+    state_views: dict[str, str]
     steps: int
 
     def live_bytes(self) -> list[int]:
@@ -58,9 +63,10 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
     last_use = dict.fromkeys(graph.inputs, 0)
     for place, node in enumerate(graph.nodes):
         last_use.update(dict.fromkeys((*node.inputs, *node.outputs), place))
-    last_use.update(dict.fromkeys(graph.outputs, steps - 1))
+    last_use.update(dict.fromkeys(graph.outputs, steps))  # behind the last node: nothing may take their bytes
 
-    state = set(graph.state)
+    state = set(graph.state)  # and what is a view of it
+    state_views: dict[str, str] = {}
     buffer_of = {name: name for name in graph.inputs}
     first: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     last: dict[str, int] = {name: last_use[name] for name in graph.inputs}
@@ -69,7 +75,11 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
     for place, node in enumerate(graph.nodes):
         taken = _taken_over(graph, node, place, buffer_of, last, state, pending)
         for at, name in enumerate(node.outputs):
-            if OPS[node.op].view and node.inputs[0] not in state:
+            if OPS[node.op].view and node.inputs[0] in state:
+                state_views[name] = state_views.get(node.inputs[0], node.inputs[0])
+                state.add(name)
+                continue
+            if OPS[node.op].view:
                 buffer = buffer_of[node.inputs[0]]
             elif at in taken:
                 buffer = taken[at]
@@ -78,12 +88,12 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
                 first[name], last[name], sizes[name] = place, place, graph.values[name].nbytes
             buffer_of[name] = buffer
             last[buffer] = max(last[buffer], last_use[name])
-    buffers = [Lifetime(name, sizes[name], first[name], last[name]) for name in sizes]
+    buffers = [Lifetime(name, sizes[name], first[name], min(last[name], steps - 1)) for name in sizes]
     for place, node in enumerate(graph.nodes):
         nbytes = OPS[node.op].work([graph.values[name] for name in node.inputs], node.attributes)
         if nbytes:
             buffers.append(Lifetime(f"work.{place}", nbytes, place, place))
-    return Lifetimes(tuple(buffers), buffer_of, steps)
+    return Lifetimes(tuple(buffers), buffer_of, state_views, steps)
 
 
 def _later_uses(graph: Graph) -> dict[str, int]:

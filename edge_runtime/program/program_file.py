@@ -87,6 +87,8 @@ def encode(program: Program) -> bytes:
         "state_bytes": program.state_bytes,
         "state": [[*_tensor_json(one.tensor), one.role, one.trained] for one in program.state],
         "counters": dict(program.counters),
+        "counted": list(program.counted),
+        "aliases": dict(program.aliases),
         "state_dict_order": list(program.state_dict_order),
         "initial": initial,
         "phases": [_phase_json(phase) for phase in program.phases],
@@ -154,7 +156,12 @@ def _program(h: dict[str, Any], blob: memoryview) -> Program:
         raise ProgramError("malformed header: two state tensors of one name")
     counters = {_text(name): _int(value, 0, 2**62) for name, value in h["counters"].items()}
     order = tuple(_text(name) for name in _list(h["state_dict_order"], MAX_TENSORS))
-    if set(order) != {n for n, one in names.items() if one.role in ("weight", "buffer")} | set(counters):
+    counted = tuple(_text(name) for name in _list(h["counted"], MAX_TENSORS))
+    aliases = {_text(name): _text(value) for name, value in h["aliases"].items()}
+    module = {name for name, one in names.items() if one.role in ("weight", "buffer")}
+    if not set(counted) <= set(counters) or not set(aliases.values()) <= module or set(aliases) & module:
+        raise ProgramError("malformed header: counted or aliases name no tensors of the module")
+    if sorted(order) != sorted({*module, *counters, *aliases}):
         raise ProgramError("malformed header: state_dict_order does not name the module's tensors")
     phases = tuple(_phase(one, arena) for one in _list(h["phases"], 64))
     _check_kinds(phases)
@@ -168,6 +175,8 @@ def _program(h: dict[str, Any], blob: memoryview) -> Program:
         state_bytes=state_bytes,
         state=state,
         counters=counters,
+        counted=counted,
+        aliases=aliases,
         state_dict_order=order,
         phases=phases,
         report=_report(h["report"]),

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MAGIC = b"HEDGEROW CKPT 1\n"
 _SIZES = struct.Struct("<QI")
 _ALIGNMENT = 64
-MAX_HEADER_BYTES = 64 << 20
+# Some 80,000 epochs; JSON takes up to 25 times its length when it is read.
+MAX_HEADER_BYTES = 8 << 20
 MAX_DIMENSIONS = 32
 DTYPES = {"|b1", "|i1", "|u1", *(f"<{kind}{width}" for kind in "iuf" for width in (2, 4, 8))}
 
@@ -108,7 +109,12 @@ def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write the file whole or not at all: a crash at any moment leaves the old file or the new one."""
+    """Write the file whole or not at all: a crash at any moment leaves the old file or the new one.
+
+    Raises:
+        ConfigError: an array of no plain dtype, or more progress than `load` would read.
+
+    """
     listing: list[dict[str, Any]] = []
     end = 0
     for name, array in checkpoint.arrays.items():
@@ -119,6 +125,10 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         )
         end = start + array.nbytes
     header = json.dumps({"arrays": listing, "progress": checkpoint.progress}).encode()
+    if len(header) > MAX_HEADER_BYTES - _ALIGNMENT:
+        raise ConfigError(
+            f"a checkpoint's progress is limited to {MAX_HEADER_BYTES} bytes of JSON, this is {len(header)}"
+        )
     header += b" " * (-(len(MAGIC) + _SIZES.size + len(header)) % _ALIGNMENT)
     write_atomically(path, _chunks(header, checkpoint.arrays.values()))
 

@@ -173,7 +173,6 @@ class Loop:
         """Let the current pass follow what `order()` gave."""
         if isinstance(self.batches, Batches):
             self.batches.restore(order)
-        self._order = order
 
     def run_epoch(self, validation: Iterable[Batch] | None, metrics: Sequence[Metric | str] | None) -> None:
         """The rest of the current pass, unless a callback stops it."""
@@ -190,8 +189,7 @@ class Loop:
 
     def _rest_of_pass(self) -> Iterator[Batch]:
         if isinstance(self.batches, Batches):
-            if not self.batch:
-                self._order = self.batches.state()
+            self._order = self.batches.state()
             return self.batches.starting_at(self.batch)
         rest = iter(self.batches)
         for _ in range(self.batch):

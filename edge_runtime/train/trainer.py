@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.engine.session import DTYPES, Session
+from edge_runtime.engine.session import Session
 from edge_runtime.errors import ConfigError, NumericsError, ProgramError
 from edge_runtime.kernels import native
 from edge_runtime.losses import CLASS_LOSSES, KLDivergence, MultiTask, denominator, terms
@@ -78,19 +78,19 @@ class Trainer:
             odd = sorted(state.keys() ^ set(own))
             raise ValueError(f"state_dict differs from the model's in {len(odd)} names, first {odd[0]}")
         for name in own:
-            shape = () if name in self._counters else self._tensors[name].tensor.shape
+            shape = () if name in self._counters else self._tensors[self._own(name)].tensor.shape
             if np.shape(state[name]) != shape:
                 raise ValueError(f"tensor {name} has shape {np.shape(state[name])}, the model's has {shape}")
         for name in own:
             if name in self._counters:
                 self._counters[name] = int(state[name])
-            else:
+            elif name not in self.program.aliases:
                 self._view(name)[...] = state[name]
         self._restart()
 
     def state_dict(self) -> State:
         return {
-            name: np.array(self._counters[name]) if name in self._counters else self._view(name).copy()
+            name: np.array(self._counters[name]) if name in self._counters else self._view(self._own(name)).copy()
             for name in self.program.state_dict_order
         }
 
@@ -158,7 +158,7 @@ class Trainer:
                 raise NumericsError(f"step {self._steps}: {error}") from None
             raise self._located(error, before, phase, [*inputs, *targets], rows, scalars) from None
         self._steps += 1
-        for name in self._counters:
+        for name in self.program.counted:
             self._counters[name] += 1
         return loss
 
@@ -206,12 +206,15 @@ class Trainer:
         return loss
 
     def _write(self, phase: Phase, arrays: Sequence[Array], first: int, last: int, rows: int) -> Scalars:
-        """Put rows first .. last - 1 of the batch into the arena, zeros behind them."""
+        """Put rows first .. last - 1 of the batch into the arena, zeros behind them and where there is no data."""
         count = last - first
-        for tensor, array in zip(_data(phase), arrays, strict=True):
-            view, repeat = self._session.view(tensor), tensor.shape[0] // phase.batch
-            view[: count * repeat] = array[first * repeat : last * repeat]
-            view[count * repeat :] = 0
+        for place, tensor in enumerate(_data(phase)):
+            view, filled = self._session.view(tensor), 0
+            if place < len(arrays):
+                repeat = tensor.shape[0] // phase.batch
+                filled = count * repeat
+                view[:filled] = arrays[place][first * repeat : last * repeat]
+            view[filled:] = 0
         random = (self._seed, self._steps, first)
         return {"rows": float(count), "share": count / rows, "random": random}
 
@@ -241,13 +244,12 @@ class Trainer:
         phase, rows = self._predict, _rows(x)
         inputs = self._fitted_inputs(phase, x)
         scalars = self._norms(targets) if targets is not None else {f"norm.{k}": 0.0 for k in range(len(self._terms))}
-        if targets is None:
-            targets = [np.zeros((0, *tensor.shape[1:]), DTYPES[tensor.dtype]) for tensor in self._targets(phase)]
+        arrays = [*inputs, *(targets or ())]
         parts: list[list[NDArray[np.float32]]] = [[] for _ in phase.outputs[:-1]]
         loss = 0.0
         for first in range(0, rows, phase.batch):
             last = min(first + phase.batch, rows)
-            scalars |= self._write(phase, [*inputs, *targets], first, last, rows)
+            scalars |= self._write(phase, arrays, first, last, rows)
             self._session.run(phase, scalars)
             loss += float(self._session.view(phase.outputs[-1])[0])
             for part, tensor in zip(parts, phase.outputs, strict=False):
@@ -322,6 +324,10 @@ class Trainer:
             what = "teacher's logits" if isinstance(loss, KLDivergence) else "targets"
             raise NumericsError(f"step {self._steps}: NaN or infinity in the {what}")
         return data
+
+    def _own(self, name: str) -> str:
+        """The name that a tensor of the module has here."""
+        return self.program.aliases.get(name, name)
 
     def _view(self, name: str) -> NDArray[Any]:
         return self._session.view(self._tensors[name].tensor)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from edge_runtime.errors import ConfigError, EdgeRuntimeError, PeerError
 from edge_runtime.optimizers import SGD
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import ModelConfig, RoundTask, TrainConfig
-from edge_runtime.train.factory import make_module, make_trainer
+from edge_runtime.train.factory import example_of, make_module, make_program, make_trainer, pack_program
 from edge_runtime.train.torch_trainer import TorchTrainer
 from edge_runtime.updates import STYPE, TensorLayout, make_codec
 from simulations.datasets import DIGITS
@@ -24,9 +27,10 @@ from simulations.grid import assume_identity
 
 NODE = {"partition-id": 2, "num-partitions": 5}
 SETTINGS: dict[str, Any] = {
-    "round": 2, "data.name": "digits", "data.clients": 5, "model.name": "digits_cnn", "train.batch_size": 1000,
-    "train.epochs": 4, "train.optimizer.lr": 0.1, "train.optimizer.momentum": 0.5,
+    "round": 2, "data.name": "digits", "data.clients": 5, "model.name": "digits_cnn", "model.input": "1x8x8",
+    "train.batch_size": 1000, "train.epochs": 4, "train.optimizer.lr": 0.1, "train.optimizer.momentum": 0.5,
 }  # fmt: skip
+both_trainers = pytest.mark.parametrize("trainer", ["engine", "torch"])
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +39,15 @@ def identity() -> None:
     assume_identity(7)
 
 
+@cache
 def initial_state(name: str = "digits_cnn") -> dict[str, Any]:
-    return make_trainer(ModelConfig(name=name), TrainConfig(), seed=31).state_dict()
+    return make_trainer(ModelConfig(name=name), TrainConfig(trainer="torch"), seed=31).state_dict()
+
+
+@cache
+def program(proximal_mu: float = 0.0) -> bytes:
+    asked = from_flat(RoundTask, SETTINGS)
+    return pack_program(make_program(asked.model, asked.train, example_of(asked.model), proximal_mu=proximal_mu))
 
 
 def weights(name: str = "digits_cnn", *, round_number: int = 2, stype: str = STYPE) -> ArrayRecord:
@@ -46,8 +57,9 @@ def weights(name: str = "digits_cnn", *, round_number: int = 2, stype: str = STY
     return ArrayRecord({"weights": Array("uint8", (len(payload),), stype, payload)})
 
 
-def task(**changes: Any) -> ConfigRecord:
-    return ConfigRecord({**flatten(from_flat(RoundTask, SETTINGS)), **changes})
+def task(trainer: str = "engine", **changes: Any) -> ConfigRecord:
+    brings = {"program": program(changes.get("proximal_mu", 0.0))} if trainer == "engine" else {}
+    return ConfigRecord({**flatten(from_flat(RoundTask, SETTINGS)), "train.trainer": trainer, **brings, **changes})
 
 
 def ask(content: Mapping[str, Any], node: Mapping[str, Any] = NODE, kind: str = "train") -> RecordDict:
@@ -58,8 +70,8 @@ def ask(content: Mapping[str, Any], node: Mapping[str, Any] = NODE, kind: str = 
     return reply.content
 
 
-def good(**changes: Any) -> dict[str, Any]:
-    return {"model": weights(), "task": task(**changes)}
+def good(trainer: str = "engine", **changes: Any) -> dict[str, Any]:
+    return {"model": weights(), "task": task(trainer, **changes)}
 
 
 def delta_of(reply: RecordDict) -> np.ndarray[Any, Any]:
@@ -77,16 +89,17 @@ def own_data(tmp_path: Path) -> tuple[dict[str, Any], Examples]:
     return {"data-path": str(tmp_path / "own.npz")}, examples
 
 
-def test_an_update_is_local_minus_global_weights(own_data: tuple[dict[str, Any], Examples]) -> None:
+@both_trainers
+def test_an_update_is_local_minus_global_weights(own_data: tuple[dict[str, Any], Examples], trainer: str) -> None:
     """Whole-set batches, so that an independent run needs no shuffling to be the same."""
     node, examples = own_data
-    reply = ask(good(), node)
+    reply = ask(good(trainer), node)
     module = make_module(ModelConfig(name="digits_cnn"), seed=0)
-    trainer = TorchTrainer(module, optimizer=SGD(lr=0.1, momentum=0.5))
-    trainer.load_state_dict(initial_state())
-    history = trainer.fit([(examples.x, examples.y)], epochs=4)
+    plain = TorchTrainer(module, optimizer=SGD(lr=0.1, momentum=0.5))
+    plain.load_state_dict(initial_state())
+    history = plain.fit([(examples.x, examples.y)], epochs=4)
     layout = TensorLayout.of(initial_state())
-    expected = layout.flatten(trainer.state_dict()) - layout.flatten(initial_state())
+    expected = layout.flatten(plain.state_dict()) - layout.flatten(initial_state())
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(delta_of(reply), expected, rtol=1e-3, atol=1e-6)
     metrics = reply.metric_records["metrics"]
@@ -94,14 +107,16 @@ def test_an_update_is_local_minus_global_weights(own_data: tuple[dict[str, Any],
     assert metrics["loss"] == pytest.approx(history.mean_loss, rel=1e-4)
 
 
-def test_a_replayed_message_gets_the_same_update() -> None:
-    first = delta_of(ask(good()))
-    ask(good(seed=8), {"partition-id": 1, "num-partitions": 5})
-    np.testing.assert_array_equal(delta_of(ask(good())), first)
+@both_trainers
+def test_a_replayed_message_gets_the_same_update(trainer: str) -> None:
+    first = delta_of(ask(good(trainer)))
+    ask(good(trainer, seed=8), {"partition-id": 1, "num-partitions": 5})
+    np.testing.assert_array_equal(delta_of(ask(good(trainer))), first)
 
 
-def test_a_proximal_term_holds_the_client_closer() -> None:
-    free, held = (np.linalg.norm(delta_of(ask(good(proximal_mu=mu)))) for mu in (0.0, 5.0))
+@both_trainers
+def test_a_proximal_term_holds_the_client_closer(trainer: str) -> None:
+    free, held = (np.linalg.norm(delta_of(ask(good(trainer, proximal_mu=mu)))) for mu in (0.0, 5.0))
     assert 0 < held < 0.9 * free
 
 
@@ -116,12 +131,13 @@ def test_a_node_with_a_partition_trains_on_its_part() -> None:
     assert len(set(sizes)) > 1
 
 
-def test_evaluation_returns_the_global_models_figures(own_data: tuple[dict[str, Any], Examples]) -> None:
+@both_trainers
+def test_evaluation_returns_the_global_models_figures(own_data: tuple[dict[str, Any], Examples], trainer: str) -> None:
     node, examples = own_data
-    reply = ask(good(), node, "evaluate")
-    trainer = TorchTrainer(make_module(ModelConfig(name="digits_cnn"), seed=0))
-    trainer.load_state_dict(initial_state())
-    expected = trainer.evaluate([(examples.x, examples.y)])
+    reply = ask(good(trainer), node, "evaluate")
+    plain = TorchTrainer(make_module(ModelConfig(name="digits_cnn"), seed=0))
+    plain.load_state_dict(initial_state())
+    expected = plain.evaluate([(examples.x, examples.y)])
     assert dict(reply.metric_records["metrics"]) == pytest.approx({"num-examples": 40, **expected}, rel=1e-5)
     assert not reply.array_records
 
@@ -170,8 +186,70 @@ def test_a_model_entry_runs_only_where_the_node_allows_it() -> None:
     entry = "simulations.models:digits_cnn"
     for allowed in ({}, {"model-entry": ""}, {"model-entry": "simulations.models:lenet"}):
         with pytest.raises(PeerError, match="this node's model-entry does not allow it"):
-            ask(good(**{"model.entry": entry}), {**NODE, **allowed})
-    assert "update" in ask(good(**{"model.entry": entry}), {**NODE, "model-entry": entry})
+            ask(good("torch", **{"model.entry": entry}), {**NODE, **allowed})
+    assert "update" in ask(good("torch", **{"model.entry": entry}), {**NODE, "model-entry": entry})
+
+
+def test_the_engine_needs_no_leave_for_a_model_entry_because_it_runs_none() -> None:
+    """The entry's module does not exist here: the Program is all that a client needs of the model."""
+    assert "update" in ask(good(**{"model.entry": "only_on_the_server:make"}))
+
+
+def test_a_message_brings_a_program_if_and_only_if_the_engine_trains() -> None:
+    without = {name: value for name, value in task().items() if name != "program"}
+    refused = [ConfigRecord(without), task(program=b""), task(program="text"), task("torch", program=program())]
+    for settings in refused:
+        with pytest.raises(PeerError, match="does not bring what that one needs"):
+            ask({"model": weights(), "task": settings})
+
+
+def rewritten(**changes: Any) -> bytes:
+    """The Program with other values in its header, and a checksum that holds."""
+    raw = zlib.decompress(program())
+    length = int.from_bytes(raw[8:16], "little")
+    text = json.dumps({**json.loads(raw[64 : 64 + length]), **changes}, sort_keys=True, separators=(",", ":")).encode()
+    body = text + bytes(-len(text) % 64)
+    prelude = raw[:8] + len(text).to_bytes(8, "little") + zlib.crc32(body).to_bytes(4, "little") + bytes(44)
+    return zlib.compress(prelude + body)
+
+
+def other_model() -> bytes:
+    """A sound Program, for a model that takes the same examples and has other tensors."""
+    model = ModelConfig(name="lenet", input="1x28x28")
+    return pack_program(make_program(model, TrainConfig(batch_size=4), example_of(model)))
+
+
+BAD_PROGRAMS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "no zlib": (lambda: b"program", "the message's Program: Error -3"),
+    "cut off": (lambda: program()[:-1], "cut off"),
+    "more behind it": (lambda: program() + b"more", "cut off"),
+    "no Program inside": (lambda: zlib.compress(b"x" * 100), "not a Hedgerow Program"),
+    "damaged inside": (lambda: zlib.compress(zlib.decompress(program())[:-1] + b"\1"), "its checksum does not hold"),
+    "of another version": (lambda: rewritten(version=999), "not a Program of version"),
+    "without its tensors": (lambda: rewritten(state=[]), "state_dict_order"),
+    "with an unknown loss": (lambda: rewritten(loss={"name": "os.system"}), "loss"),
+    "with an arena too small for its ops": (lambda: rewritten(arena_bytes=64), "whole number from 0 to 64"),
+    "for another model": (other_model, "are not the model's"),
+}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize(("make", "says"), BAD_PROGRAMS.values(), ids=BAD_PROGRAMS.keys())
+def test_a_bad_program_is_refused_in_one_line(make: Callable[[], bytes], says: str, kind: str) -> None:
+    with pytest.raises(PeerError, match=says) as refused:
+        ask(good(program=make()), kind=kind)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+    assert "metrics" in ask(good(), kind=kind), "and the next message is answered"
+
+
+def test_an_op_that_reaches_outside_the_arena_is_refused() -> None:
+    """The native core sees it, when the Program is about to run."""
+    raw = zlib.decompress(program())
+    phases = json.loads(raw[64 : 64 + int.from_bytes(raw[8:16], "little")])["phases"]
+    phases[0]["ops"][0][2][0] = 1 << 39
+    with pytest.raises(PeerError, match="the message's Program: phase step: op 0"):
+        ask(good(program=rewritten(phases=phases)))
 
 
 def test_a_model_of_another_round_or_shape_is_refused() -> None:

@@ -87,12 +87,14 @@ def assert_close(ours: dict[str, np.ndarray], plain: dict[str, np.ndarray]) -> N
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_three_rounds_equal_plain_pytorch_fedavg(tmp_path):
-    assert_close(run(tmp_path / "run"), plain_fedavg(scenario(tmp_path)))
+@pytest.mark.parametrize("trainer", ["engine", "torch"])
+def test_three_rounds_equal_plain_pytorch_fedavg(tmp_path, trainer):
+    assert_close(run(tmp_path / "run", f"train.trainer={trainer}"), plain_fedavg(scenario(tmp_path)))
 
 
-def test_fedprox_equals_plain_pytorch_with_the_proximal_term(tmp_path):
-    ours = run(tmp_path / "run", "server.strategy=fedprox", "server.proximal_mu=0.5")
+@pytest.mark.parametrize("trainer", ["engine", "torch"])
+def test_fedprox_equals_plain_pytorch_with_the_proximal_term(tmp_path, trainer):
+    ours = run(tmp_path / "run", "server.strategy=fedprox", "server.proximal_mu=0.5", f"train.trainer={trainer}")
     assert_close(ours, plain_fedavg(scenario(tmp_path), mu=0.5))
     with pytest.raises(AssertionError):
         assert_close(ours, plain_fedavg(scenario(tmp_path), mu=0.0))

@@ -64,7 +64,7 @@ OPTIMIZERS: list[optimizers.Optimizer] = [
 SCHEDULES: list[schedules.Schedule | None] = [
     None,
     schedules.Warmup(4, 0.1, schedules.Cosine(9)),
-    schedules.ReduceOnPlateau(patience=0, gamma=0.5),
+    schedules.ReduceOnPlateau(mode="max", patience=0, gamma=0.5),  # of a falling loss: reduces after every epoch
 ]
 
 
@@ -206,6 +206,8 @@ def test_a_snapshot_holds_all_that_training_depends_on() -> None:
     taken = trainer.snapshot()
     expected = [trainer.step(x, y) for _ in range(4)]
     after = trainer.snapshot()
+    # Other weights, and so another anchor of the proximal term.
+    other.load_state_dict({name: array + 1 for name, array in other.state_dict().items()})
     other.step(x, y)
     other.restore(taken)
     assert other.steps == 3
@@ -361,6 +363,13 @@ def test_a_changed_or_cut_file_is_refused(tmp_path: Path, data: st.DataObject) -
     assert read.progress == {"epoch": 1}
 
 
+def test_a_changed_digit_in_the_header_is_refused(tmp_path: Path) -> None:
+    raw = small_file(tmp_path / "c")
+    (tmp_path / "c").write_bytes(raw.replace(b'"epoch": 1', b'"epoch": 2'))
+    with pytest.raises(ProgramError, match="header's checksum"):
+        checkpoint.load(tmp_path / "c")
+
+
 def forged(header: object) -> bytes:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return checkpoint.MAGIC + struct.pack("<QI", len(raw), zlib.crc32(raw)) + raw + bytes(64)
@@ -388,6 +397,7 @@ def entry(**change: Any) -> dict[str, Any]:
                 {"shape": [10**15]},
                 {"shape": [0, 10**15]},
                 {"shape": [2**32, 2**32]},
+                {"shape": [64] * 8},
                 {"shape": [-2]},
                 {"shape": [2.0]},
                 {"shape": [True, 2]},
@@ -428,6 +438,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
             checkpoint.save(tmp_path / "c", Checkpoint({"a": np.zeros(9)}, {}))
     with pytest.raises(ConfigError, match="cannot keep an array of object"):
         checkpoint.save(tmp_path / "c", Checkpoint({"a": np.array([None])}, {}))
+    with pytest.raises(ConfigError, match="limited to 8388608 bytes of JSON"):
+        checkpoint.save(tmp_path / "c", Checkpoint({}, {"text": "x" * (8 << 20)}))
     assert (tmp_path / "c").read_bytes() == raw
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 

@@ -79,7 +79,10 @@ CASES = {
     "overlapping max pool": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(3, 1)), IMAGE),
     "average pool": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)), IMAGE),
     "overlapping average pool": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.AvgPool2d(3, 1)), IMAGE),
-    "mean": (Apply(lambda m, x: (m.w * x).mean((2, 3)) + (m.w * x).mean(1, keepdim=True).mean((-1, -2)), w=weight(6)), IMAGE),
+    "mean": (
+        Apply(lambda m, x: (m.w * x).mean((2, 3)) + (m.w * x).mean(1, keepdim=True).mean((-1, -2)), w=weight(6)),
+        IMAGE,
+    ),
     "softmax": (Apply(lambda m, x: (m.w * x).softmax(1) * (m.w * x).softmax(-1), w=weight(6)), SEQUENCE),
     "batch norm": (nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)), IMAGE),
     "batch norm over rows": (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)), (8, 6)),
@@ -120,18 +123,31 @@ CASES = {
     "arithmetic": (Apply(lambda m, x: (m.w * x + 1) * m.w - (m.w * x) * 0.5 - m.w / 4, w=weight(6)), SEQUENCE),
     "a product with itself": (Apply(lambda m, x: (m.w + x) * (m.w + x), w=weight(6)), SEQUENCE),
     "broadcast add and mul": (
-        Apply(lambda m, x: (x + m.a) * m.b + m.c * (m.d + x), a=weight(5, 1), b=weight(6), c=weight(1, 1, 6), d=weight(1)),
+        Apply(
+            lambda m, x: (x + m.a) * m.b + m.c * (m.d + x), a=weight(5, 1), b=weight(6), c=weight(1, 1, 6), d=weight(1)
+        ),
         SEQUENCE,
     ),
-    "broadcast of both sides": (Apply(lambda m, x: x * (m.a * m.b + m.c), a=weight(5, 1), b=weight(1, 6), c=weight(1)), SEQUENCE),
-    "cat and slices": (Apply(lambda m, x: torch.cat([(m.w * x)[:, 1:3], m.w * x, (m.w * x)[:, -1:]], 1), w=weight(6)), SEQUENCE),
-    "one value in a cat twice": (Apply(lambda m, x: (lambda y: torch.cat([y, x, y], 2))(m.w * x), w=weight(6)), SEQUENCE),
+    "broadcast of both sides": (
+        Apply(lambda m, x: x * (m.a * m.b + m.c), a=weight(5, 1), b=weight(1, 6), c=weight(1)),
+        SEQUENCE,
+    ),
+    "cat and slices": (
+        Apply(lambda m, x: torch.cat([(m.w * x)[:, 1:3], m.w * x, (m.w * x)[:, -1:]], 1), w=weight(6)),
+        SEQUENCE,
+    ),
+    "one value in a cat twice": (
+        Apply(lambda m, x: (lambda y: torch.cat([y, x, y], 2))(m.w * x), w=weight(6)),
+        SEQUENCE,
+    ),
     "views": (
         Apply(lambda m, x: (m.w * x).flatten(1).view(3, 6, -1).transpose(1, 2).reshape(3, 30), w=weight(6)),
         SEQUENCE,
     ),
     "permute, unbind, chunk": (
-        Apply(lambda m, x: (lambda y: y.permute(2, 0, 1).unbind(0)[1] + y.chunk(4, -1)[2][..., 0])(m.w * x), w=weight(6)),
+        Apply(
+            lambda m, x: (lambda y: y.permute(2, 0, 1).unbind(0)[1] + y.chunk(4, -1)[2][..., 0])(m.w * x), w=weight(6)
+        ),
         SEQUENCE,
     ),
     "a weight seen through views": (Apply(lambda m, x: x * m.w.view(3, 6)[1], w=weight(18)), SEQUENCE),
@@ -149,15 +165,19 @@ CASES = {
         ),
         IMAGE,
     ),
-    "two inputs": (Apply(lambda m, x, y: m.l(x) + m.r(y).mean(1, keepdim=True), l=nn.Linear(6, 4), r=nn.Linear(6, 4)), SEQUENCE, SEQUENCE),
-}  # fmt: skip
+    "two inputs": (
+        Apply(lambda m, x, y: m.l(x) + m.r(y).mean(1, keepdim=True), l=nn.Linear(6, 4), r=nn.Linear(6, 4)),
+        SEQUENCE,
+        SEQUENCE,
+    ),
+}
 
 
 def inputs_of(case) -> list[torch.Tensor]:
     return [one if isinstance(one, torch.Tensor) else randn(*one) for one in case[1:]]
 
 
-def compare(module, inputs, loss, targets, trainable=None, **tensors) -> set[str]:
+def compare(module, inputs, loss, targets, trainable=None) -> set[str]:
     """Hold loss and gradients of the graph against autograd; returns the ops of the graph."""
     forward = simplify(capture(module, *inputs))
     names = tuple(trainable or (name for name, _ in module.named_parameters()))
@@ -170,12 +190,11 @@ def compare(module, inputs, loss, targets, trainable=None, **tensors) -> set[str
         **{name: tensor.numpy().copy() for name, tensor in module.state_dict().items()},
         **dict(zip([name for name in graph.inputs if name not in SCALARS], [x.numpy() for x in inputs], strict=False)),
         **{f"target.{k}": target.numpy() for k, target in enumerate(targets)},
-        **{f"norm.{k}": 1 / np.array([losses.denominator(p.loss, t.numpy())]) for k, (p, t) in enumerate(zip(parts, targets, strict=True))},
+        **norms(parts, targets),
         "rows": np.array([len(inputs[0])]),
         "share": np.ones(1),
         "random": RANDOM,
-        **tensors,
-    }  # fmt: skip
+    }
     for k, part in enumerate(parts):
         if getattr(part.loss, "class_weights", ()):
             given[f"loss.class_weights.{k}"] = np.array(part.loss.class_weights)
@@ -191,6 +210,12 @@ def compare(module, inputs, loss, targets, trainable=None, **tensors) -> set[str
         assert got[output].shape == tuple(weights[name].shape)
     module.float()
     return {node.op for node in graph.nodes}
+
+
+def norms(parts, targets) -> dict[str, np.ndarray]:
+    """What each term of a loss is multiplied by: one over what it counts."""
+    counts = [losses.denominator(p.loss, target.numpy()) for p, target in zip(parts, targets, strict=True)]
+    return {f"norm.{k}": 1 / np.array([count]) for k, count in enumerate(counts)}
 
 
 SCALARS = {"rows", "random", "share"}
@@ -419,7 +444,9 @@ def test_a_parts_share_of_the_batch_sums_to_the_whole():
         total = [0.0] * (1 + len(names))
         for piece in pieces:
             rows = len(x[piece])
-            graph = gradient_graph(capture(module, torch.zeros(rows, 6)), Recipe(er.CrossEntropy(), er.SGD(), names), rows)
+            graph = gradient_graph(
+                capture(module, torch.zeros(rows, 6)), Recipe(er.CrossEntropy(), er.SGD(), names), rows
+            )
             given = {name: tensor.numpy().astype(np.float64) for name, tensor in module.state_dict().items()}
             given |= {"input": x[piece], "target.0": y[piece], "rows": np.array([rows]), "norm.0": np.array([0.2])}
             got = reference.run(graph, {name: given[name] for name in (*graph.inputs, *graph.state)})

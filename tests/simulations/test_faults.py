@@ -23,7 +23,7 @@ from edge_runtime import plugins
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.errors import ConfigError, PeerError, RunError
 from edge_runtime.train.config import DATASETS, RoundTask
-from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.factory import example_of, make_program, make_trainer, pack_program
 from edge_runtime.updates import STYPE, TensorLayout, make_codec, wire
 from server.rounds import choose_cohort
 from simulations.faults import FaultConfig, SimulatedFaultError, with_faults
@@ -94,12 +94,15 @@ class Asked:
 @pytest.fixture
 def asked() -> Asked:
     assume_identity(0)
-    task = from_flat(RoundTask, {"data.name": "digits", "data.clients": 20, "model.name": "digits_cnn"})
+    values = {"data.name": "digits", "data.clients": 20, "model.name": "digits_cnn", "model.input": "1x8x8"}
+    task = from_flat(RoundTask, values)
     state = make_trainer(task.model, task.train).state_dict()
     layout = TensorLayout.of(state)
     payload = make_codec("float32").encode_vector(layout.flatten(state), layout, round_number=1)
     model = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
-    message = Message(RecordDict({"model": model, "task": ConfigRecord(flatten(task))}), 0, "train", group_id="1")
+    program = pack_program(make_program(task.model, task.train, example_of(task.model)))
+    settings = ConfigRecord({**flatten(task), "program": program})
+    message = Message(RecordDict({"model": model, "task": settings}), 0, "train", group_id="1")
     message.metadata.__dict__["_message_id"] = "asked"
     return Asked(message, Context(1, 0, {"partition-id": 0, "num-partitions": 20}, RecordDict(), {}), layout)
 
@@ -147,8 +150,8 @@ def test_evaluation_meets_no_faults(asked: Asked) -> None:
 
 def scenario(out: Path, *overrides: str) -> Scenario:
     tiny = (
-        "data.name=digits data.clients=8 data.partition=iid model.name=digits_cnn train.epochs=1 server.cohort=6 "
-        "server.min_updates=1 server.rounds=2 server.deadline_s=2.5 deploy.formats="
+        "data.name=digits data.clients=8 data.partition=iid model.name=digits_cnn model.input=1x8x8 train.epochs=1 "
+        "server.cohort=6 server.min_updates=1 server.rounds=2 server.deadline_s=2.5 deploy.formats="
     )
     return load_scenario("mnist", [*tiny.split(), f"run.out={out}", *overrides])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.train.config import RoundTask
-from edge_runtime.train.factory import make_trainer
+from edge_runtime.train.factory import example_of, make_program, make_trainer, pack_program
 from edge_runtime.updates import STYPE, TensorLayout, make_codec
 from simulations.faults import FaultConfig
 from simulations.grid import InProcessGrid
@@ -43,15 +44,22 @@ def model(round_number: int) -> bytes:
     return make_codec("float32").encode_vector(layout.flatten(state), layout, round_number=round_number)
 
 
+@cache
+def program() -> bytes:
+    task = task_of(1)
+    return pack_program(make_program(task.model, task.train, example_of(task.model)))
+
+
 def task_of(round_number: int, epochs: int = 1) -> RoundTask:
-    values = {"data.name": "digits", "data.clients": CLIENTS, "data.partition": "iid", "model.name": "digits_cnn"}
-    return from_flat(RoundTask, {**values, "round": round_number, "seed": SEED, "train.epochs": epochs})
+    data = {"data.name": "digits", "data.clients": CLIENTS, "data.partition": "iid"}
+    model = {"model.name": "digits_cnn", "model.input": "1x8x8"}
+    return from_flat(RoundTask, {**data, **model, "round": round_number, "seed": SEED, "train.epochs": epochs})
 
 
 def message(client: int, kind: str, round_number: int = 1, *, ttl: float = 60.0, epochs: int = 1) -> Message:
     payload = model(round_number)
     record = ArrayRecord({"weights": Array("uint8", (len(payload),), STYPE, payload)})
-    task = ConfigRecord(flatten(task_of(round_number, epochs)))
+    task = ConfigRecord({**flatten(task_of(round_number, epochs)), "program": program()})
     return Message(RecordDict({"model": record, "task": task}), client, kind, ttl=ttl, group_id=str(round_number))
 
 
@@ -107,6 +115,20 @@ def test_what_a_client_raises_is_its_error_reply(grid: InProcessGrid) -> None:
     assert broken.error.reason == "PeerError: message has no task and model records"
     assert injured.error.reason == "SimulatedFaultError: simulated error in training"
     assert not good.has_error()
+
+
+def test_a_bad_program_costs_its_own_message_only(grid: InProcessGrid) -> None:
+    asked = [message(client, "evaluate") for client in range(4)]
+    for one, bad in zip(asked, (program()[:-1], zlib.compress(bytes(1 << 20)), b""), strict=False):
+        one.content.config_records["task"]["program"] = bad
+    replies = ask(grid, asked)
+    assert [reply.error.reason for reply in replies[:3]] == [
+        "PeerError: the message's Program is cut off, or too large",
+        "PeerError: the message's Program: not a Hedgerow Program",
+        "PeerError: the task's trainer is engine, and it does not bring what that one needs",
+    ]
+    assert not replies[3].has_error()
+    assert_all_clients_answer(grid)
 
 
 def test_a_client_that_dies_costs_its_own_message_only(grid: InProcessGrid) -> None:

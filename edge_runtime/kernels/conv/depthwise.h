@@ -77,16 +77,40 @@ void DepthwiseDx(const Geometry& s, const float* g, const float* w, float* dx) {
 
 // sum[t] += sum over i < n of g[i] x[i + at[t]], lane by lane; g is 0 past n.
 template <Index kTaps>
-HEDGEROW_INLINE void DotTaps(const Index* at, const float* g, const float* x, Index n, double (*sum)[kWidth]) {
-  V block[kTaps] = {};
+HEDGEROW_INLINE void DotTaps(const Index* at, const float* g, const float* x, Index n, V* sum) {
+  V taps[kTaps];
+  for (Index t = 0; t < kTaps; ++t) taps[t] = sum[t];
   for (Index i = 0; i < n; i += kWidth) {
     const V v = Load(g + i);
-    for (Index t = 0; t < kTaps; ++t) block[t] += v * Load(x + i + at[t]);
+    for (Index t = 0; t < kTaps; ++t) taps[t] += v * Load(x + i + at[t]);
   }
-  for (Index t = 0; t < kTaps; ++t) {
-    for (Index lane = 0; lane < kWidth; ++lane) sum[t][lane] += block[t][lane];
-  }
+  for (Index t = 0; t < kTaps; ++t) sum[t] = taps[t];
 }
+
+// One channel's sums over many planes: in float32 for some vectors, then in double.
+struct TapSums {
+  static constexpr Index kMostVectors = 128;
+
+  void Add(const Phases& p, const Index* at, const float* g, const float* x, Index n) {
+    Index t = 0;
+    for (; t + 9 <= p.taps; t += 9) DotTaps<9>(at + t, g, x, n, block + t);
+    for (; t + 3 <= p.taps; t += 3) DotTaps<3>(at + t, g, x, n, block + t);
+    for (; t < p.taps; ++t) DotTaps<1>(at + t, g, x, n, block + t);
+    vectors += n / kWidth + 1;
+    if (vectors >= kMostVectors) Flush(p.taps);
+  }
+  void Flush(Index taps) {
+    for (Index t = 0; t < taps; ++t) {
+      total[t] += SumLanes(block[t]);
+      block[t] = V{};
+    }
+    vectors = 0;
+  }
+
+  V block[kMostTaps] = {};
+  double total[kMostTaps] = {};
+  Index vectors = 0;
+};
 
 void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
   const Phases p(s);
@@ -95,23 +119,16 @@ void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
   Index at[kMostTaps];
   for (Index t = 0; t < p.taps; ++t) at[t] = p.phase[t] * p.plane + p.shift[t];
   for (Index c = 0; c < s.C; ++c) {
-    double sum[kMostTaps][kWidth] = {};
+    TapSums sums;
     for (Index i = c; i < s.N * s.C; i += s.C) {
       p.ForBands([&](Index first, Index rows) {
         p.Split(x + i * s.H * s.W, first, padded, phases);
         Spread(p, g + i * s.OH * s.OW, first, rows, outputs);
-        const Index n = (rows - 1) * p.columns + s.OW;
-        Index t = 0;
-        for (; t + 9 <= p.taps; t += 9) DotTaps<9>(at + t, outputs, phases, n, sum + t);
-        for (; t + 3 <= p.taps; t += 3) DotTaps<3>(at + t, outputs, phases, n, sum + t);
-        for (; t < p.taps; ++t) DotTaps<1>(at + t, outputs, phases, n, sum + t);
+        sums.Add(p, at, outputs, phases, (rows - 1) * p.columns + s.OW);
       });
     }
-    for (Index t = 0; t < p.taps; ++t) {
-      double total = 0;
-      for (double lane : sum[t]) total += lane;
-      dw[c * p.taps + t] = static_cast<float>(total);
-    }
+    sums.Flush(p.taps);
+    for (Index t = 0; t < p.taps; ++t) dw[c * p.taps + t] = static_cast<float>(sums.total[t]);
   }
 }
 

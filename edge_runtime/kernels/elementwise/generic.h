@@ -8,13 +8,12 @@
 namespace hedgerow {
 namespace {
 
-constexpr float kInvSqrt2 = 0.70710678f, kInvSqrt2Pi = 0.39894228f;
-
-HEDGEROW_INLINE V Gelu(V x) { return 0.5f * x * (1.f + Erf(x * kInvSqrt2)); }
-// Phi(x) + x phi(x). Past 14 phi is 0 in float32, where x phi(x) would be 0 times infinity at infinity.
+HEDGEROW_INLINE V Gelu(V x) { return x * NormalOf(x).cdf; }
+// Phi(x) + x phi(x)
 HEDGEROW_INLINE V GeluSlope(V x) {
-  const V bounded = Clamp(x, -14.f, 14.f);
-  return 0.5f * (1.f + Erf(x * kInvSqrt2)) + bounded * kInvSqrt2Pi * Exp(-0.5f * bounded * bounded);
+  const Normal normal = NormalOf(x);
+  // Bounded: phi is 0 long before 1e30, and 0 times infinity is not.
+  return normal.cdf + Clamp(x, -1e30f, 1e30f) * (0.39894228f * normal.bell);
 }
 HEDGEROW_INLINE V SiluSlope(V x) {
   const V s = Sigmoid(x);

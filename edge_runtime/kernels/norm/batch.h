@@ -8,7 +8,7 @@
 namespace hedgerow {
 namespace {
 
-// f(row, channel) summed over the first `rows` planes of one channel; planes of one element are walked by stride.
+// The sum of f(i) over the first `rows` planes of one channel.
 template <typename F>
 HEDGEROW_INLINE double SumChannel(Index rows, F f) {
   double total = 0;

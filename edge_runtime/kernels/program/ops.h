@@ -3,7 +3,8 @@
 // Tensors are contiguous, row-major float32 unless said otherwise; "i64" and "u8" mark the others. A buffer is a byte
 // offset into the arena; one marked `?` may be absent (-1). `rows` is an i64 scalar in the arena: how many of the B
 // rows of the batch are real, the rest being padding at the end. "y may be x" means that both may be the same range;
-// no other overlap gives a defined result, but none may lead outside the arena.
+// no other overlap gives a defined result, but none may lead outside the arena. Extents are at least 1; entries of a
+// shape and of its strides past `rank` are 0.
 //
 //   name              buffers                                      ints                          floats
 //   fill              y                                            n                             value
@@ -11,7 +12,8 @@
 //       y[y0 + i.ys] = scale * x[x0 + i.xs] for every index i of shape; strides >= 0, in elements of `item` bytes.
 //       item 4: float32; item 8: i64, scale is ignored. Elements of y that no index reaches stay as they are.
 //   reduce            x y                                          rank shape[6] ys[6]           scale
-//       y[j] = scale * sum of the x[i] with i.ys = j; x has `shape`; y is contiguous over the dims with ys > 0.
+//       y[j] = scale * sum of the x[i] with i.ys = j; x has `shape`; y is contiguous, in row-major order, over the dims
+//       with ys > 0.
 //   binary            a b y                                        kind rank shape[6] as[6] bs[6]
 //       kind 0: y = a + b, 1: y = a * b; y has `shape`, a and b are read by stride (0 repeats).
 //       y may be a, or b, where that one's strides are y's own.
@@ -39,25 +41,27 @@
 //   avg_pool2d_grad   g dx                                         as avg_pool2d
 //   batch_norm        x w b rows y mean var                        N C S B                       eps
 //       x (N,C,S); statistics of each channel over the first rows N/B of the N; var is biased; all N are normalised:
-//       y = (x - mean)/sqrt(var + eps) w + b. Status 3 where a channel has one value. y may be x.
+//       y = (x - mean)/sqrt(var + eps) w + b. Status 3 where a channel has one value or none. y may be
+//       x.
 //   batch_norm_apply  x w b mean var y                             N C S                         eps
 //       The same formula with given statistics, and bit for bit the same result. y may be x.
 //   batch_norm_grad   g x w mean var rows dx dw db                 N C S B training              eps
 //       Training: the gradient through the statistics; dx of padding rows is 0. Otherwise mean and var are constants
 //       and all rows count. dx may be g.
 //   running_stats     mean var rows rmean rvar                     N C S B                       momentum
-//       r = (1 - momentum) r + momentum stat, with the unbiased var (times n/(n-1), n = rows N/B S).
+//       r = (1 - momentum) r + momentum stat, with the unbiased var (times n/(n-1), n = rows N/B S). Status 3
+//       where n is 0 or 1.
 //   group_norm        x w b y mean rstd                            N C S G                       eps     mean, rstd (N,G)
 //   group_norm_grad   g x w mean rstd dx dw db                     N C S G                               dx may be g
 //   layer_norm        x w? b? y mean rstd                          R D                           eps     mean, rstd (R)
 //   layer_norm_grad   g x w? mean rstd dx dw? db?                  R D                                   dx may be g
 //   embedding         table ids(i64) y                             V D n                         status 2: id not in [0, V)
 //   embedding_grad    g ids(i64) dtable                            V D n
-//   attention         q k v y lse work                             P Tq Tk D Dv causal           scale
+//   attention         q k v y lse work?                            P Tq Tk D Dv causal           scale
 //       per plane: y = softmax(scale q k^T) v; q (Tq,D), k (Tk,D), v (Tk,Dv); causal row i sees columns 0..i.
-//       lse (P,Tq) is the logarithm of each row's sum of exponentials. work: Tk floats.
-//   attention_grad    g q k v y lse dq dk dv work                  P Tq Tk D Dv causal           scale
-//       work: 2 Tk floats.
+//       lse (P,Tq) is the logarithm of each row's sum of exponentials. work (Tk floats) is not used.
+//   attention_grad    g q k v y lse dq dk dv work?                 P Tq Tk D Dv causal           scale
+//       work (2 Tk floats) is not used.
 //   softmax           x y                                          outer n inner                         y may be x
 //   softmax_grad      g y dx                                       outer n inner                         dx may be g
 //   gru               x h0 w_ih w_hh b_ih? b_hh? y hn gates work   B T I H

@@ -11,7 +11,7 @@ struct Session {
   const Op* ops() const { return reinterpret_cast<const Op*>(this + 1); }
 };
 
-// nullptr, the op's index (-1 where it is not about one op) and a literal that says why, if one of the ops is not sound.
+// nullptr if one of the ops is not sound, with its index (-1 where it is not about one op) and a literal that says why.
 // The only place here that allocates.
 Session* CreateSession(const Op* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why);
 void FreeSession(Session* session);

@@ -1,0 +1,130 @@
+"""A PyTorch module as the planner takes it: its forward pass in training and in evaluation mode, and its tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_runtime.capture.batched import BatchedGraph, capture_batched, mode
+from edge_runtime.capture.capture import capture
+from edge_runtime.errors import UnsupportedOpError
+from edge_runtime.ir.graph import Graph, Value
+from edge_runtime.passes.pipeline import simplify
+from edge_runtime.passes.rows import require_independent_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A captured module.
+
+    Attributes:
+        forward, predict: the graph for a number of rows, in training and in evaluation mode.
+        check: whether the module really runs these graphs at the numbers of rows that a plan uses.
+        fixed: the one batch size that the module works for; 0 if it works for any.
+        state: its float tensors, each once.
+        parameters: of those, the ones that are parameters.
+        trainable: of those, the ones that require a gradient and are used, in the module's order.
+        initial: contents of the float tensors.
+        counters: its int64 scalars, with their values; `counted` are those that count training batches.
+        aliases: of a tensor with several names (tied weights), the others with the one that `state` has.
+        names: all names of its state_dict, in order.
+
+    """
+
+    forward: Callable[[int], Graph]
+    predict: Callable[[int], Graph]
+    check: Callable[[int, int], None]
+    fixed: int
+    state: tuple[Value, ...]
+    parameters: frozenset[str]
+    trainable: tuple[str, ...]
+    initial: dict[str, NDArray[np.float32]]
+    counters: dict[str, int]
+    counted: tuple[str, ...]
+    aliases: dict[str, str]
+    names: tuple[str, ...]
+
+
+def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
+    """Capture `module`; of the examples (a tensor or array, or a tuple of them) only shape and dtype count.
+
+    Raises:
+        UnsupportedOpError: an op, a dtype or a use of the batch that cannot be had exactly.
+
+    """
+    given = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    examples = [one if isinstance(one, torch.Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
+    with mode(module, training=True):
+        training = capture_batched(module, examples)
+    with mode(module, training=False):
+        evaluation = capture_batched(module, examples)
+    for graph in (training, evaluation):
+        require_independent_rows(simplify(graph.small), graph.fixed or 2)
+
+    tensors = dict(module.state_dict(keep_vars=True))
+    counters = {name: int(one) for name, one in tensors.items() if one.dtype == torch.int64 and one.ndim == 0}
+    aliases = _aliases(tensors, {*training.small.state, *evaluation.small.state})
+    floats = {name: one for name, one in tensors.items() if name not in counters and name not in aliases}
+    for name, one in floats.items():
+        if one.dtype != torch.float32:
+            raise UnsupportedOpError(f"tensor {name} is {one.dtype}; only float32 models are trained")
+    if strange := {*training.small.state, *evaluation.small.state} - floats.keys():
+        raise UnsupportedOpError(f"tensor {min(strange)} is not in the module's state_dict; register it as a buffer")
+    parameters = {aliases.get(name, name): one for name, one in module.named_parameters()}
+    moved = {name for node in training.small.nodes for name in node.writes}
+    return Model(
+        forward=functools.cache(lambda batch: simplify(training.at(batch))),
+        predict=functools.cache(lambda batch: simplify(evaluation.at(batch))),
+        check=functools.partial(_check, module, examples, training, evaluation),
+        fixed=training.fixed or evaluation.fixed,
+        state=tuple(Value(name, tuple(one.shape)) for name, one in floats.items()),
+        parameters=frozenset(parameters),
+        trainable=tuple(n for n, one in parameters.items() if one.requires_grad and n in training.small.state),
+        initial={name: one.detach().numpy().copy() for name, one in floats.items()},
+        counters=counters,
+        counted=tuple(name for name in counters if f"{name.removesuffix('num_batches_tracked')}running_mean" in moved),
+        aliases=aliases,
+        names=tuple(tensors),
+    )
+
+
+def _aliases(tensors: dict[str, torch.Tensor], captured: set[str]) -> dict[str, str]:
+    """Names of one tensor that has several, with the one that the captured graph calls it by, or else the first."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(id(tensor), []).append(name)
+    chosen = {
+        name: next((one for one in names if one in captured), names[0]) for names in groups.values() for name in names
+    }
+    return {name: one for name, one in chosen.items() if name != one}
+
+
+def _check(
+    module: torch.nn.Module,
+    examples: list[torch.Tensor],
+    training: BatchedGraph,
+    evaluation: BatchedGraph,
+    rows: int,
+    rows_predict: int,
+) -> None:
+    """Capture once more at the sizes that will run.
+
+    Raises:
+        UnsupportedOpError: the module runs another graph there than its captures at small sizes say.
+
+    """
+    for graph, size, train in ((training, rows, True), (evaluation, rows_predict, False)):
+        if graph.fixed:
+            continue
+        resized = [example[:1].expand(size, *example.shape[1:]).clone() for example in examples]
+        with mode(module, training=train):
+            real = simplify(capture(module, *resized))
+        expected = simplify(graph.at(size))
+        if (real.nodes, real.values, real.outputs) != (expected.nodes, expected.values, expected.outputs):
+            raise UnsupportedOpError(f"the model's graph depends on its batch size: at {size} rows it is another")
