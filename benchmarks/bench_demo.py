@@ -23,10 +23,12 @@ import psutil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.trainer=torch")
     parser.add_argument("scenario", nargs="?", default="mnist")
     options = parser.parse_args()
-    rows = [measure(options.scenario) for _ in range(options.runs)]
-    print(f"hedgerow simulate {options.scenario}, {options.runs} runs: median (min .. max)")
+    arguments = [options.scenario, *(word for override in options.set for word in ("--set", override))]
+    rows = [measure(arguments) for _ in range(options.runs)]
+    print(f"hedgerow simulate {' '.join(arguments)}, {options.runs} runs: median (min .. max)")
     for name, unit in (
         ("wall_s", "s"), ("first_round_s", "s to the end of round 1"), ("cpu_s", "CPU-s"),
         ("rss_mib", "MiB, sum of RSS"), ("pss_mib", "MiB, sum of PSS"),
@@ -36,12 +38,12 @@ def main() -> None:
         print(f"  {name:14} {statistics.median(values):9.3f}  ({values[0]:.3f} .. {values[-1]:.3f}) {unit}")
 
 
-def measure(scenario: str) -> dict[str, float]:
+def measure(arguments: list[str]) -> dict[str, float]:
     """One run in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         start = time.monotonic()
-        command = [str(Path(sys.executable).with_name("hedgerow")), "simulate", scenario, "--out", str(out)]
+        command = [str(Path(sys.executable).with_name("hedgerow")), "simulate", *arguments, "--out", str(out)]
         process = psutil.Popen(command, stdout=subprocess.DEVNULL)
         peak = {"rss": 0, "pss": 0}
         cpu: dict[int, float] = {}

@@ -219,6 +219,16 @@ def _div(b: Builder, x: str, y: str | float) -> str:
     return b.emit("scale", x, by=1 / y, plus=0.0)
 
 
+@aten("neg.default")
+def _neg(b: Builder, x: str) -> str:
+    return b.emit("scale", x, by=-1.0, plus=0.0)
+
+
+@aten("rsub.Scalar")
+def _rsub(b: Builder, x: str, y: float, alpha: float = 1) -> str:
+    return b.emit("scale", x, by=-float(alpha), plus=float(y))
+
+
 @aten("cat.default")
 def _cat(b: Builder, xs: Sequence[str], dim: int = 0) -> str:
     return b.emit("cat", *xs, dim=dim % len(b.shape(xs[0])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Model:
         parameters: of those, the ones that are parameters.
         trainable: of those, the ones that require a gradient and are used, in the module's order.
         initial: contents of the float tensors.
-        counters: its int64 scalars, with their values; `counted` are those that count training batches.
+        counters: its int64 scalars, with their values; `counted` says by how much a training step raises which.
         aliases: of a tensor with several names (tied weights), the others with the one that `state` has.
         names: all names of its state_dict, in order.
 
@@ -46,7 +47,7 @@ class Model:
     trainable: tuple[str, ...]
     initial: dict[str, NDArray[np.float32]]
     counters: dict[str, int]
-    counted: tuple[str, ...]
+    counted: dict[str, int]
     aliases: dict[str, str]
     names: tuple[str, ...]
 
@@ -65,7 +66,7 @@ def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
     with mode(module, training=False):
         evaluation = capture_batched(module, examples)
     for graph in (training, evaluation):
-        require_independent_rows(simplify(graph.small), graph.fixed or 2)
+        require_independent_rows(simplify(graph.small), graph.fixed or 2, split=not graph.fixed)
 
     tensors = dict(module.state_dict(keep_vars=True))
     counters = {name: int(one) for name, one in tensors.items() if one.dtype == torch.int64 and one.ndim == 0}
@@ -77,7 +78,7 @@ def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
     if strange := {*training.small.state, *evaluation.small.state} - floats.keys():
         raise UnsupportedOpError(f"tensor {min(strange)} is not in the module's state_dict; register it as a buffer")
     parameters = {aliases.get(name, name): one for name, one in module.named_parameters()}
-    moved = {name for node in training.small.nodes for name in node.writes}
+    moved = Counter(name for node in training.small.nodes for name in node.writes)
     return Model(
         forward=functools.cache(lambda batch: simplify(training.at(batch))),
         predict=functools.cache(lambda batch: simplify(evaluation.at(batch))),
@@ -88,10 +89,15 @@ def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
         trainable=tuple(n for n, one in parameters.items() if one.requires_grad and n in training.small.state),
         initial={name: one.detach().numpy().copy() for name, one in floats.items()},
         counters=counters,
-        counted=tuple(name for name in counters if f"{name.removesuffix('num_batches_tracked')}running_mean" in moved),
+        counted={name: moved[mean] for name in counters if (mean := _running_mean(name)) in moved},
         aliases=aliases,
         names=tuple(tensors),
     )
+
+
+def _running_mean(counter: str) -> str:
+    """The running mean that a batch norm's counter belongs to."""
+    return f"{counter.removesuffix('num_batches_tracked')}running_mean"
 
 
 def _aliases(tensors: dict[str, torch.Tensor], captured: set[str]) -> dict[str, str]:

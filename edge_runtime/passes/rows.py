@@ -18,8 +18,10 @@ _FROM_FRONT = {
 }  # fmt: skip
 
 
-def require_independent_rows(graph: Graph, batch: int) -> None:
+def require_independent_rows(graph: Graph, batch: int, *, split: bool = True) -> None:
     """Nothing, if every output row depends on its own input row alone (and, through batch norm, on statistics).
+
+    Where batches are never split, a row may also depend on its place in the batch.
 
     Raises:
         UnsupportedOpError: names the first node that lets rows act on each other, or moves the batch out of dim 0.
@@ -29,14 +31,14 @@ def require_independent_rows(graph: Graph, batch: int) -> None:
     axes.update((name, None if name in ("rows", "random") else 0) for name in graph.inputs)
     for node in graph.nodes:
         given = [axes[name] for name in node.inputs]
-        axis = _axis(graph, node, given, batch) if any(one is not None for one in given) else None
+        axis = _axis(graph, node, given, batch, split) if any(one is not None for one in given) else None
         axes.update(dict.fromkeys(node.outputs, axis))
     for name in graph.outputs:
         if axes[name] != 0:
             raise UnsupportedOpError(f"output {name} does not have one row for each row of the input")
 
 
-def _axis(graph: Graph, node: Node, given: list[Axis], batch: int) -> Axis:
+def _axis(graph: Graph, node: Node, given: list[Axis], batch: int, split: bool) -> Axis:
     """Where the batch is in what `node` makes."""
     shapes = [graph.values[name].shape for name in node.inputs]
     first = next(axis for axis in given if axis is not None)
@@ -50,7 +52,7 @@ def _axis(graph: Graph, node: Node, given: list[Axis], batch: int) -> Axis:
             good, first = len(places) == 1, min(places)
             # A weight with a row for every row of the batch would be another weight for every split.
             good = good and all(
-                axis is not None or len(shape) < rank - first or shape[first - rank] == 1 or batch == 1
+                axis is not None or len(shape) < rank - first or shape[first - rank] == 1 or not split
                 for axis, shape in zip(given, shapes, strict=True)
             )
         case "transpose":

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from edge_runtime.planner.lifetimes import Lifetime
 
-SEARCH = 1_000_000  # pairs of buffers that the search may compare
-NEAR_BOUND = 1.002
+SEARCH, MOST_TRIES = 1_000_000, 600  # pairs of buffers that the search may compare, and orders that it may try
+NEAR_BOUND = 1.005
 ALIGNMENT = 64  # bytes; a cache line, and more than any vector load here asks for
 
 
@@ -21,8 +21,8 @@ class ArenaPlan:
     nbytes: int
 
 
-def plan_arena(buffers: Sequence[Lifetime], bound: int = 0) -> ArenaPlan:
-    """First fit in several orders, the best of which a search then improves; the smallest plan wins.
+def plan_arena(buffers: Sequence[Lifetime], bound: int = 0, *, thorough: bool = True) -> ArenaPlan:
+    """First fit in several orders, the best of which a thorough plan then improves by a search.
 
     `bound` is what no plan can be below; coming near it ends the search. The search is seeded: equal buffers get equal
     plans.
@@ -38,14 +38,14 @@ def plan_arena(buffers: Sequence[Lifetime], bound: int = 0) -> ArenaPlan:
     orders = [sorted(buffers, key=lambda v: (*key(v), v.name)) for key in keys]
     plans = [_first_fit(order) for order in orders]
     least = min(range(len(plans)), key=lambda i: plans[i].nbytes)
-    return _improved(orders[least], plans[least], bound)
+    return _improved(orders[least], plans[least], bound) if thorough else plans[least]
 
 
 def _improved(order: list[Lifetime], plan: ArenaPlan, bound: int) -> ArenaPlan:
     """The plan after some seeded tries to place a buffer earlier that reaches the top, or any other one."""
     rng = random.Random(len(order))  # noqa: S311  a search, no secret
-    tries = SEARCH // max(1, len(order)) ** 2
-    while tries > 0 and plan.nbytes > bound * NEAR_BOUND:
+    tries = min(MOST_TRIES, SEARCH // max(1, len(order)) ** 2)
+    while tries > 0 and plan.nbytes > bound * NEAR_BOUND + ALIGNMENT * 16:
         tries -= 1
         top = [i for i, one in enumerate(order) if plan.offsets[one.name] + one.nbytes == plan.nbytes]
         start = rng.choice(top) if rng.random() < 0.5 else rng.randrange(len(order))

@@ -132,9 +132,16 @@ def choose(found: Sequence[Candidate], budget: int) -> tuple[Placed | None, list
     hopeful = [place(one) for one in _front(bounds, lambda one: one.cost)]
     peaks = sorted(hopeful, key=lambda one: (one.peak_bytes(), one.candidate.cost))
     placed = _front(peaks, lambda one: one.candidate.cost)
-    fitting = [one for one in placed if not budget or one.peak_bytes() <= budget]
-    best = min(fitting, key=lambda one: (one.candidate.cost, one.peak_bytes()), default=None)
-    return best, placed
+    # The long search for offsets is for the plan that is taken, and for those that it can bring inside the budget.
+    for i, one in enumerate(placed):
+        if one.candidate.bound_bytes() <= budget < one.peak_bytes():
+            placed[i] = place(one.candidate, thorough=True)
+    fitting = [i for i, one in enumerate(placed) if not budget or one.peak_bytes() <= budget]
+    if not fitting:
+        return None, placed
+    best = min(fitting, key=lambda i: (placed[i].candidate.cost, placed[i].peak_bytes()))
+    placed[best] = place(placed[best].candidate, thorough=True)
+    return placed[best], placed
 
 
 def _front(ordered: Sequence[T], cost_of: Callable[[T], float]) -> list[T]:
@@ -146,11 +153,11 @@ def _front(ordered: Sequence[T], cost_of: Callable[[T], float]) -> list[T]:
     return front
 
 
-def place(candidate: Candidate) -> Placed:
+def place(candidate: Candidate, *, thorough: bool = False) -> Placed:
     """Offsets for every phase, each plan checked."""
     arenas = []
     for phase in candidate.phases:
-        plan = plan_arena(phase.lifetimes.buffers, phase.scratch_bytes())
+        plan = plan_arena(phase.lifetimes.buffers, phase.scratch_bytes(), thorough=thorough)
         arenas.append(verify_arena(plan, phase.lifetimes.buffers))
     return Placed(candidate, tuple(arenas))
 

@@ -90,7 +90,7 @@ class Program:
         memory_budget: what was asked for, in bytes; 0 for no limit.
         state: persistent tensors, at the front of the arena.
         initial: their contents at the start, by name; tensors that are not here start at zero.
-        counters: int64 scalars of the module's state_dict, with their start values; steps count up those in `counted`.
+        counters: int64 scalars of the module's state_dict, with their start values; a step raises those in `counted`.
         aliases: further names of one tensor in the state_dict, with the name it has here.
 
     """
@@ -104,7 +104,7 @@ class Program:
     state_bytes: int
     state: tuple[StateTensor, ...]
     counters: Mapping[str, int]
-    counted: tuple[str, ...]
+    counted: Mapping[str, int]
     aliases: Mapping[str, str]
     state_dict_order: tuple[str, ...]
     phases: tuple[Phase, ...]

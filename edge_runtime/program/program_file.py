@@ -87,7 +87,7 @@ def encode(program: Program) -> bytes:
         "state_bytes": program.state_bytes,
         "state": [[*_tensor_json(one.tensor), one.role, one.trained] for one in program.state],
         "counters": dict(program.counters),
-        "counted": list(program.counted),
+        "counted": dict(program.counted),
         "aliases": dict(program.aliases),
         "state_dict_order": list(program.state_dict_order),
         "initial": initial,
@@ -156,7 +156,7 @@ def _program(h: dict[str, Any], blob: memoryview) -> Program:
         raise ProgramError("malformed header: two state tensors of one name")
     counters = {_text(name): _int(value, 0, 2**62) for name, value in h["counters"].items()}
     order = tuple(_text(name) for name in _list(h["state_dict_order"], MAX_TENSORS))
-    counted = tuple(_text(name) for name in _list(h["counted"], MAX_TENSORS))
+    counted = {_text(name): _int(value, 1, 1 << 20) for name, value in h["counted"].items()}
     aliases = {_text(name): _text(value) for name, value in h["aliases"].items()}
     module = {name for name, one in names.items() if one.role in ("weight", "buffer")}
     if not set(counted) <= set(counters) or not set(aliases.values()) <= module or set(aliases) & module:

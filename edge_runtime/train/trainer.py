@@ -158,8 +158,8 @@ class Trainer:
                 raise NumericsError(f"step {self._steps}: {error}") from None
             raise self._located(error, before, phase, [*inputs, *targets], rows, scalars) from None
         self._steps += 1
-        for name in self.program.counted:
-            self._counters[name] += 1
+        for name, count in self.program.counted.items():
+            self._counters[name] += count
         return loss
 
     fit = loop.fit
