@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.ir.graph import Graph
 from edge_runtime.losses import LOSSES, Loss
-from edge_runtime.optimizers import SGD, Optimizer
+from edge_runtime.optimizers import SGD, Optimizer, checked
 from edge_runtime.passes.training import Recipe
 from edge_runtime.planner.assemble import assemble
 from edge_runtime.planner.budget import GraphAt, Placed, candidates, choose, over_budget
@@ -133,11 +133,7 @@ def _optimizer(optimizer: Optimizer | None) -> Optimizer:
         return SGD()
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer = {optimizer!r}: must be an optimizer object, such as SGD(lr=0.05)")
-    for item in dataclasses.fields(optimizer):
-        value = getattr(optimizer, item.name)
-        if not math.isfinite(value) or value < 0:
-            raise ConfigError(f"optimizer: {item.name} = {value}: must be a finite number >= 0")
-    return optimizer
+    return checked(optimizer)
 
 
 def _check_bounds(numbers: Mapping[str, float]) -> None:

@@ -147,20 +147,21 @@ def to_json(loss: Loss) -> dict[str, Any]:
 
 def from_json(text: Mapping[str, Any]) -> Loss:
     """The loss that `to_json` wrote; ValueError or TypeError where it is none."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in text.items() if key != "name"}
-    if text["name"] == "MultiTask":
-        fields["losses"] = tuple(from_json(one) for one in text["losses"])
+    fields = dict(text) if isinstance(text, Mapping) else {}
     kinds = {kind.__name__: kind for kind in (*SingleLoss.__args__, Distillation, MultiTask)}
-    numbers = [one for key, value in fields.items() if key != "losses" for one in _each(value)]
-    plain = all(isinstance(one, int | float) for one in numbers)
-    if text["name"] not in kinds or not plain:
-        raise ValueError(f"no loss {text['name']!r} with such numbers")
-    made: Loss = kinds[text["name"]](**fields)
-    return made
-
-
-def _each(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    kind = kinds.get(str(fields.pop("name", "")))
+    parts = fields.pop("losses", [])
+    lists = {key: fields.pop(key) for key in ("class_weights", "weights") if key in fields}
+    numbers = [*fields.values(), *(one for values in lists.values() for one in values)]
+    if kind is None or not all(isinstance(one, int | float) and abs(one) < 1e30 for one in numbers):
+        raise ValueError(f"no loss {str(text)[:80]}")
+    lists = {key: tuple(values) for key, values in lists.items()}
+    if kind is not MultiTask:
+        return kind(**fields, **lists)  # type: ignore[no-any-return]  # a class out of a table
+    if any(isinstance(part, Mapping) and part.get("name") in ("Distillation", "MultiTask") for part in parts):
+        raise ValueError("a MultiTask loss has single losses only")
+    singles: Any = tuple(from_json(part) for part in parts)
+    return MultiTask(singles, **fields, **lists)
 
 
 # Those that a name alone, or a scenario's keys, can make.

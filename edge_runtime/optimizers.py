@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class SGD:
@@ -70,11 +72,27 @@ def to_json(optimizer: Optimizer) -> dict[str, Any]:
 
 def from_json(text: Mapping[str, Any]) -> Optimizer:
     """The optimizer that `to_json` wrote; ValueError or TypeError where it is none."""
-    kind = OPTIMIZERS.get(str(text["name"]).lower())
-    fields = {key: value for key, value in text.items() if key != "name"}
+    fields = dict(text) if isinstance(text, Mapping) else {}
+    kind = OPTIMIZERS.get(str(fields.pop("name", "")).lower())
     if kind is None or any(not isinstance(value, int | float) for value in fields.values()):
-        raise ValueError(f"no optimizer {text['name']!r} with such numbers")
-    return kind(**fields)
+        raise ValueError(f"no optimizer {str(text)[:80]}")
+    return checked(kind(**fields))
+
+
+def checked(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer, if all its numbers are in the range in which its rule is defined.
+
+    Raises:
+        ConfigError: names the number and the range.
+
+    """
+    for item in dataclasses.fields(optimizer):
+        value = getattr(optimizer, item.name)
+        if not 0 <= value < 1e30:  # false for NaN; whole numbers from JSON may be larger than any float
+            raise ConfigError(f"optimizer: {item.name} = {str(value)[:20]}: must be a finite number >= 0")
+        if item.name in ("beta1", "beta2") and value >= 1:
+            raise ConfigError(f"optimizer: {item.name} = {value}: must be < 1")
+    return optimizer
 
 
 Optimizer = SGD | Adam | AdamW | RMSprop | Adagrad

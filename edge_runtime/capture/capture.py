@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from edge_runtime.ir.graph import Graph
 from edge_runtime.ir.verify import verify
 
 _DTYPES = {torch.float32: "f32", torch.int64: "i64"}
-_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s*(?P<code>[^\n]*)')
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+(?:\n\s*(?!File ")(?P<code>[^\n]*))?')
 
 
 def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
@@ -30,7 +33,7 @@ def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
 
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # of recurrent layers, whose cached weight list export sees as changed
             program = torch.export.export(module, examples, strict=False)
     except Exception as error:  # torch.export fails in many private types
@@ -57,6 +60,18 @@ def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
             case other:
                 raise builder.refuse(f"graph node {other}")
     return verify(builder.finish(outputs))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the pages that torch.export logs about a model which it then refuses with an error."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _placeholder(builder: Builder, node: fx.Node, state_name: str | None) -> str:
@@ -87,4 +102,4 @@ def _is_counter(node: fx.Node, state: dict[str, str]) -> bool:
 def _source(node: fx.Node) -> str:
     """`file:line: code` of the innermost frame that is not PyTorch's own."""
     frames = [match for match in _FRAME.finditer(node.meta.get("stack_trace") or "") if "/torch/" not in match["file"]]
-    return f"{frames[-1]['file']}:{frames[-1]['line']}: {frames[-1]['code'].strip()}" if frames else ""
+    return f"{frames[-1]['file']}:{frames[-1]['line']}: {(frames[-1]['code'] or '').strip()}" if frames else ""

@@ -38,7 +38,10 @@ class Session:
         self.program = program
         self._native = {id(phase): _native(phase, program.arena_bytes) for phase in program.phases}
         guard = ALIGNMENT if poison else 0
-        block = np.zeros(program.arena_bytes + ALIGNMENT + guard, np.uint8)
+        try:
+            block = np.zeros(program.arena_bytes + ALIGNMENT + guard, np.uint8)
+        except MemoryError as error:
+            raise ProgramError(f"it needs {program.arena_bytes} bytes to train, and there are not so many") from error
         start = -block.ctypes.data % ALIGNMENT
         self._guarded = block[start : start + program.arena_bytes + guard]
         self.arena: NDArray[np.uint8] = self._guarded[: program.arena_bytes]

@@ -127,7 +127,9 @@ def kept_with_segments(graph: Graph, boundary: int, kept: set[str], borders: lis
             if name in made_at and any(made_at[name] <= border < place for border in borders):
                 stay.add(name)
     fixed = {name for name in kept if _again(graph.nodes[made_at[name]], name) is None}
-    return stay | fixed
+    # What gives a norm's output a second time needs its statistics.
+    stats = {name for node in graph.nodes[:boundary] if node.op == "batch_norm" for name in node.outputs[1:]}
+    return stay | fixed | stats
 
 
 def recompute(graph: Graph, boundary: int, stay: set[str], kept: set[str]) -> Graph:

@@ -139,16 +139,17 @@ class Program:
         return write_program(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> Program:
+    def load(cls, path: str | Path, *, max_arena_bytes: int | None = None) -> Program:
         """Read a Program from a file; needs no torch.
 
         Raises:
-            ProgramError: not a Program, damaged, of another version, or with an op or tensor outside its arena.
+            ProgramError: not a Program, damaged, of another version, with an op or tensor outside its arena, or in
+                need of more than `max_arena_bytes`.
 
         """
         from edge_runtime.program.program_file import read_program
 
-        return read_program(Path(path))
+        return read_program(Path(path), max_arena_bytes)
 
     def without_weights(self) -> Program:
         """The same Program with its module's tensors at zero: for those who get their weights apart from it."""
@@ -163,8 +164,8 @@ class Program:
         return encode(self)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Program:
+    def from_bytes(cls, data: bytes, *, max_arena_bytes: int | None = None) -> Program:
         """What `to_bytes` wrote. Raises ProgramError as `load` does."""
         from edge_runtime.program.program_file import decode
 
-        return decode(data)
+        return decode(data, max_arena_bytes)

@@ -28,7 +28,7 @@ from edge_runtime.program.packed import NativeOp
 from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
 
 MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEPRG", 1, 64, 64
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 16 << 20
 MAX_ARENA_BYTES = 1 << 40
 MAX_OPS, MAX_TENSORS, MAX_TEXT = 1_000_000, 100_000, 1000
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
@@ -55,14 +55,14 @@ def write_program(program: Program, path: Path) -> Path:
     return path
 
 
-def read_program(path: Path) -> Program:
+def read_program(path: Path, max_arena_bytes: int | None = None) -> Program:
     """The Program in a file. Raises ProgramError, naming the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return decode(data)
+        return decode(data, max_arena_bytes)
     except ProgramError as error:
         raise ProgramError(f"{path}: {error}") from error
 
@@ -116,15 +116,18 @@ def _phase_json(phase: Phase) -> dict[str, Any]:
     }
 
 
-def decode(data: bytes) -> Program:
+def decode(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `encode` wrote; bounded in time and memory by the length of `data`."""
     header, blob = _open(data)
     try:
-        return _program(header, blob)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        program = _program(header, blob)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, ProgramError):
             raise
-        raise ProgramError(f"malformed header: {type(error).__name__}: {error}") from error
+        raise ProgramError(f"malformed header: {type(error).__name__}: {str(error)[:200]}") from error
+    if max_arena_bytes is not None and program.arena_bytes > max_arena_bytes:
+        raise ProgramError(f"it needs {program.arena_bytes} bytes to train, {max_arena_bytes} are allowed")
+    return program
 
 
 def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -138,12 +141,16 @@ def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
     if zlib.crc32(body) != int.from_bytes(data[16:20], "little"):
         raise ProgramError("damaged: its checksum does not hold")
     try:
-        header = json.loads(bytes(body[:length]))
+        header = json.loads(bytes(body[:length]), parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
         raise ProgramError("malformed header: not JSON") from error
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise ProgramError(f"not a Program of version {VERSION}; build it again with this release")
     return header, body[min(len(body), length + -length % ALIGNMENT) :]
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _program(h: dict[str, Any], blob: memoryview) -> Program:
@@ -164,7 +171,13 @@ def _program(h: dict[str, Any], blob: memoryview) -> Program:
     if sorted(order) != sorted({*module, *counters, *aliases}):
         raise ProgramError("malformed header: state_dict_order does not name the module's tensors")
     phases = tuple(_phase(one, arena) for one in _list(h["phases"], 64))
-    _check_kinds(phases)
+    _check_kinds(phases, batch)
+    for one in state:
+        of, _, kind = one.tensor.name.rpartition("/")
+        if one.role in ("anchor", "correction", "gradient") and (
+            kind != one.role or of not in names or names[of].tensor.shape != one.tensor.shape
+        ):
+            raise ProgramError(f"malformed header: {one.tensor.name!r} belongs to no tensor of its shape")
     return Program(
         loss=losses.from_json(h["loss"]),
         optimizer=optimizers.from_json(h["optimizer"]),
@@ -184,12 +197,14 @@ def _program(h: dict[str, Any], blob: memoryview) -> Program:
     )
 
 
-def _check_kinds(phases: tuple[Phase, ...]) -> None:
+def _check_kinds(phases: tuple[Phase, ...], batch: int) -> None:
     kinds = [phase.kind for phase in phases]
     split = kinds.count("accumulate") == kinds.count("update") == 1 and "step" not in kinds
     whole = "step" in kinds and "accumulate" not in kinds and "update" not in kinds
     if not (split or whole) or kinds.count("predict") != 1:
         raise ProgramError(f"malformed header: phases {', '.join(kinds) or 'none'} do not make a Program")
+    if whole and batch != max(phase.batch for phase in phases if phase.kind == "step"):
+        raise ProgramError(f"malformed header: no step is for {batch} rows")
 
 
 def _state(entry: Any, state_bytes: int) -> StateTensor:
@@ -293,7 +308,7 @@ def _float(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    return str(_checked(isinstance(value, str) and len(value) <= MAX_TEXT, value, "a short text"))
+    return str(_checked(isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value, value, "a short text"))
 
 
 def _list(value: Any, most: int) -> list[Any]:

@@ -264,10 +264,12 @@ class Trainer:
             if phase.kind == "update":
                 continue
             targets = self._targets(phase)
-            whole = all(tensor.shape[0] % phase.batch == 0 for tensor in _data(phase))
+            rows = [*_data(phase), *phase.outputs[:-1]]
+            whole = all(tensor.shape and tensor.shape[0] % phase.batch == 0 for tensor in rows)
             kinds = ["i64" if isinstance(term.loss, CLASS_LOSSES) else "f32" for term in self._terms]
             outputs = self._outputs + 1 if phase.kind == "predict" else 1
-            if [one.dtype for one in targets] != kinds or not whole or len(phase.outputs) != outputs:
+            whole = whole and len(phase.outputs) == outputs and phase.outputs[-1].shape == (1,)
+            if [one.dtype for one in targets] != kinds or not whole or phase.outputs[-1].dtype != "f32":
                 raise ProgramError(f"phase {phase.kind} does not fit the Program's loss")
 
     def _targets(self, phase: Phase) -> list[Tensor]:

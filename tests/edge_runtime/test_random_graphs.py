@@ -1,9 +1,9 @@
 """Whatever small network is drawn, at whatever plan: the engine, the NumPy oracle and PyTorch agree.
 
 A graph is grown from drawn decisions, which can be replayed for another batch size. The engine (float32, in an arena
-full of NaN, perhaps recomputing, in micro-batches, or on a batch that is not full) and the oracle (float64, in the plain
-training graph) take one step with momentum: the velocity is then the gradient. PyTorch differentiates the forward graph
-by itself in float64, op by op from the table `TORCH`.
+full of NaN, perhaps recomputing, in micro-batches, or on a batch that is not full) and the oracle (float64, in the
+plain training graph) take one step with momentum: the velocity is then the gradient. PyTorch differentiates the forward
+graph by itself in float64, op by op from the table `TORCH`.
 
 Where float32 may take the other side of a kink (ReLU at 0, two maxima of a window), or where all that a normalisation
 normalises is rounding, no engine can agree: PyTorch's float64 values show such draws, and they are thrown away.
