@@ -198,8 +198,9 @@ def train(path: str, steps: str, order: str) -> dict[str, float]:
     counts = np.arange(int(np.prod(data.shape))).reshape(data.shape)
     x = counts * 7919 % 80 if data.dtype == "i64" else ((counts * 7919 % 1009 - 504) / 291).astype(np.float32)
     y = (np.arange(int(np.prod(target.shape))) * 31 % 10).reshape(target.shape)
-    for number in range(int(steps)):
-        rows = np.random.default_rng(number).permutation(len(x)) if order == "shuffled" else slice(None)
+    order_of = er.Shuffle(0)
+    for _ in range(int(steps)):
+        rows = order_of.permutation(len(x)) if order == "shuffled" else slice(None)
         trainer.step(x[rows], y[rows])
     if "torch" in sys.modules:
         raise AssertionError("a device's process must not import torch")

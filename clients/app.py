@@ -25,7 +25,7 @@ def train(message: Message, context: Context) -> Message:
     """Train on this node's examples; the reply holds the encoded delta."""
     node, task, model, program = _read(message, context)
     examples = _examples(node, task.data, task.seed)
-    update = _workbench(task, program).train(task, model, examples, _client_number(node, context))
+    update = _workbench(task, program, node).train(task, model, examples, _client_number(node, context))
     payload = Array("uint8", (len(update.payload),), STYPE, update.payload)
     content = RecordDict(
         {
@@ -41,7 +41,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure the global model on this node's examples."""
     node, task, model, program = _read(message, context)
     examples = _examples(node, task.data, task.seed)
-    figures = _workbench(task, program).evaluate(task, model, examples)
+    figures = _workbench(task, program, node).evaluate(task, model, examples)
     return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(examples), **figures})}), reply_to=message)
 
 
@@ -78,16 +78,18 @@ def _client_number(node: NodeConfig, context: Context) -> int:
     return node.partition if node.partition >= 0 else context.node_id % 2**63
 
 
-def _workbench(task: RoundTask, program: bytes) -> Workbench:
-    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program)
+def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:
+    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program, node.memory_budget)
 
 
 # A process serves many rounds (and, in a simulation, many clients) of one task: build the model once.
 @lru_cache(maxsize=1)
 def _cached_workbench(
-    model: ModelConfig, settings: TrainConfig, proximal_mu: float, seed: int, packed: bytes
+    model: ModelConfig, settings: TrainConfig, proximal_mu: float, seed: int, packed: bytes, memory_budget: int
 ) -> Workbench:
-    program = unpack_program(packed) if packed else None
+    program = unpack_program(packed, memory_budget or None) if packed else None
+    if program and program.batch_size < settings.batch_size:
+        raise PeerError(f"the task asks for batches of {settings.batch_size}, its Program is for {program.batch_size}")
     try:
         return Workbench(make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed))
     except ProgramError as error:  # what only the native core sees, such as an op that reaches outside the arena

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.config import parse_bytes
 from edge_runtime.errors import ConfigError
 
 
@@ -15,6 +16,8 @@ class NodeConfig:
 
     Either `data-path` names a local file or folder, or `partition-id` and `num-partitions` (Flower's own names) make
     this node one client of a simulated split of a registered data set, read from `dataset-path` if it is a file.
+    `memory-budget`, a text such as "8 MiB", is the most that training may take here; a Program that needs more is
+    refused.
     """
 
     data_path: str = ""
@@ -22,6 +25,7 @@ class NodeConfig:
     partitions: int = 0
     model_entry: str = ""
     dataset_path: str = ""
+    memory_budget: int = 0  # bytes; 0 for no limit
 
     @classmethod
     def from_node_config(cls, values: Mapping[str, Any]) -> NodeConfig:
@@ -31,6 +35,7 @@ class NodeConfig:
             partitions=_whole(values, "num-partitions", 0),
             dataset_path=str(values.get("dataset-path", "")),
             model_entry=str(values.get("model-entry", "")),
+            memory_budget=parse_bytes(str(values.get("memory-budget", "")) or None),
         )
         if not config.data_path and not 0 <= config.partition < config.partitions:
             raise ConfigError(

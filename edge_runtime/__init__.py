@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge_runtime import schedules as schedules
     from edge_runtime import updates as updates
     from edge_runtime.building import build as build
+    from edge_runtime.engine.philox import Shuffle as Shuffle
     from edge_runtime.errors import BudgetError as BudgetError
     from edge_runtime.errors import ConfigError as ConfigError
     from edge_runtime.errors import EdgeRuntimeError as EdgeRuntimeError
@@ -72,6 +73,7 @@ _SUBPACKAGES = ("deploy", "losses", "optimizers", "schedules", "updates")
 # Each module with the public names that it holds.
 _NAMES = {
     "building": ("build",),
+    "engine.philox": ("Shuffle",),
     "errors": (
         "BudgetError", "ConfigError", "EdgeRuntimeError", "MissingPackageError", "NumericsError", "PeerError",
         "ProgramError", "UnsupportedOpError",

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.config import parse_bytes
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.ir.graph import Graph
 from edge_runtime.losses import LOSSES, Loss
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from edge_runtime.capture.model import Model
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def build(
@@ -97,20 +95,6 @@ def build(
         if phase.kind in ("step", "accumulate"):
             model.check(phase.batch, best.candidate.phases[-1].batch)
     return assemble(best, curve, budget, max(batches), model)
-
-
-def parse_bytes(budget: int | str | None) -> int:
-    """A budget in bytes; 0 for None.
-
-    >>> parse_bytes("8 MiB"), parse_bytes("40 MB"), parse_bytes(1000), parse_bytes(None)
-    (8388608, 40000000, 1000, 0)
-    """
-    if budget is None:
-        return 0
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(budget))
-    if not found or found[2].lower() not in _UNITS or float(found[1]) * _UNITS[found[2].lower()] < 1:
-        raise ConfigError(f"memory_budget = {budget!r}: must be bytes, or a text such as '8 MiB' or '40 MB'")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
 def _batches(batch_size: int | Sequence[int]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -191,3 +192,20 @@ def _type_text(hint: Any) -> str:
     if isinstance(hint, types.GenericAlias):
         return "a list of words, each"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text,"}.get(hint, str(hint))
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def parse_bytes(budget: int | str | None) -> int:
+    """A budget in bytes; 0 for None.
+
+    >>> parse_bytes("8 MiB"), parse_bytes("40 MB"), parse_bytes(1000), parse_bytes(None)
+    (8388608, 40000000, 1000, 0)
+    """
+    if budget is None:
+        return 0
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(budget))
+    if not found or found[2].lower() not in _UNITS or float(found[1]) * _UNITS[found[2].lower()] < 1:
+        raise ConfigError(f"memory_budget = {budget!r}: must be bytes, or a text such as '8 MiB' or '40 MB'")
+    return int(float(found[1]) * _UNITS[found[2].lower()])

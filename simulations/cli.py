@@ -62,7 +62,7 @@ def _bench(options: argparse.Namespace) -> int:
     folder = Path(__file__).parent.parent / "benchmarks"
     if not folder.is_dir():
         folder = Path.cwd() / "benchmarks"
-    names = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    names = sorted(path.stem.removeprefix("bench_").replace("_", "-") for path in folder.glob("bench_*.py"))
     if options.name not in names:
         there = ", ".join(names) if names else "none here; run this inside a checkout of the project"
         raise ConfigError(f"no benchmark {options.name!r}; there are {there}")

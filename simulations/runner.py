@@ -17,6 +17,7 @@ from edge_runtime.train.factory import example_of, make_program, make_trainer
 from edge_runtime.train.sources import DataSource
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
+from server.run_store import refuse_used
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.scenario import Scenario
 
@@ -25,6 +26,8 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
     """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised."""
     if scenario.model.entry and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the user's own model usually stands in the folder they are in
+    if scenario.run.out:
+        refuse_used(Path(scenario.run.out))  # before the seconds that loading and planning take
     finished: list[RunFinished] = []
     with InProcessGrid(
         scenario.data.clients,

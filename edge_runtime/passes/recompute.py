@@ -126,10 +126,25 @@ def kept_with_segments(graph: Graph, boundary: int, kept: set[str], borders: lis
         for name in node.inputs:
             if name in made_at and any(made_at[name] <= border < place for border in borders):
                 stay.add(name)
-    fixed = {name for name in kept if _again(graph.nodes[made_at[name]], name) is None}
-    # What gives a norm's output a second time needs its statistics.
-    stats = {name for node in graph.nodes[:boundary] if node.op == "batch_norm" for name in node.outputs[1:]}
-    return stay | fixed | stats
+    return stay | _without_a_second_time(graph, boundary, kept | needed_backward(graph, boundary), stay)
+
+
+def _without_a_second_time(graph: Graph, boundary: int, wanted: set[str], stay: set[str]) -> set[str]:
+    """What has to stay as well, because computing `wanted` again comes upon it and it can be computed once only."""
+    made_by = {name: node for node in graph.nodes[:boundary] for name in node.outputs}
+    found: set[str] = set()
+    seen = wanted - stay
+    open_ = list(seen)
+    while open_:
+        name = open_.pop()
+        again = _again(made_by[name], name)
+        if again is None:
+            found.add(name)
+            continue
+        new = {source for source in again.inputs if source in made_by} - stay - seen
+        seen |= new
+        open_ += new
+    return found
 
 
 def recompute(graph: Graph, boundary: int, stay: set[str], kept: set[str]) -> Graph:

@@ -186,13 +186,13 @@ def fullest(phase: Planned) -> tuple[int, list[tuple[str, int]]]:
 
 
 def label(node: Node) -> str:
-    """A node in a message: its op, the value it makes or the state it moves, and the user's line.
+    """A node in a message: its op, the value it makes or the state it moves, and where the user's file has it.
 
-    Of the user's file only the name: a Program is sent to other machines.
+    Neither the file's folder nor the line's text: a Program is sent to other machines.
     """
     of = (*node.outputs, *node.writes, *node.inputs)[:1]
-    where = f" at {node.source.rsplit('/', 1)[-1] if ': ' in node.source else node.source}" if node.source else ""
-    return f"{node.op} {''.join(of)}{where}"[:300]
+    place = node.source.split(": ", 1)[0].rsplit("/", 1)[-1]
+    return f"{node.op} {''.join(of)}{f' at {place}' if place else ''}"[:300]
 
 
 def text_bytes(nbytes: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.engine.philox import Shuffle
 from edge_runtime.errors import ConfigError
 
 Array = NDArray[np.generic]
@@ -100,7 +101,7 @@ class Batches:
 
     examples: Rows
     batch_size: int
-    rng: np.random.Generator | None = None
+    rng: np.random.Generator | Shuffle | None = None
     transforms: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:

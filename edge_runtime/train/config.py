@@ -82,6 +82,12 @@ class ScheduleConfig:
     floor: float = key(0.0, low=0, high=1)
     end: float = key(0.0, low=0, high=10)
 
+    def __post_init__(self) -> None:
+        try:
+            self.build()
+        except ConfigError as error:
+            raise ConfigError(f"train.schedule: {error}") from None
+
     def build(self) -> schedules.StepSchedule:
         """The schedule of that name, with the arguments it has."""
         kind = schedules.SCHEDULES[self.name]

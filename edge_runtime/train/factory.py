@@ -20,7 +20,8 @@ from edge_runtime.train.loop import LocalTrainer
 if TYPE_CHECKING:
     import torch
 
-MAX_PROGRAM_BYTES = 256 << 20
+# Without weights a Program is some tens of KB; as JSON it takes 25 times its size in memory while it is read.
+MAX_PROGRAM_BYTES = 4 << 20
 
 
 def make_module(model: ModelConfig, seed: int) -> torch.nn.Module:
@@ -114,11 +115,11 @@ def pack_program(program: Program) -> bytes:
     return zlib.compress(program.without_weights().to_bytes(), 9)
 
 
-def unpack_program(data: bytes) -> Program:
+def unpack_program(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `pack_program` wrote.
 
     Raises:
-        PeerError: it is malformed, or larger than 256 MiB.
+        PeerError: it is malformed, larger than 4 MiB, or needs more than `max_arena_bytes` to train.
 
     """
     inflate = zlib.decompressobj()
@@ -126,6 +127,6 @@ def unpack_program(data: bytes) -> Program:
         content = inflate.decompress(data, MAX_PROGRAM_BYTES)
         if not inflate.eof or inflate.unused_data:
             raise PeerError("the message's Program is cut off, or too large")
-        return Program.from_bytes(content)
+        return Program.from_bytes(content, max_arena_bytes=max_arena_bytes)
     except (zlib.error, ProgramError) as error:
         raise PeerError(f"the message's Program: {error}") from error

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from edge_runtime.engine import reference
-from edge_runtime.engine.reference.dropout import philox4x32
+from edge_runtime.engine.philox import philox4x32
 from edge_runtime.errors import NumericsError
 from edge_runtime.ir import Graph, Node, Value, verify
 from edge_runtime.ir.ops import OPS
@@ -484,7 +484,11 @@ def dropout():
         block = [np.uint64(word) for word in (c // 4 % 2**32, c // 4 >> 32, step, op)]
         word = int(philox4x32(block, (seed % 2**32, seed >> 32))[c % 4])
         expected.append(0.0 if (word >> 8) * 2**-24 < p else value / (1 - p))
-    yield "y", evaluate("dropout", x, integers(seed, step, first_row), id=op, p=p), np.reshape(expected, x.shape)
+    yield (
+        "y",
+        evaluate("dropout", x, integers(seed, step, first_row), batch=len(x), id=op, p=p),
+        np.reshape(expected, x.shape),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -521,13 +525,13 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, words):
 def test_an_element_is_dropped_below_p_only():
     first = 0x6627E8 / 2**24  # of the first known answer
     for p, kept in ((first, True), (np.nextafter(first, 1), False)):
-        assert (evaluate("dropout", np.ones((1, 1)), integers(0, 0, 0), id=0, p=p).item() > 0) == kept
+        assert (evaluate("dropout", np.ones((1, 1)), integers(0, 0, 0), batch=1, id=0, p=p).item() > 0) == kept
 
 
 def test_dropout_keeps_its_rate_and_what_is_expected():
     x = np.ones((100, 1000))
     for p in (0.1, 0.5, 0.8):
-        y = evaluate("dropout", x, integers(3, 0, 0), id=0, p=p)
+        y = evaluate("dropout", x, integers(3, 0, 0), batch=len(x), id=0, p=p)
         assert set(np.unique(y)) == {0.0, 1 / (1 - p)}
         assert abs((y == 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / x.size)
         assert np.abs((y == 0).mean(0) - p).max() < 6 * np.sqrt(p * (1 - p) / 100)  # no column stands out
@@ -535,7 +539,7 @@ def test_dropout_keeps_its_rate_and_what_is_expected():
 
 def test_masks_differ_by_seed_step_and_op_and_repeat_otherwise():
     def mask(seed, step, op):
-        return evaluate("dropout", np.ones((16, 64)), integers(seed, step, 0), id=op, p=0.5) > 0
+        return evaluate("dropout", np.ones((16, 64)), integers(seed, step, 0), batch=16, id=op, p=0.5) > 0
 
     places = list(itertools.product([1, 2, 1 + 2**32, -1], [0, 1], [0, 1]))
     masks = [mask(*place) for place in places]
@@ -546,9 +550,9 @@ def test_masks_differ_by_seed_step_and_op_and_repeat_otherwise():
 
 def test_rows_of_a_part_are_rows_of_the_whole():
     x = normal(8, 3, 5)
-    whole = evaluate("dropout", x, integers(11, 4, 0), id=2, p=0.3)
+    whole = evaluate("dropout", x, integers(11, 4, 0), batch=len(x), id=2, p=0.3)
     for first in (1, 3, 6):
-        part = evaluate("dropout", x[first:], integers(11, 4, first), id=2, p=0.3)
+        part = evaluate("dropout", x[first:], integers(11, 4, first), batch=len(x[first:]), id=2, p=0.3)
         assert (part == whole[first:]).all()
 
 

@@ -122,7 +122,6 @@ def test_every_shipped_scenario_trains_on_the_engine(tmp_path: Path, name: str) 
         assert rows[1]["loss"] < math.log(CLASSES[name])
 
 
-@pytest.mark.xfail(strict=True, reason="[train.schedule] admits what the schedule itself refuses, in every client")
 def test_a_schedule_that_cannot_be_is_refused_before_the_first_round(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gamma"):
         run(tmp_path / "run", "train.schedule.name=exponential", "train.schedule.gamma=5.0")

@@ -181,7 +181,6 @@ def test_a_bad_setting_is_one_line_and_exit_code_two(tmp_path: Path, arguments: 
     assert not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.xfail(strict=True, reason="torch.export logs 300 lines of its own before our one; capture must silence it")
 def test_a_model_that_does_not_take_the_examples_is_one_line(tmp_path: Path) -> None:
     process = simulate(tmp_path, "model.input=1x28x28")
     assert process.returncode == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_runtime.engine.philox import philox4x32
 from edge_runtime.engine.reference.arithmetic import Array
 
 
@@ -23,22 +24,6 @@ def dropout(x: Array, random: Array, *, batch: int, id: int, p: float) -> Array:
     word = words[places % 4, np.arange(x.size)]
     uniform = (word >> 8) * 2.0**-24
     return np.where(uniform.reshape(x.shape) < p, 0, x / (1 - p))
-
-
-def philox4x32(counter: list[Array], key: tuple[int, int], rounds: int = 10) -> list[Array]:
-    """The four output words, as uint64 arrays below 2^32, for four such arrays (Salmon et al. 2011, section 3.3)."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(rounds):
-        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            (product1 >> 32) ^ c1 ^ k0,
-            product1 % 2**32,
-            (product0 >> 32) ^ c3 ^ k1,
-            product0 % 2**32,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return [c0, c1, c2, c3]
 
 
 ROWS: dict[str, Callable[..., Any]] = {"dropout": dropout}
