@@ -113,6 +113,15 @@ def _adaptive_pool(b: Builder, x: str, size: Any) -> str:
     return b.emit("avg_pool2d", x, kernel=kernel, stride=kernel, padding=(0, 0))
 
 
+@aten("adaptive_max_pool2d.default")
+def _adaptive_max_pool(b: Builder, x: str, size: Any) -> list[str]:
+    height, width = b.shape(x)[2:]
+    out = window(size)
+    if height % out[0] or width % out[1]:
+        raise b.refuse(f"adaptive_max_pool2d of {height}x{width} to {out[0]}x{out[1]}", "use sizes that divide")
+    return [_max_pool(b, x, (height // out[0], width // out[1]))]
+
+
 @aten("mean.dim")
 def _mean(b: Builder, x: str, dims: Sequence[int], keepdim: bool = False) -> str:
     rank = len(b.shape(x))

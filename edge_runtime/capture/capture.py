@@ -53,6 +53,8 @@ def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
                     names[node] = _placeholder(builder, node, state.get(node.name))
             case "call_function" if counters.intersection(node.all_input_nodes):
                 counters.add(node)  # batch norm counting its batches: bookkeeping of the module, not arithmetic
+            case "call_function" if node.target is operator.getitem and not node.users:
+                pass  # such as the indices of a pool, which export picks out whether they are used or not
             case "call_function":
                 names[node] = _call(builder, node, names)
             case "output":
@@ -88,11 +90,33 @@ def _call(builder: Builder, node: fx.Node, names: dict[fx.Node, Any]) -> Any:
     arguments: Any = fx.map_arg(node.args, lambda value: names[value])
     options: Any = fx.map_arg(node.kwargs, lambda value: names[value])
     if node.target is operator.getitem:
+        if arguments[1] >= len(arguments[0]):
+            raise builder.refuse(f"output {arguments[1]} of this op", "use its first one only")
         return arguments[0][arguments[1]]
     name = str(node.target).removeprefix("aten.")
+    if name.partition(".")[0].endswith("_"):
+        _require_own_bytes(builder, node)
     if name not in ATEN:
         raise builder.refuse(f"op {name}", "the supported ops are those of edge_runtime/capture/aten.py")
     return ATEN[name](builder, *arguments, **options)
+
+
+# Ops whose result shares its bytes with their input, so that changing it in place changes that too.
+_VIEWS = {
+    "alias", "chunk", "contiguous", "detach", "expand", "flatten", "permute", "reshape", "select", "slice", "split",
+    "squeeze", "transpose", "unbind", "unsqueeze", "view",
+}  # fmt: skip
+
+
+def _require_own_bytes(builder: Builder, node: fx.Node) -> None:
+    """Refuse an in-place op whose effect reaches beyond its own result: a graph of values would miss it."""
+    changed: Any = node.args[0]
+    if changed.op == "placeholder":
+        raise builder.refuse("changing an input, a weight or a buffer in place", "compute a new tensor")
+    while changed.target is operator.getitem:
+        changed = changed.args[0]
+    if str(changed.target).removeprefix("aten.").partition(".")[0] in _VIEWS:
+        raise builder.refuse("changing a view in place", "compute a new tensor")
 
 
 def _is_counter(node: fx.Node, state: dict[str, str]) -> bool:

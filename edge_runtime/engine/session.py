@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import NumericsError, ProgramError
 from edge_runtime.kernels.native import MAX_BUFFERS, OP_DTYPE, NativeProgram, Status, op_code
-from edge_runtime.program.packed import ABSENT, NativeOp
+from edge_runtime.program.native_op import ABSENT, NativeOp
 from edge_runtime.program.program import Phase, Program, Tensor
 
 ALIGNMENT = 64

@@ -12,25 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.ir.graph import ITEM_BYTES, Graph, Node, Shape, Value
+from edge_runtime.program.native_op import ABSENT, NativeOp
 
-ABSENT = -1
 RANK = 6  # dims that a strided op of the core takes
-
-
-@dataclass(frozen=True, slots=True)
-class NativeOp:
-    """One record: the core's name for it, byte offsets, and numbers.
-
-    `node` is the place of the node it comes from; `makes` the offset and the elements of the float32 tensor that the
-    node writes first, for finding where a NaN comes from; (-1, 0) if there is none.
-    """
-
-    name: str
-    buffers: tuple[int, ...]
-    ints: tuple[int, ...] = ()
-    floats: tuple[float, ...] = ()
-    node: int = 0
-    makes: tuple[int, int] = (ABSENT, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.losses import Loss
 from edge_runtime.optimizers import Optimizer
-from edge_runtime.program.packed import NativeOp
+from edge_runtime.program.native_op import NativeOp
 
 # What a state tensor is: trained or frozen weight, running statistic, constant of the loss, optimizer's moment,
 # the weights as loaded (FedProx), c - c_i (SCAFFOLD), or the gradient gathered over micro-batches.

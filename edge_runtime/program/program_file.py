@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edge_runtime import losses, optimizers
 from edge_runtime.errors import ProgramError
 from edge_runtime.ir.graph import ITEM_BYTES
-from edge_runtime.program.packed import NativeOp
+from edge_runtime.program.native_op import NativeOp
 from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
 
 MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEPRG", 1, 64, 64

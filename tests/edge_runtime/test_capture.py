@@ -15,8 +15,9 @@ from edge_runtime.capture.aten import ATEN
 from edge_runtime.capture.capture import capture
 from edge_runtime.engine import reference
 from edge_runtime.errors import UnsupportedOpError
-from edge_runtime.ir import Value, to_text
+from edge_runtime.ir.graph import Value
 from edge_runtime.ir.ops import OPS
+from edge_runtime.ir.text import to_text
 from simulations import models
 
 pytestmark = pytest.mark.filterwarnings(
@@ -35,6 +36,23 @@ class Apply(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+class Moving(nn.Module):
+    """Keeps a moving sum of its own, which is no batch norm's."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sum", torch.zeros(6))
+
+    def forward(self, x):
+        self.sum += x.mean((0, 1))
+        return x + self.sum
+
+
+def change(y, function):
+    function(y)
+    return y
 
 
 def image(channels: int = 4, side: int = 9) -> torch.Tensor:
@@ -60,6 +78,7 @@ CASES = {
     "max pool": (nn.MaxPool2d(3, stride=2, padding=1), image()),
     "average pool": (nn.AvgPool2d(2), image()),
     "adaptive pool to 1": (nn.AdaptiveAvgPool2d(1), image()),
+    "adaptive max pool": (nn.AdaptiveMaxPool2d(3), image()),
     "adaptive pool to 3": (nn.AdaptiveAvgPool2d(3), image()),
     "mean": (Apply(lambda _, x: x.mean((2, 3)) + x.mean(1, keepdim=True).mean((-1, -2))), image()),
     "batch norm": (nn.BatchNorm2d(4), image()),
@@ -172,6 +191,19 @@ REFUSED = {
     "hardtanh": (nn.Hardtanh(), sequence(), "ReLU6"),
     "two directions": (Apply(lambda m, x: m.g(x)[0], g=nn.GRU(6, 4, bidirectional=True)), sequence(), "one direction"),
     "padding index": (nn.Embedding(11, 4, padding_idx=0), torch.randint(0, 11, (3, 5)), "plain embedding"),
+    "a column changed in place": (Apply(lambda _, x: change(x * 2, lambda y: y[:, 0].add_(1))), sequence(), "in place"),
+    "a view changed in place": (
+        Apply(lambda _, x: change(x * 2, lambda y: functional.relu(y.view(-1), inplace=True))),
+        sequence(),
+        "in place",
+    ),
+    "an item changed in place": (
+        Apply(lambda _, x: change(x * 2, lambda y: y.unbind(0)[0].mul_(2))),
+        sequence(),
+        "in p",
+    ),
+    "an input changed in place": (Apply(lambda _, x: x.add_(1)), sequence(), "in place"),
+    "a buffer changed in place": (Moving(), sequence(), "in place"),
     "unknown op": (Apply(lambda _, x: torch.cumsum(x, 0)), sequence(), "cumsum"),
     "double precision": (nn.Linear(6, 4).double(), sequence().double(), "float64"),
     "certain dropout": (nn.Dropout(1.0), sequence(), "below 1"),

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from edge_runtime.ir import Graph, Node, Value, verify
+from edge_runtime.ir.graph import Graph, Node, Value
 from edge_runtime.ir.ops import OPS, ShapeError
-from edge_runtime.ir.verify import GraphError
+from edge_runtime.ir.verify import GraphError, verify
 
 VALUES = {
     "x": Value("x", (2, 3)),

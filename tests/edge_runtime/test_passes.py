@@ -17,8 +17,9 @@ import edge_runtime as er
 from edge_runtime.capture.batched import capture_batched
 from edge_runtime.capture.capture import capture
 from edge_runtime.engine import reference
-from edge_runtime.ir import Graph, Value, verify
 from edge_runtime.ir.builder import Builder
+from edge_runtime.ir.graph import Graph, Value
+from edge_runtime.ir.verify import verify
 from edge_runtime.losses import denominator
 from edge_runtime.passes.fuse import join_views, pool_before_activation
 from edge_runtime.passes.pipeline import FORWARD_PASSES, simplify

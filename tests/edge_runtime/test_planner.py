@@ -17,9 +17,10 @@ import edge_runtime as er
 from edge_runtime import building
 from edge_runtime.capture.capture import capture
 from edge_runtime.engine.session import Session
-from edge_runtime.ir import Graph, Node, Value, verify
 from edge_runtime.ir.builder import Builder
+from edge_runtime.ir.graph import Graph, Node, Value
 from edge_runtime.ir.ops import OPS
+from edge_runtime.ir.verify import verify
 from edge_runtime.passes.recompute import cheapest_kept, kept_with_segments, recompute, segment_borders
 from edge_runtime.passes.training import Recipe, training_step
 from edge_runtime.planner.arena import ALIGNMENT, ArenaPlan, plan_arena

@@ -17,8 +17,9 @@ from torch.nn import functional
 from edge_runtime.engine import reference
 from edge_runtime.engine.philox import philox4x32
 from edge_runtime.errors import NumericsError
-from edge_runtime.ir import Graph, Node, Value, verify
+from edge_runtime.ir.graph import Graph, Node, Value
 from edge_runtime.ir.ops import OPS
+from edge_runtime.ir.verify import verify
 
 CASES = {}
 CALLED = set()
