@@ -30,7 +30,8 @@ def explain_command(parser: argparse.ArgumentParser) -> None:
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help="package.module:function or file.py:function that makes it, a registered name, or a Program file"
+        "model",
+        help="package.module:function or file.py:function that makes it, or a registered name; or FILE.program",
     )
     parser.add_argument("--input", default="", metavar="SHAPE", help='one example, as "1x28x28", or "64 int64"')
     parser.add_argument("--loss", default="cross_entropy", choices=sorted(losses.LOSSES))
@@ -56,7 +57,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    if Path(options.model).is_file():
+    if options.model.endswith(".program"):
         from edge_runtime.program.program import Program
 
         sys.stdout.write(Program.load(options.model).explain())
@@ -72,18 +73,23 @@ def _program(options: argparse.Namespace) -> Program:
     from edge_runtime.train.config import ModelConfig
     from edge_runtime.train.factory import example_of, make_module
 
+    if options.model.endswith(".program"):
+        raise ConfigError(f"{options.model} is a Program already; hedgerow explain shows it")
+    if options.model.endswith((".py", ".pt", ".pth", ".pt2")):
+        raise ConfigError(f"{options.model}: name the function that makes the model, as file.py:function")
     if not options.input:
         raise ConfigError('--input is missing: the shape of one example, such as "1x28x28", or "64 int64" for tokens')
     example = example_of(ModelConfig(input=options.input))
     file, colon, function = options.model.rpartition(":")
     if file.endswith(".py") and colon:
         torch.manual_seed(options.seed)
-        module = _from_file(Path(file), function)()
+        try:
+            module = _from_file(Path(file), function)()
+        except TypeError as error:
+            raise ConfigError(f"{options.model}: {error}") from error
     elif colon:
         sys.path.append(str(Path.cwd()))  # the user's own module usually stands in the folder they are in
         module = make_module(ModelConfig(entry=options.model), options.seed)
-    elif options.model.endswith((".py", ".pt", ".pth", ".pt2")):
-        raise ConfigError(f"{options.model}: name the function that makes the model, as file.py:function")
     else:
         module = make_module(ModelConfig(name=options.model), options.seed)
     if not isinstance(module, torch.nn.Module):
@@ -120,7 +126,11 @@ def _from_file(path: Path, function: str) -> Any:
         raise ConfigError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses and pickling look a class's module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{path}: has no function {function}")
     return getattr(module, function)

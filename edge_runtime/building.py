@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime import losses as loss_specs
 from edge_runtime.config import parse_bytes
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.ir.graph import Graph
@@ -45,7 +46,8 @@ def build(
     """Plan the training of `module` inside a byte budget.
 
     Args:
-        module: float32; captured in training mode, layers that are in evaluation mode stay so (frozen batch norm).
+        module: float32; captured in training mode. Layers that are in evaluation mode inside a module that is in
+            training mode stay so (frozen batch norm); a module that is in evaluation mode as a whole is not frozen.
         example_inputs: a tensor or array (batch, ...), or a tuple of them, one per input; only shape and dtype count.
         loss: a name of `losses.LOSSES`, or a loss.
         optimizer: SGD(lr=0.05) if None.
@@ -56,7 +58,8 @@ def build(
         trainable: None for every parameter that requires a gradient; names, or patterns with `*`; or "auto": all if
             they fit, else as many as fit, in order of measured importance.
         micro_batch: rows that go through the model at once; None leaves it to the planner, which splits a batch only
-            where that is exact: not across batch norm in training.
+            where that is exact: not across batch norm in training, which then takes each part's own statistics, and
+            moves its running ones once for each.
         proximal_mu: FedProx's mu.
         correction: whether the Program has room for SCAFFOLD's c - c_i, see `Trainer.set_correction`.
         clip_value: bound of each gradient's elements; 0 for none.
@@ -83,9 +86,9 @@ def build(
 
     best, curve = plans(recipe)
     if best is None and trainable == "auto":
-        from edge_runtime.importance import by_importance
+        from edge_runtime.importance import ROWS, by_importance
 
-        ranked = by_importance(model.forward, recipe, model.initial)
+        ranked = by_importance(model.forward, recipe, model.initial, model.fixed or ROWS)
         names = _most_that_fit(lambda chosen: plans(chosen)[0] is not None, recipe, ranked)
         # If not even one fits, the last one, next to the loss, comes closest.
         best, curve = plans(dataclasses.replace(recipe, trainable=names or recipe.trainable[-1:]))
@@ -109,7 +112,7 @@ def _loss(loss: str | Loss) -> Loss:
         return LOSSES[loss]()
     if not isinstance(loss, Loss):
         raise ConfigError(f"loss = {loss!r}: must be one of {', '.join(sorted(LOSSES))}, or a loss object")
-    return loss
+    return loss_specs.checked(loss)
 
 
 def _optimizer(optimizer: Optimizer | None) -> Optimizer:
@@ -193,7 +196,7 @@ def _advice(forward: GraphAt, trainable: Any, batch: int, micro_batch: int | Non
     advice = []
     if _has_batch_norm(forward(batch)):
         if micro_batch is None or micro_batch > 1:
-            advice.append("GroupNorm or frozen BatchNorm (.eval()), which let a batch be split")
+            advice.append("GroupNorm, or BatchNorm layers frozen by their own .eval(), which let a batch be split")
         if batch > 1:
             advice.append("a smaller batch_size")
     elif micro_batch is not None and micro_batch > 1:

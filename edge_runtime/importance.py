@@ -9,14 +9,18 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine import reference
 from edge_runtime.ir.graph import Graph
-from edge_runtime.losses import CLASS_LOSSES, KLDivergence, terms
+from edge_runtime.losses import CLASS_LOSSES, BCEWithLogits, KLDivergence, terms
 from edge_runtime.passes.training import Recipe, gradient_graph
 
 ROWS, TRIALS = 8, 4
 
 
 def by_importance(
-    forward_at: Callable[[int], Graph], recipe: Recipe, weights: Mapping[str, NDArray[np.float32]], seed: int = 0
+    forward_at: Callable[[int], Graph],
+    recipe: Recipe,
+    weights: Mapping[str, NDArray[np.float32]],
+    rows: int = ROWS,
+    seed: int = 0,
 ) -> list[str]:
     """Names of `recipe.trainable`, the most important first.
 
@@ -26,13 +30,13 @@ def by_importance(
     for no examples are at hand where a Program is built.
     """
     rng = np.random.default_rng(seed)
-    graph = gradient_graph(forward_at(ROWS), recipe, ROWS)
-    forward = forward_at(ROWS)
+    forward = forward_at(rows)
+    graph = gradient_graph(forward, recipe, rows)
     scores = dict.fromkeys(recipe.trainable, 0.0)
     for _ in range(TRIALS):
         tensors: dict[str, NDArray[np.generic]] = {name: weights[name] for name in graph.state if name in weights}
         tensors |= {name: np.zeros(graph.values[name].shape, np.float32) for name in graph.state if name not in weights}
-        tensors |= {name: _drawn(graph, name, rng) for name in graph.inputs}
+        tensors |= {name: _drawn(graph, name, rows, rng) for name in graph.inputs}
         given = {name: tensors[name] for name in (*forward.inputs, *forward.state)}
         outputs = reference.run(forward, given)
         for k, term in enumerate(terms(recipe.loss)):
@@ -43,10 +47,10 @@ def by_importance(
     return sorted(scores, key=lambda name: -scores[name])
 
 
-def _drawn(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[np.generic]:
+def _drawn(graph: Graph, name: str, rows: int, rng: np.random.Generator) -> NDArray[np.generic]:
     value = graph.values[name]
     if name == "rows":
-        return np.full(1, ROWS, np.int64)
+        return np.full(1, rows, np.int64)
     if name == "random":
         return np.zeros(3, np.int64)
     if value.dtype == "i64":
@@ -54,7 +58,7 @@ def _drawn(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[np.gene
         high = min((graph.values[table].shape[0] for table in tables), default=1)
         return rng.integers(0, high, value.shape)
     if name.startswith(("norm.", "share")):
-        return np.full(1, 1 / ROWS, np.float32)
+        return np.full(1, 1 / rows, np.float32)
     return rng.standard_normal(value.shape).astype(np.float32)
 
 
@@ -63,5 +67,7 @@ def _target(loss: object, output: NDArray[np.floating], rng: np.random.Generator
     if isinstance(loss, CLASS_LOSSES):
         noise = rng.gumbel(size=output.shape)  # the largest of logits plus Gumbel noise is a draw from their softmax
         return np.asarray((output + noise).argmax(-1), np.int64)
+    if isinstance(loss, BCEWithLogits):
+        return np.asarray(rng.random(output.shape) < 1 / (1 + np.exp(-output.astype(np.float64))), np.float32)
     spread = 0.0 if isinstance(loss, KLDivergence) else 1.0
     return np.asarray(output + spread * rng.standard_normal(output.shape), np.float32)

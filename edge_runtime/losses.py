@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.errors import ConfigError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -137,6 +139,43 @@ def denominator(loss: SingleLoss, target: NDArray[np.generic]) -> float:
             return float(target.size)
 
 
+def checked(loss: Loss) -> Loss:
+    """The same loss, if all its numbers are in the range in which it is defined.
+
+    Raises:
+        ConfigError: names the loss, the number and the range.
+
+    """
+    if isinstance(loss, MultiTask):
+        for part in loss.losses:
+            if not isinstance(part, SingleLoss):
+                raise ConfigError(f"MultiTask: {str(part)[:60]} is no single loss, such as MSE()")
+            checked(part)
+    for item in dataclasses.fields(loss):
+        value = getattr(loss, item.name)
+        low, high, open_ = _RANGES.get(item.name, (0.0, 1e30, False))
+        for one in value if isinstance(value, tuple) else (value,):
+            number = isinstance(one, int | float) and not isinstance(one, bool) and item.name in _RANGES
+            if number and not (low < one <= high if open_ else low <= one <= high):
+                bounds = f"{'>' if open_ else '>='} {low:g} and <= {high:g}"
+                raise ConfigError(f"{type(loss).__name__}: {item.name} = {one}: must be {bounds}")
+        if item.name in ("class_weights", "weights") and not isinstance(value, tuple):
+            raise ConfigError(f"{type(loss).__name__}: {item.name} must be a tuple of numbers")
+    return loss
+
+
+# What each number may be: from, to, and whether the lower end is left out.
+_RANGES = {
+    "label_smoothing": (0.0, 1.0, False),
+    "class_weights": (0.0, 1e30, False),
+    "gamma": (0.0, 1e3, False),
+    "temperature": (0.0, 1e6, True),
+    "alpha": (0.0, 1.0, False),
+    "delta": (0.0, 1e30, True),
+    "weights": (0.0, 1e30, False),
+}
+
+
 def to_json(loss: Loss) -> dict[str, Any]:
     """Plain values that `from_json` makes the same loss of."""
     fields = {item.name: getattr(loss, item.name) for item in dataclasses.fields(loss)}
@@ -157,11 +196,11 @@ def from_json(text: Mapping[str, Any]) -> Loss:
         raise ValueError(f"no loss {str(text)[:80]}")
     lists = {key: tuple(values) for key, values in lists.items()}
     if kind is not MultiTask:
-        return kind(**fields, **lists)  # type: ignore[no-any-return]  # a class out of a table
+        return checked(kind(**fields, **lists))
     if any(isinstance(part, Mapping) and part.get("name") in ("Distillation", "MultiTask") for part in parts):
         raise ValueError("a MultiTask loss has single losses only")
     singles: Any = tuple(from_json(part) for part in parts)
-    return MultiTask(singles, **fields, **lists)
+    return checked(MultiTask(singles, **fields, **lists))
 
 
 # Those that a name alone, or a scenario's keys, can make.

@@ -92,6 +92,8 @@ def checked(optimizer: Optimizer) -> Optimizer:
             raise ConfigError(f"optimizer: {item.name} = {str(value)[:20]}: must be a finite number >= 0")
         if item.name in ("beta1", "beta2") and value >= 1:
             raise ConfigError(f"optimizer: {item.name} = {value}: must be < 1")
+    if isinstance(optimizer, SGD) and optimizer.nesterov and not optimizer.momentum:
+        raise ConfigError("optimizer: nesterov = True: needs momentum > 0")
     return optimizer
 
 

@@ -16,6 +16,25 @@ Row = Callable[..., Any]
 R = TypeVar("R", bound=Row)
 ATEN: dict[str, Row] = {}
 
+# What to use in place of an op that has no row.
+INSTEAD = {
+    "conv_transpose2d": "use a plain Conv2d after a larger input",
+    "cumsum": "sum over a fixed window with Conv2d",
+    "einsum": "use linear layers, or scaled_dot_product_attention",
+    "elu": "use ReLU, GELU or SiLU",
+    "hardsigmoid": "use Sigmoid",
+    "hardswish": "use SiLU",
+    "instance_norm": "use GroupNorm",
+    "leaky_relu": "use ReLU, GELU or SiLU",
+    "matmul": "use linear layers, or scaled_dot_product_attention",
+    "bmm": "use linear layers, or scaled_dot_product_attention",
+    "mish": "use SiLU",
+    "prelu": "use ReLU, GELU or SiLU",
+    "softplus": "use ReLU, GELU or SiLU",
+    "upsample_nearest2d": "keep the size, or pool to it",
+    "log_softmax": "return logits: the loss applies it",
+}
+
 
 def aten(*names: str) -> Callable[[R], R]:
     def register(row: R) -> R:
@@ -68,9 +87,14 @@ def _conv2d(
     return b.emit("conv2d", x, w, *_given(bias), stride=window(stride), padding=window(padding), groups=groups)
 
 
-@aten("conv1d.default", "conv3d.default", "conv2d.padding")
+@aten("conv1d.default", "conv3d.default")
 def _other_conv(b: Builder, *_: Any) -> str:
-    raise b.refuse("this convolution", "use Conv2d with numbers as padding (kernel (1, k) convolves over time)")
+    raise b.refuse("a convolution over one or three dims", "use Conv2d (a kernel of (1, k) convolves over time)")
+
+
+@aten("conv2d.padding")
+def _named_padding(b: Builder, *_: Any) -> str:
+    raise b.refuse("conv2d with padding by name", "give it in numbers: 1 for a kernel of 3, 2 for one of 5")
 
 
 @aten("max_pool2d.default")
@@ -122,10 +146,15 @@ def _adaptive_max_pool(b: Builder, x: str, size: Any) -> list[str]:
     return [_max_pool(b, x, (height // out[0], width // out[1]))]
 
 
-@aten("mean.dim")
-def _mean(b: Builder, x: str, dims: Sequence[int], keepdim: bool = False) -> str:
-    rank = len(b.shape(x))
-    return b.emit("mean", x, dims=tuple(sorted(dim % rank for dim in dims)), keepdim=keepdim)
+def _reduction(op: str) -> Row:
+    def row(b: Builder, x: str, dims: Sequence[int], keepdim: bool = False) -> str:
+        rank = len(b.shape(x))
+        return b.emit(op, x, dims=tuple(sorted(dim % rank for dim in dims)), keepdim=keepdim)
+
+    return row
+
+
+ATEN["mean.dim"], ATEN["sum.dim_IntList"] = _reduction("mean"), _reduction("sum")
 
 
 @aten("batch_norm.default")
@@ -266,7 +295,7 @@ def _unbind(b: Builder, x: str, dim: int = 0) -> list[str]:
     return [_select(b, x, dim, index) for index in range(b.shape(x)[dim])]
 
 
-@aten("split.Tensor", "chunk.default")
+@aten("split.Tensor")
 def _split(b: Builder, x: str, size: int, dim: int = 0, *, chunks: bool = False) -> list[str]:
     dim %= len(b.shape(x))
     whole = b.shape(x)[dim]
@@ -319,7 +348,70 @@ def _squeeze(b: Builder, x: str, dim: int) -> str:
     return _reshape(b, x, (*shape[:dim], *shape[dim + 1 :])) if shape[dim] == 1 else x
 
 
-@aten("contiguous.default", "clone.default", "alias.default", "detach.default")
+@aten("detach.default")
+def _detach(b: Builder, x: str) -> str:
+    return b.emit("detach", x)
+
+
+@aten("to.dtype", "to.device", "to.dtype_layout", "to.other", "_to_copy.default", "type_as.default")
+def _to(b: Builder, x: str, *arguments: Any, **options: Any) -> str:
+    wanted = [str(one) for one in (*arguments, *options.values()) if str(one).startswith("torch.")]
+    types = [one for one in wanted if one in ("torch.float32", "torch.int64")]
+    others = [one for one in wanted if one not in types and one.startswith(("torch.float", "torch.int", "torch.b"))]
+    own = {"f32": "torch.float32", "i64": "torch.int64"}[b.value(x).dtype]
+    if others or any(one != own for one in types):
+        raise b.refuse(f"turning {own} into {(others or types)[0]}", "use float32 throughout, int64 for tokens")
+    return x
+
+
+@aten("pow.Tensor_Scalar", "square.default")
+def _square(b: Builder, x: str, exponent: float = 2) -> str:
+    if exponent != 2:
+        raise b.refuse(f"the power {exponent}", "use x * x for squares")
+    return b.emit("mul", x, x)
+
+
+@aten("clamp.default", "clamp_min.default")
+def _clamp(b: Builder, x: str, low: float | None = None, high: float | None = None) -> str:
+    if low != 0 or high not in (None, 6):
+        raise b.refuse(f"clamp from {low} to {high}", "use relu (from 0) or relu6 (from 0 to 6)")
+    return b.emit("relu" if high is None else "relu6", x)
+
+
+@aten("t.default")
+def _t(b: Builder, x: str) -> str:
+    return b.emit("transpose", x, order=tuple(reversed(range(len(b.shape(x))))))
+
+
+@aten("stack.default")
+def _stack(b: Builder, xs: Sequence[str], dim: int = 0) -> str:
+    dim %= len(b.shape(xs[0])) + 1
+    return b.emit("cat", *(_unsqueeze(b, x, dim) for x in xs), dim=dim)
+
+
+@aten("unflatten.int")
+def _unflatten(b: Builder, x: str, dim: int, sizes: Sequence[int]) -> str:
+    shape = b.shape(x)
+    dim %= len(shape)
+    whole = [shape[dim] // -math.prod(sizes) if n == -1 else n for n in sizes]
+    return _reshape(b, x, (*shape[:dim], *whole, *shape[dim + 1 :]))
+
+
+@aten("expand.default")
+def _expand(b: Builder, x: str, sizes: Sequence[int], **_: Any) -> str:
+    own = (1,) * (len(sizes) - len(b.shape(x))) + b.shape(x)
+    shape = tuple(mine if n == -1 else n for n, mine in zip(sizes, own, strict=True))
+    return _reshape(b, x, shape) if shape == own else b.emit("expand", _reshape(b, x, own), shape=shape, by=1.0)
+
+
+@aten("zeros_like.default")
+def _zeros_like(b: Builder, x: str, **_: Any) -> str:
+    if b.value(x).dtype != "f32":
+        raise b.refuse("zeros of whole numbers", "use float32")
+    return b.emit("zeros", shape=b.shape(x))
+
+
+@aten("contiguous.default", "clone.default", "alias.default")
 def _same(_: Builder, x: str, *__: Any, **___: Any) -> str:
     return x
 
@@ -334,7 +426,9 @@ def _dropout(b: Builder, x: str, p: float, train: bool) -> str:
 
 
 @aten("zeros.default")
-def _zeros(b: Builder, shape: Sequence[int], **_: Any) -> str:
+def _zeros(b: Builder, shape: Sequence[int], dtype: Any = None, **_: Any) -> str:
+    if str(dtype) not in ("None", "torch.float32"):
+        raise b.refuse(f"zeros of {dtype}", "use float32")
     return b.emit("zeros", shape=tuple(shape))
 
 

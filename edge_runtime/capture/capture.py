@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
-from edge_runtime.capture.aten import ATEN
+from edge_runtime.capture.aten import ATEN, INSTEAD
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.builder import Builder
 from edge_runtime.ir.graph import Graph
@@ -37,12 +38,16 @@ def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
             warnings.simplefilter("ignore")  # of recurrent layers, whose cached weight list export sees as changed
             program = torch.export.export(module, examples, strict=False)
     except Exception as error:  # torch.export fails in many private types
-        raise UnsupportedOpError(f"torch.export cannot trace the model: {str(error).splitlines()[0]}") from error
+        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UnsupportedOpError(f"torch.export cannot trace the model: {text}") from error
     signature = program.graph_signature
+    if constants := sorted(signature.inputs_to_lifted_tensor_constants.values()):
+        raise UnsupportedOpError(f"tensor {constants[0]} is no parameter and no buffer; use register_buffer for it")
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     builder = Builder(batch=examples[0].shape[0])
     names: dict[fx.Node, Any] = {}
     counters: set[fx.Node] = set()
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
     for node in program.graph.nodes:
         builder.hint, builder.source = node.name, _source(node)
         match node.op:
@@ -50,15 +55,18 @@ def capture(module: torch.nn.Module, *examples: torch.Tensor) -> Graph:
                 if _is_counter(node, state):
                     counters.add(node)
                 else:
-                    names[node] = _placeholder(builder, node, state.get(node.name))
+                    names[node] = _placeholder(builder, node, state.get(node.name), set(state.values()))
+            case "call_function" if "_assert_" in str(node.target):
+                pass  # a check that export makes while it traces
             case "call_function" if counters.intersection(node.all_input_nodes):
                 counters.add(node)  # batch norm counting its batches: bookkeeping of the module, not arithmetic
             case "call_function" if node.target is operator.getitem and not node.users:
                 pass  # such as the indices of a pool, which export picks out whether they are used or not
             case "call_function":
-                names[node] = _call(builder, node, names)
+                names[node] = _call(builder, node, names, order)
             case "output":
-                outputs = [names[value] for value in node.all_input_nodes if value not in counters]
+                results: Any = node.args[0]
+                outputs = [names[value] for value in results if value not in counters]
             case other:
                 raise builder.refuse(f"graph node {other}")
     return verify(builder.finish(outputs))
@@ -71,22 +79,36 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
 
-def _placeholder(builder: Builder, node: fx.Node, state_name: str | None) -> str:
+def _placeholder(builder: Builder, node: fx.Node, state_name: str | None, taken: Collection[str]) -> str:
     tensor = node.meta["val"]
+    name = state_name or node.name
+    if state_name is None and (_reserved(name) or name in taken):
+        name = f"{name}_input"
+    elif _reserved(name):
+        raise UnsupportedOpError(f"the engine has an own {name!r}; give this parameter or buffer another name")
     if tensor.dtype not in _DTYPES:
         raise UnsupportedOpError(
             f"tensor {state_name or node.name} is {tensor.dtype}; use float32, or int64 for tokens"
         )
     add = builder.state if state_name else builder.input
-    return add(state_name or node.name, tensor.shape, _DTYPES[tensor.dtype])
+    return add(name, tensor.shape, _DTYPES[tensor.dtype])
 
 
-def _call(builder: Builder, node: fx.Node, names: dict[fx.Node, Any]) -> Any:
+_OWN_NAMES = re.compile(r"rows|random|lr|corrections|share|(norm|target)\.\d+|loss\.(log_variances|class_weights\.\d+)")
+
+
+def _reserved(name: str) -> bool:
+    """Whether a training step has an input of that name."""
+    return _OWN_NAMES.fullmatch(name) is not None
+
+
+def _call(builder: Builder, node: fx.Node, names: dict[fx.Node, Any], order: dict[fx.Node, int]) -> Any:
     arguments: Any = fx.map_arg(node.args, lambda value: names[value])
     options: Any = fx.map_arg(node.kwargs, lambda value: names[value])
     if node.target is operator.getitem:
@@ -95,28 +117,42 @@ def _call(builder: Builder, node: fx.Node, names: dict[fx.Node, Any]) -> Any:
         return arguments[0][arguments[1]]
     name = str(node.target).removeprefix("aten.")
     if name.partition(".")[0].endswith("_"):
-        _require_own_bytes(builder, node)
+        _require_own_bytes(builder, node, order)
     if name not in ATEN:
-        raise builder.refuse(f"op {name}", "the supported ops are those of edge_runtime/capture/aten.py")
-    return ATEN[name](builder, *arguments, **options)
+        packet = name.partition(".")[0]
+        raise builder.refuse(f"op {name}", INSTEAD.get(packet, "write it with layers and functions that are supported"))
+    try:
+        return ATEN[name](builder, *arguments, **options)
+    except (TypeError, ZeroDivisionError) as error:  # an argument that the op's row does not have, or cannot use
+        raise builder.refuse(f"op {name} with these arguments ({error})") from error
 
 
-# Ops whose result shares its bytes with their input, so that changing it in place changes that too.
+# Ops whose result shares its bytes with their input, so that changing one in place changes the other.
 _VIEWS = {
-    "alias", "chunk", "contiguous", "detach", "expand", "flatten", "permute", "reshape", "select", "slice", "split",
-    "squeeze", "transpose", "unbind", "unsqueeze", "view",
+    "_unsafe_view", "alias", "chunk", "contiguous", "detach", "dropout", "expand", "flatten", "permute", "reshape",
+    "select", "slice", "split", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 
 
-def _require_own_bytes(builder: Builder, node: fx.Node) -> None:
-    """Refuse an in-place op whose effect reaches beyond its own result: a graph of values would miss it."""
+def _require_own_bytes(builder: Builder, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Refuse an in-place op whose effect is seen through another name: a graph of values would miss it."""
     changed: Any = node.args[0]
     if changed.op == "placeholder":
         raise builder.refuse("changing an input, a weight or a buffer in place", "compute a new tensor")
-    while changed.target is operator.getitem:
+    while _is_view(changed):
         changed = changed.args[0]
-    if str(changed.target).removeprefix("aten.").partition(".")[0] in _VIEWS:
-        raise builder.refuse("changing a view in place", "compute a new tensor")
+    same, todo = {changed}, [changed]
+    while todo:
+        new = {user for user in todo.pop().users if _is_view(user)} - same
+        same |= new
+        todo += new
+    if any(order[user] > order[node] for one in same for user in one.users):
+        raise builder.refuse("changing a tensor in place that is used again under another name", "compute a new tensor")
+
+
+def _is_view(node: Any) -> bool:
+    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    return node.op == "call_function" and (node.target is operator.getitem or name in _VIEWS)
 
 
 def _is_counter(node: fx.Node, state: dict[str, str]) -> bool:
@@ -126,4 +162,7 @@ def _is_counter(node: fx.Node, state: dict[str, str]) -> bool:
 def _source(node: fx.Node) -> str:
     """`file:line: code` of the innermost frame that is not PyTorch's own."""
     frames = [match for match in _FRAME.finditer(node.meta.get("stack_trace") or "") if "/torch/" not in match["file"]]
-    return f"{frames[-1]['file']}:{frames[-1]['line']}: {(frames[-1]['code'] or '').strip()}" if frames else ""
+    if frames:
+        return f"{frames[-1]['file']}:{frames[-1]['line']}: {(frames[-1]['code'] or '').strip()}"
+    path, kind = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))
+    return f"module {path!r} ({str(kind).rsplit('.', 1)[-1]})" if path else ""

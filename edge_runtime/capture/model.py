@@ -19,6 +19,9 @@ from edge_runtime.ir.graph import Graph, Value
 from edge_runtime.passes.pipeline import simplify
 from edge_runtime.passes.rows import require_independent_rows
 
+# A batch size that divides no dim by chance: where it shows in a shape, the batch is.
+A_PRIME = 997
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -60,13 +63,14 @@ def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
 
     """
     given = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    examples = [one if isinstance(one, torch.Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
+    examples = [_example(one) for one in given]
     with mode(module, training=True):
         training = capture_batched(module, examples)
     with mode(module, training=False):
         evaluation = capture_batched(module, examples)
     for graph in (training, evaluation):
-        require_independent_rows(simplify(graph.small), graph.fixed or 2, split=not graph.fixed)
+        rows = graph.fixed or A_PRIME
+        require_independent_rows(simplify(graph.at(rows)), rows, split=not graph.fixed)
 
     tensors = dict(module.state_dict(keep_vars=True))
     counters = {name: int(one) for name, one in tensors.items() if one.dtype == torch.int64 and one.ndim == 0}
@@ -93,6 +97,14 @@ def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:
         aliases=aliases,
         names=tuple(tensors),
     )
+
+
+def _example(one: Any) -> torch.Tensor:
+    """The example as float32 or int64, whatever its precision: only its shape and kind count."""
+    tensor = one if isinstance(one, torch.Tensor) else torch.from_numpy(np.asarray(one))
+    if tensor.ndim == 0:
+        raise UnsupportedOpError("an example input must be an array whose first dim is the batch")
+    return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64)
 
 
 def _running_mean(counter: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Attribute, Graph, Node, Value
-from edge_runtime.ir.ops import OPS, ShapeError
+from edge_runtime.ir.ops import ShapeError, shapes_of
 
 
 class Builder:
@@ -65,9 +65,9 @@ class Builder:
     def emit_all(self, op: str, *inputs: str, writes: tuple[str, ...] = (), **attributes: Attribute) -> list[str]:
         """Add a node; returns the names of all its outputs."""
         try:
-            shapes = OPS[op].shapes([self._values[name] for name in inputs], attributes)
+            shapes = shapes_of(op, [self._values[name] for name in inputs], attributes)
         except ShapeError as error:
-            raise UnsupportedOpError(f"{op}: {error}; at {self.source}") from error
+            raise UnsupportedOpError(f"{op}: {error}; at {self.source or 'an unknown line'}") from error
         outputs = tuple(self._add(Value(self._fresh(), shape, dtype)) for shape, dtype in shapes)
         self._nodes.append(Node(op, inputs, outputs, attributes, writes, self.source))
         return list(outputs)

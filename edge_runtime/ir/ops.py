@@ -254,7 +254,10 @@ def _avg_pool2d(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, 
 
 
 def _dropout(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str]]:
-    _require(xs[0].size % a["batch"] == 0 and xs[1].dtype == "i64", "dropout needs whole rows and a random state")
+    _require(
+        xs[0].size % a["batch"] == 0 and xs[1].dtype == "i64",
+        "dropout is for values that have the batch's rows, not for weights",
+    )
     return _same(xs, a)
 
 
@@ -352,6 +355,7 @@ OPS: dict[str, Op] = {
     "dropout": Op((2, 2), _dropout, ("batch", "id", "p"), in_place=((0, 0),), recompute=Recompute.CHEAP),
     # shape
     "reshape": Op((1, 1), _reshape, ("shape",), view=True, recompute=Recompute.CHEAP),
+    "detach": Op((1, 1), _same, view=True, recompute=Recompute.CHEAP),  # its gradient is nothing
     "transpose": Op((1, 1), _transpose, ("order",), recompute=Recompute.CHEAP),
     "slice": Op((1, 1), _slice, ("dim", "start", "stop"), recompute=Recompute.CHEAP),
     "pad": Op((1, 1), _pad, ("dim", "start", "size"), recompute=Recompute.CHEAP),
@@ -469,6 +473,38 @@ OPS: dict[str, Op] = {
     "clear": Op((1, 1), _nothing),
     "check_finite": Op((1, 1), _nothing),
 }
+
+
+# Inputs that are not float32: of these ops, the inputs at these places.
+_OTHER_INPUTS: dict[str, dict[int, str]] = {
+    "batch_norm": {3: "i64"},
+    "batch_norm_grad": {5: "i64"},
+    "cross_entropy": {1: "i64", 2: "i64"},
+    "cross_entropy_grad": {2: "i64", 3: "i64"},
+    "distill": {2: "i64"},
+    "distill_grad": {3: "i64"},
+    "dropout": {1: "i64"},
+    "embedding": {1: "i64"},
+    "embedding_grad": {1: "i64"},
+    "focal": {1: "i64", 2: "i64"},
+    "focal_grad": {2: "i64", 3: "i64"},
+    "max_pool2d_grad": {1: "u8"},
+    "pair_loss": {2: "i64"},
+    "pair_loss_grad": {3: "i64"},
+    "running_stats": {2: "i64"},
+}
+_ANY_DTYPE = ("reshape", "detach", "transpose", "slice", "cat")
+
+
+def shapes_of(op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]) -> list[tuple[Shape, str]]:
+    """Shapes and dtypes of the outputs; ShapeError where inputs do not fit the op, or are of another dtype."""
+    dtypes = [x.dtype for x in inputs]
+    if op in _ANY_DTYPE:
+        _require(len(set(dtypes)) == 1, f"inputs of dtypes {', '.join(dtypes)}")
+    else:
+        wanted = [_OTHER_INPUTS.get(op, {}).get(place, "f32") for place in range(len(inputs))]
+        _require(dtypes == wanted, f"inputs are {', '.join(dtypes)}, it computes with {', '.join(wanted)}")
+    return OPS[op].shapes(inputs, attributes)
 
 
 def _gate_flops(xs: Sequence[Value], states: int) -> int:

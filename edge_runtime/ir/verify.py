@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.ir.graph import ITEM_BYTES, Graph, Node
-from edge_runtime.ir.ops import OPS, ShapeError
+from edge_runtime.ir.ops import OPS, ShapeError, shapes_of
 
 
 class GraphError(EdgeRuntimeError, ValueError):
@@ -58,7 +58,7 @@ def _check_op(graph: Graph, node: Node, where: str) -> None:
     if not low <= len(node.inputs) <= high or sorted(node.attributes) != sorted(op.attributes):
         raise GraphError(f"{where}: takes {low} to {high} inputs and attributes {', '.join(op.attributes) or 'none'}")
     try:
-        shapes = op.shapes([graph.values[name] for name in node.inputs], node.attributes)
+        shapes = shapes_of(node.op, [graph.values[name] for name in node.inputs], node.attributes)
     except ShapeError as error:
         raise GraphError(f"{where}: {error}") from error
     written = [(graph.values[name].shape, graph.values[name].dtype) for name in node.outputs if name in graph.values]

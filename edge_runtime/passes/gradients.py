@@ -25,7 +25,7 @@ def gradient(*ops: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@gradient("zeros")
+@gradient("zeros", "detach")
 def _constant(_: Builder, node: Node, __: Sequence[str], ___: Sequence[bool]) -> Sequence[str]:
     return [""] * len(node.inputs)
 
@@ -111,6 +111,12 @@ def _mean(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequen
     kept = tuple(1 if i in dims else n for i, n in enumerate(shape))
     by = 1 / math.prod(shape[i] for i in dims) if node.op == "mean" else 1.0
     return [b.emit("expand", _shaped(b, g[0], kept), shape=shape, by=by)]
+
+
+@gradient("expand")
+def _expand(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequence[str]:
+    of = _sum_to(b, g[0], b.shape(node.inputs[0]))
+    return [of if node.attributes["by"] == 1 else b.emit("scale", of, by=node.attributes["by"], plus=0.0)]
 
 
 @gradient("max_pool2d")

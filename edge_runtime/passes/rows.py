@@ -10,11 +10,11 @@ from edge_runtime.ir.graph import Graph, Node, Shape
 # Where the batch is in a value: its dim, or None for a value that is the same for all rows.
 Axis = int | None
 
-_ANYWHERE = {"relu", "relu6", "gelu", "sigmoid", "silu", "tanh", "exp", "scale", "clip"}
+_ANYWHERE = {"detach", "relu", "relu6", "gelu", "sigmoid", "silu", "tanh", "exp", "scale", "clip"}
 _ON_DIMS = {"softmax", "slice", "pad", "cat"}
+# Ops whose first input has the batch in front; all others of theirs are the same for all rows.
 _FROM_FRONT = {
-    "conv2d", "max_pool2d", "avg_pool2d", "batch_norm", "batch_norm_apply", "group_norm", "dropout", "embedding", "gru",
-    "lstm",
+    "conv2d", "max_pool2d", "avg_pool2d", "batch_norm", "batch_norm_apply", "group_norm", "dropout",
 }  # fmt: skip
 
 
@@ -31,7 +31,13 @@ def require_independent_rows(graph: Graph, batch: int, *, split: bool = True) ->
     axes.update((name, None if name in ("rows", "random") else 0) for name in graph.inputs)
     for node in graph.nodes:
         given = [axes[name] for name in node.inputs]
-        axis = _axis(graph, node, given, batch, split) if any(one is not None for one in given) else None
+        if node.op in ("zeros", "expand") and not any(one is not None for one in given):
+            shape = node.attributes["shape"]
+            axis = shape.index(batch) if batch in shape else None
+        elif any(one is not None for one in given) or node.op == "dropout":
+            axis = _axis(graph, node, given, batch, split)
+        else:
+            axis = None
         axes.update(dict.fromkeys(node.outputs, axis))
     for name in graph.outputs:
         if axes[name] != 0:
@@ -41,7 +47,7 @@ def require_independent_rows(graph: Graph, batch: int, *, split: bool = True) ->
 def _axis(graph: Graph, node: Node, given: list[Axis], batch: int, split: bool) -> Axis:
     """Where the batch is in what `node` makes."""
     shapes = [graph.values[name].shape for name in node.inputs]
-    first = next(axis for axis in given if axis is not None)
+    first = next((axis for axis in given if axis is not None), -1)
     good = True
     match node.op:
         case op if op in _ANYWHERE:
@@ -70,7 +76,15 @@ def _axis(graph: Graph, node: Node, given: list[Axis], batch: int, split: bool) 
         case op if op in _ON_DIMS:
             good = node.attributes["dim"] != first and all(axis == first for axis in given)
         case op if op in _FROM_FRONT:
-            good = first == 0
+            good = given[0] == 0 and given[1:] == [None] * len(given[1:])
+        case "embedding":
+            good = given == [None, 0]
+        case "gru" | "lstm":
+            states = 1 if node.op == "gru" else 2
+            weights = given[1 + states :]
+            good = given[0] == 0 and weights == [None] * len(weights) and set(given[1 : 1 + states]) <= {0, None}
+        case "expand":
+            good = len(node.attributes["shape"]) == len(shapes[0])
         case "running_stats":
             pass
         case _:

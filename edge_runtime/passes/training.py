@@ -110,6 +110,9 @@ def gradient_graph(forward: Graph, recipe: Recipe, batch: int) -> Graph:
     b, loss, _ = _loss_of(forward, recipe, batch)
     gradients: dict[str, str] = {}
     emit_backward(b, loss, _wanted(recipe), gradients.__setitem__)
+    for name in recipe.trainable:  # one that the loss does not depend on
+        if name not in gradients:
+            gradients[name] = b.emit("zeros", shape=b.shape(name))
     return verify(b.finish([loss, *(gradients[name] for name in recipe.trainable)]))
 
 
@@ -162,6 +165,11 @@ def _term(b: Builder, loss: SingleLoss, z: str, k: int) -> str:
         raise UnsupportedOpError(f"output {z} has shape {shape}, which does not start with the batch of {b.batch}")
     match loss:
         case CrossEntropy() | Focal():
+            if len(shape) > 3:
+                raise UnsupportedOpError(
+                    f"{type(loss).__name__} takes logits (B, classes) or (B, T, classes), the output is {shape}; "
+                    f"permute classes to the end and flatten the dims between"
+                )
             if len(shape) < 2:
                 raise UnsupportedOpError(f"{type(loss).__name__} needs logits (B, ..., classes), the output is {shape}")
             if len(loss.class_weights) not in (0, shape[-1]):

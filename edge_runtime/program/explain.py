@@ -18,9 +18,10 @@ def explain(program: Program) -> str:
         f"arena       {_bytes(program.peak_bytes)} ({program.peak_bytes} bytes){budget}",
         f"lower bound {_bytes(program.lower_bound_bytes)} for this schedule (x {ratio:.3f})",
         f"plan        {chosen.name}, {_rows(program)}",
-        f"work        {_flops(report.step_flops)} a step, {_flops(chosen.extra_flops)} of it a second time "
+        f"work        {_flops(report.step_flops)} a step, {_flops(chosen.extra_flops)} of it extra "
         f"(+{100 * extra:.0f} %); estimated time x {chosen.cost:.2f} of the fastest plan",
         f"trained     {_trained(program)}",
+        *_notes(program),
         "",
         f"fullest at  {report.fullest_at}",
         *(f"  {name:26} {_bytes(nbytes):>12}" for name, nbytes in report.parts if nbytes),
@@ -33,6 +34,11 @@ def explain(program: Program) -> str:
         *(_point(point, chosen) for point in report.curve),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _notes(program: Program) -> list[str]:
+    split = any(op.name == "batch_norm" for phase in program.phases if phase.kind == "accumulate" for op in phase.ops)
+    return ["note        batch norm sees micro-batches: not what the whole batch would give"] if split else []
 
 
 def _rows(program: Program) -> str:

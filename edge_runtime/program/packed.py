@@ -102,7 +102,7 @@ def _walk(shape: Shape, *strides: Sequence[int]) -> tuple[int, ...]:
     return (len(sizes), *sizes, *fill, *(n for step in steps for n in (*step, *fill)))
 
 
-@row("reshape")
+@row("reshape", "detach")
 def _view(_: Site) -> list[NativeOp]:
     return []
 

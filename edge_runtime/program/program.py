@@ -59,7 +59,7 @@ class PlanPoint:
     """One plan on the curve of memory against time, for `explain`."""
 
     peak_bytes: int
-    cost: float  # estimated time of a step, as a multiple of the plan that recomputes nothing
+    cost: float  # estimated time of a step, as a multiple of the fastest plan
     extra_flops: int  # per step of the whole batch
     micro_batch: int
     trained_tensors: int

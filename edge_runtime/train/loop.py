@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from edge_runtime.errors import ConfigError
 from edge_runtime.schedules import Plateau, ReduceOnPlateau, Schedule
 from edge_runtime.train.batches import Array, Batch, Batches, Inputs, Targets
 from edge_runtime.train.checkpoint import Checkpoint, restore
@@ -197,6 +198,10 @@ class Loop:
         return rest
 
     def _end_epoch(self, figures: Mapping[str, float]) -> None:
+        if not self.batch:
+            raise ConfigError(
+                f"no batches in epoch {self.epoch + 1}; give a list or Batches: a generator is used up after one pass"
+            )
         losses = self.history.losses[self.step - self.batch :]
         mean = float(np.mean(losses)) if losses else float("nan")
         self.history.epochs.append(Epoch(mean, self.trainer.lr_scale, figures))

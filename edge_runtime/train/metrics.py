@@ -268,7 +268,12 @@ class Evaluation:
             raise ValueError("evaluate was given no examples")
         figures = {"loss": self._total / self._weight if self._weight else 0.0}
         for metric in self._metrics:
-            figures |= metric.figures()
+            found = metric.figures()
+            if twice := figures.keys() & found.keys():
+                raise ConfigError(
+                    f"two metrics give a figure called {min(twice)!r}; wrap one in Part(metric, suffix=...)"
+                )
+            figures |= found
         return figures
 
 
@@ -319,7 +324,9 @@ def _named(name: str, loss: losses.Loss) -> Iterable[Metric]:
             metric = VALUE_METRICS[name]()
         else:
             continue
-        yield Part(metric, term.output, number, f"_{number}" if several else "")
+        # A name that says how classes are averaged is in the figures' names too.
+        average = f"_{name.removeprefix('f1_')}" if name.startswith("f1_") else ""
+        yield Part(metric, term.output, number, f"{average}_{number}" if several else average)
 
 
 def _weight(loss: losses.Loss, target: Targets, rows: int) -> float:

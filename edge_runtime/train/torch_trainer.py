@@ -64,6 +64,9 @@ class TorchTrainer:
         torch.set_num_threads(threads)
         self.reseed(seed)
         self.module = module
+        if not module.training:
+            module.train()
+        self._modes = [(part, part.training) for part in module.modules()]
         self.lr_scale = 1.0
         self._loss = loss or losses.CrossEntropy()
         self._terms = losses.terms(self._loss)
@@ -102,7 +105,8 @@ class TorchTrainer:
         return {name: tensor.numpy().copy() for name, tensor in self.module.state_dict().items()}
 
     def buffer_names(self) -> set[str]:
-        return self.module.state_dict().keys() - dict(self.module.named_parameters()).keys()
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        return self.module.state_dict().keys() - parameters.keys()
 
     def reseed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also visits every kind of GPU, 50x as long
@@ -144,8 +148,7 @@ class TorchTrainer:
         self._steps = int(count)
 
     def step(self, x: Inputs, y: Targets) -> float:
-        if not self.module.training:
-            self.module.train()
+        self._back_to_training()
         self._gradients.zero_()
         loss = self._loss_of(self._forward(x), y)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves this method untyped
@@ -161,6 +164,12 @@ class TorchTrainer:
         return float(loss.detach())
 
     fit = loop.fit
+
+    def _back_to_training(self) -> None:
+        """Every layer in the mode in which it was to be trained: a frozen batch norm stays frozen."""
+        if not self.module.training:
+            for part, training in self._modes:
+                part.training = training
 
     @torch.inference_mode()
     def evaluate(self, batches: Iterable[Batch], metrics: Sequence[Metric | str] | None = None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_runtime.engine.session import Session
 from edge_runtime.errors import ConfigError, NumericsError, ProgramError
 from edge_runtime.kernels import native
-from edge_runtime.losses import CLASS_LOSSES, KLDivergence, MultiTask, denominator, terms
+from edge_runtime.losses import CLASS_LOSSES, CrossEntropy, KLDivergence, MultiTask, denominator, terms
 from edge_runtime.optimizers import Adam, AdamW
 from edge_runtime.program.program import Phase, Program, Tensor
 from edge_runtime.train import loop
@@ -20,6 +20,7 @@ from edge_runtime.train.loop import State
 from edge_runtime.train.metrics import Evaluation, Metric
 
 Inputs = Array | tuple[Array, ...]
+MAX_RATE = 1e30  # a float32 holds it
 Scalars = dict[str, float | tuple[float, ...]]
 
 
@@ -102,6 +103,7 @@ class Trainer:
 
     def set_correction(self, correction: Mapping[str, Array]) -> None:
         wanted = {name for name, one in self._tensors.items() if one.trained and one.role == "weight"}
+        correction = {self._own(name): array for name, array in correction.items()}
         for name, array in correction.items():
             if name not in wanted:
                 raise ValueError(f"a correction for {name}, which is no trained parameter")
@@ -129,6 +131,8 @@ class Trainer:
             if snapshot[name].shape != array.shape or snapshot[name].dtype != array.dtype:
                 given = f"{snapshot[name].dtype} {snapshot[name].shape}"
                 raise ConfigError(f"the snapshot does not fit this trainer: {name} is {given}")
+        if int(snapshot["steps"]) < 0:
+            raise ConfigError("the snapshot does not fit this trainer: its step count is negative")
         for name in self._tensors:
             self._view(name)[...] = snapshot[name]
         self._counters = {name: int(snapshot[f"counter/{name}"]) for name in self._counters}
@@ -145,18 +149,27 @@ class Trainer:
         """
         rows = _rows(x)
         if not 1 <= rows <= self.program.batch_size:
-            raise ValueError(f"a batch of {rows} rows, the Program is for 1 to {self.program.batch_size}")
+            raise ValueError(
+                f"a batch of {rows} rows, the Program is for 1 to {self.program.batch_size}; pass smaller batches, or "
+                f"build it with a larger batch_size"
+            )
         phase = self._training_phase(rows)
-        inputs = self._fitted_inputs(phase, x)
+        inputs = self._fitted_inputs(phase, x, rows)
         targets = self._fitted_targets(phase, y, rows)
         scalars = self._scalars(targets)
         before = self._session.state.copy() if self._check_numerics else None
         try:
             loss = self._run_batch(phase, [*inputs, *targets], rows, scalars)
+            if before is not None and not np.all(np.isfinite(self._session.state.view(np.float32))):
+                raise NumericsError("a weight or a moment is NaN or infinite after its update")
         except NumericsError as error:
             if before is None:
                 raise NumericsError(f"step {self._steps}: {error}") from None
             raise self._located(error, before, phase, [*inputs, *targets], rows, scalars) from None
+        except BaseException:
+            if before is not None:
+                self._session.state[...] = before
+            raise
         self._steps += 1
         for name, count in self.program.counted.items():
             self._counters[name] += count
@@ -186,6 +199,8 @@ class Trainer:
     def _scalars(self, targets: Sequence[Array]) -> Scalars:
         """Learning rate, Adam's corrections, and for each term of the loss one over what it is divided by."""
         optimizer, t = self.program.optimizer, self._steps + 1
+        if not abs(optimizer.lr * self.lr_scale) < MAX_RATE:
+            raise ConfigError(f"the learning rate is {optimizer.lr:g} times lr_scale = {self.lr_scale:g}: not finite")
         scalars: Scalars = {"lr": optimizer.lr * self.lr_scale}
         if isinstance(optimizer, Adam | AdamW):
             scalars["corrections"] = (1 / (1 - optimizer.beta1**t), 1 / (1 - optimizer.beta2**t) ** 0.5)
@@ -197,6 +212,8 @@ class Trainer:
 
     def _run_batch(self, phase: Phase, arrays: Sequence[Array], rows: int, scalars: Scalars) -> float:
         loss = 0.0
+        if phase.kind == "accumulate":
+            self._clear("gradient")  # a step that failed half-way has left some
         for first in range(0, rows, phase.batch):
             scalars |= self._write(phase, arrays, first, min(first + phase.batch, rows), rows)
             self._session.run(phase, scalars)
@@ -242,7 +259,9 @@ class Trainer:
     def _forward(self, x: Inputs, targets: Sequence[Array] | None) -> tuple[list[NDArray[np.float32]], float]:
         """Outputs for all rows of x, in as many runs as it takes, and the mean loss against `targets`."""
         phase, rows = self._predict, _rows(x)
-        inputs = self._fitted_inputs(phase, x)
+        if not rows:
+            raise ValueError("there are no rows to predict")
+        inputs = self._fitted_inputs(phase, x, rows)
         scalars = self._norms(targets) if targets is not None else {f"norm.{k}": 0.0 for k in range(len(self._terms))}
         arrays = [*inputs, *(targets or ())]
         parts: list[list[NDArray[np.float32]]] = [[] for _ in phase.outputs[:-1]]
@@ -275,17 +294,18 @@ class Trainer:
     def _targets(self, phase: Phase) -> list[Tensor]:
         return [tensor for tensor in phase.inputs if tensor.name.startswith("target.")]
 
-    def _fitted_inputs(self, phase: Phase, x: Inputs) -> list[Array]:
+    def _fitted_inputs(self, phase: Phase, x: Inputs, rows: int) -> list[Array]:
         wanted = [tensor for tensor in _data(phase) if not tensor.name.startswith("target.")]
         given = x if isinstance(x, tuple) else (x,)
         if len(given) != len(wanted):
             raise ValueError(f"{len(given)} inputs, the model takes {len(wanted)}")
-        return [self._fitted_input(phase, tensor, array) for tensor, array in zip(wanted, given, strict=True)]
+        return [self._fitted_input(phase, tensor, array, rows) for tensor, array in zip(wanted, given, strict=True)]
 
-    def _fitted_input(self, phase: Phase, tensor: Tensor, array: Array) -> Array:
-        repeat = tensor.shape[0] // phase.batch
-        if array.shape[1:] != tensor.shape[1:] or len(array) % repeat:
-            raise ValueError(f"input {tensor.name} has rows of {array.shape[1:]}, the model takes {tensor.shape[1:]}")
+    def _fitted_input(self, phase: Phase, tensor: Tensor, values: Any, rows: int) -> Array:
+        array = np.asarray(values)
+        shape = (rows * (tensor.shape[0] // phase.batch), *tensor.shape[1:])
+        if array.shape != shape:
+            raise ValueError(f"input {tensor.name} has shape {array.shape}, the model takes {shape} for {rows} rows")
         if tensor.dtype == "i64":
             if array.dtype.kind not in "iu":
                 raise ValueError(f"input {tensor.name} must be whole numbers, it is {array.dtype}")
@@ -312,11 +332,12 @@ class Trainer:
             fitted.append(self._fitted_target(k, (rows * tensor.shape[0] // phase.batch, *tensor.shape[1:]), array))
         return fitted
 
-    def _fitted_target(self, k: int, shape: tuple[int, ...], array: Array) -> Array:
-        loss = self._terms[k].loss
+    def _fitted_target(self, k: int, shape: tuple[int, ...], values: Any) -> Array:
+        loss, array = self._terms[k].loss, np.asarray(values)
         classes = isinstance(loss, CLASS_LOSSES)
         if classes and array.dtype.kind not in "iu":
-            raise ValueError(f"cross_entropy needs whole-number classes, the targets are {array.dtype}")
+            name = "cross_entropy" if isinstance(loss, CrossEntropy) else "focal"
+            raise ValueError(f"{name} needs whole-number classes, the targets are {array.dtype}")
         if array.shape not in (shape, (*shape, 1)) and shape != (*array.shape, 1):
             raise ValueError(f"targets {array.shape} do not fit the model's output, which wants {shape}")
         if classes:
@@ -339,9 +360,13 @@ class Trainer:
         for name, one in self._tensors.items():
             if one.role == "anchor":
                 self._view(name)[...] = self._view(name.removesuffix("/anchor"))
-            elif one.role in ("moment", "correction", "gradient", "variance"):
-                self._view(name)[...] = 0
+        self._clear("moment", "correction", "gradient", "variance")
         self._steps = 0
+
+    def _clear(self, *roles: str) -> None:
+        for name, one in self._tensors.items():
+            if one.role in roles:
+                self._view(name)[...] = 0
 
 
 def _data(phase: Phase) -> list[Tensor]:

@@ -162,11 +162,12 @@ def test_epochs_hold_the_mean_training_loss_and_the_validation_figures() -> None
         history.epochs[-1].figure("acc")
 
 
-def test_an_epoch_without_batches_has_no_training_loss() -> None:
-    history = linear().fit([], 2)
-    assert len(history.epochs) == 2
-    assert math.isnan(history.epochs[0].train_loss)
-    assert math.isnan(history.mean_loss)
+def test_an_epoch_without_batches_is_an_error_that_names_used_up_generators() -> None:
+    with pytest.raises(ConfigError, match="no batches in epoch 1"):
+        linear().fit([], 2)
+    batches = Batches(data(4), 2)
+    with pytest.raises(ConfigError, match=r"no batches in epoch 2; .* generator is used up"):
+        linear().fit((batch for batch in batches), 2)
 
 
 # Early stopping.

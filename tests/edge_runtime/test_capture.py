@@ -78,6 +78,14 @@ CASES = {
     "max pool": (nn.MaxPool2d(3, stride=2, padding=1), image()),
     "average pool": (nn.AvgPool2d(2), image()),
     "adaptive pool to 1": (nn.AdaptiveAvgPool2d(1), image()),
+    "detach, expand and sum": (
+        Apply(lambda m, x: m.p.expand(3, -1, -1) + x.detach().sum(1, keepdim=True), p=nn.Parameter(torch.randn(5, 1))),
+        sequence(),
+    ),
+    "small functions": (
+        Apply(lambda _, x: torch.stack([x**2, -x, 1 - x, x.clamp(min=0), torch.zeros_like(x)]).unflatten(-1, (2, 3))),
+        sequence(),
+    ),
     "adaptive max pool": (nn.AdaptiveMaxPool2d(3), image()),
     "adaptive pool to 3": (nn.AdaptiveAvgPool2d(3), image()),
     "mean": (Apply(lambda _, x: x.mean((2, 3)) + x.mean(1, keepdim=True).mean((-1, -2))), image()),
@@ -142,7 +150,7 @@ def test_the_captured_graph_computes_what_the_module_computes(name):
 
 MADE_BY_PASSES = {
     *(name for name in OPS if name.endswith(("_grad", "_dx", "_dw", "_gates"))),
-    *("clip", "exp", "expand", "pad", "sum"),
+    *("clip", "exp", "pad"),
     *("cross_entropy", "distill", "focal", "pair_loss"),
     *("accumulate", "adagrad", "adam", "clear", "clip_scale", "proximal", "rmsprop", "sgd", "square_sum"),
     "check_finite",
@@ -204,6 +212,13 @@ REFUSED = {
     ),
     "an input changed in place": (Apply(lambda _, x: x.add_(1)), sequence(), "in place"),
     "a buffer changed in place": (Moving(), sequence(), "in place"),
+    "a token that is calculated with": (
+        Apply(lambda m, x: m.e(x + 1), e=nn.Embedding(9, 4)),
+        torch.randint(0, 8, (3, 5)),
+        "it computes with f32",
+    ),
+    "another precision": (Apply(lambda _, x: x.double().float()), sequence(), "float64"),
+    "a tensor that is no buffer": (Apply(lambda _, x: x + torch.tensor([1.0])), sequence(), "register_buffer"),
     "unknown op": (Apply(lambda _, x: torch.cumsum(x, 0)), sequence(), "cumsum"),
     "double precision": (nn.Linear(6, 4).double(), sequence().double(), "float64"),
     "certain dropout": (nn.Dropout(1.0), sequence(), "below 1"),

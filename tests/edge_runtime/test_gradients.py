@@ -64,6 +64,9 @@ attention = functional.scaled_dot_product_attention
 # A module, its inputs. Each starts at a weight, so that the rule's gradient of its input is part of what is compared.
 CASES = {
     "linear": (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False)), SEQUENCE),
+    "detach": (Apply(lambda m, x: m.l(x) * m.l(x).detach(), l=nn.Linear(6, 5)), FLAT),
+    "sum": (Apply(lambda m, x: m.l(x).sum(1) * m.l(x).sum(1, keepdim=True)[:, 0], l=nn.Linear(6, 5)), SEQUENCE),
+    "expand": (Apply(lambda m, x: x * m.p.expand(len(x), -1), p=nn.Parameter(randn(1, 6))), FLAT),
     "linear of one vector a row": (nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)), FLAT),
     "conv": (nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 2, (2, 3), (1, 2), (0, 1), bias=False)), IMAGE),
     "conv 1x1, depthwise, grouped": (
@@ -348,7 +351,7 @@ def test_a_sum_spreads_its_gradient():
 NEVER_DIFFERENTIATED = {
     *(name for name in OPS if name.endswith(("_grad", "_dx", "_dw", "_gates"))),
     *("accumulate", "adagrad", "adam", "clear", "clip_scale", "proximal", "rmsprop", "sgd", "square_sum"),
-    *("check_finite", "clip", "expand", "pad", "running_stats"),
+    *("check_finite", "clip", "pad", "running_stats"),
 }
 
 
@@ -366,7 +369,7 @@ def test_the_cases_use_every_rule(monkeypatch):
         names = tuple(name for name, _ in module.named_parameters())
         gradient_graph(forward, Recipe(er.MSE(), er.SGD(), names), len(inputs[0]))
     # The others have tests of their own above; zeros are where gradients end.
-    assert used == GRADIENTS.keys() - {"dropout", "exp", "sum", "zeros", "cross_entropy", "focal", "distill"}
+    assert used == GRADIENTS.keys() - {"dropout", "exp", "zeros", "cross_entropy", "focal", "distill"}
 
 
 def test_an_op_without_a_rule_is_refused_with_its_name_where_it_lies_on_the_path():

@@ -106,6 +106,7 @@ def elementwise_and_shapes():
     yield "mul", evaluate("mul", row, x), t * torch.from_numpy(row)
     yield "scale", evaluate("scale", x, by=3.0, plus=-1.0), 3 * t - 1
     yield "clip", evaluate("clip", x, low=-0.5, high=0.25), t.clip(-0.5, 0.25)
+    yield "detach", evaluate("detach", x), t
     yield "reshape", evaluate("reshape", x, shape=(5, 12)), t.reshape(5, 12)
     yield "transpose", evaluate("transpose", x, order=(2, 0, 1)), t.permute(2, 0, 1)
     yield "slice", evaluate("slice", x, dim=1, start=1, stop=3), t[:, 1:3]

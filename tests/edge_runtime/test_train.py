@@ -674,8 +674,8 @@ def test_evaluate_measures_what_it_is_asked_to() -> None:
     trainer, rows = TorchTrainer(small_module()), examples(30)
     figures = trainer.evaluate(Batches(rows, 7), ["accuracy", "f1_macro", Accuracy(2)])
     predicted = trainer.predict(rows.x).argmax(1)
-    assert figures.keys() == {"loss", "accuracy", "precision", "recall", "f1", "top2_accuracy"}
-    assert figures["f1"] == pytest.approx(f1_score(rows.y, predicted, average="macro"))
+    assert figures.keys() == {"loss", "accuracy", "precision_macro", "recall_macro", "f1_macro", "top2_accuracy"}
+    assert figures["f1_macro"] == pytest.approx(f1_score(rows.y, predicted, average="macro"))
     assert trainer.evaluate(Batches(rows, 7), []).keys() == {"loss"}
 
 

@@ -91,6 +91,7 @@ ROWS: dict[str, Callable[..., Any]] = {
     "sigmoid_grad": lambda g, y: g * y * (1 - y),
     "silu_grad": silu_grad,
     "tanh_grad": lambda g, y: g * (1 - y * y),
+    "detach": lambda x: x,
     "reshape": lambda x, shape: x.reshape(shape),
     "transpose": lambda x, order: x.transpose(order),
     "slice": lambda x, dim, start, stop: x.take(np.arange(start, stop), dim),
