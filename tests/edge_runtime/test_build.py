@@ -689,7 +689,14 @@ def small_functions(m, x):
     return torch.stack([m.l(x) ** 2, -m.l(x)], 1).sum(1).unflatten(1, (2, 3)).flatten(1).clamp(min=0) + 1.0
 
 
+def time_first(m, x):
+    return m.l(torch.tanh(m.l(x.transpose(0, 1)).reshape(-1, 6)).view(x.shape[1], -1, 6) + m.l.bias).transpose(0, 1)[
+        :, -1
+    ]
+
+
 INDEPENDENT = {
+    "time in front of the batch, and merged with it": (time_first, (8, 3, 6)),
     "a recurrent net by hand": (by_hand, (8, 3, 6)),
     "a token in front of every row": (with_token, (8, 3, 6)),
     "stacks, squares, sums and views": (small_functions, (8, 6)),
@@ -712,6 +719,22 @@ def test_a_model_of_independent_rows_trains_as_in_pytorch_whole_short_and_split(
         for _ in range(3):
             np.testing.assert_allclose(trainer.step(x[:rows], y[:rows]), rival.step(x[:rows], y[:rows]), rtol=1e-5)
         assert_close(trainer.state_dict(), rival.state_dict())
+
+
+def test_pytorchs_own_transformer_layer_trains_whole_short_and_split():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    module = seeded(lambda: Apply(lambda m, x: m.o(m.e(x)[:, 0]), e=layer, o=nn.Linear(8, CLASSES)))
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((8, 5, 8)).astype(np.float32), rng.integers(0, CLASSES, 8)
+    for rows, settings in ((8, {}), (5, {}), (8, {"micro_batch": 3})):
+        trainer, rival = (
+            er.Trainer(er.build(module, x, batch_size=8, **settings)),
+            er.TorchTrainer(copy.deepcopy(module)),
+        )
+        for _ in range(3):
+            np.testing.assert_allclose(trainer.step(x[:rows], y[:rows]), rival.step(x[:rows], y[:rows]), rtol=1e-5)
+        assert_close(trainer.state_dict(), rival.state_dict())
+        np.testing.assert_allclose(trainer.predict(x), rival.predict(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("check_numerics", [False, True])
