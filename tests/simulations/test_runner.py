@@ -47,7 +47,8 @@ def test_client_processes_of_the_engine_never_map_pytorch(tmp_path: Path, traine
     simulate(load_scenario("mnist", overrides), [look])
     assert len(maps) == 4
     assert all("/libtorch" in text for text in maps) == any("/libtorch" in text for text in maps) == expected
-    assert all("libhedgerow_core" in text for text in maps if trainer == "engine")
+    # Not in all: on a busy machine one process may do all the work before the other is ready.
+    assert trainer == "torch" or any("libhedgerow_core" in text for text in maps)
 
 
 def test_clients_may_measure_the_model_and_no_client_is_sent_what_the_trainer_does_not_need(tmp_path: Path) -> None:
