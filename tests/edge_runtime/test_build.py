@@ -392,7 +392,7 @@ def both_trainers(module, make, rows=8, steps=24, micro=None, tolerance=1e-5, co
 @pytest.mark.parametrize("micro", [None, 3])
 @pytest.mark.parametrize("name", ALL_OPTIMIZERS)
 def test_every_optimizer_moves_the_weights_as_pytorch_does(name, micro):
-    both_trainers(shared(mlp), mlp, optimizer=ALL_OPTIMIZERS[name], micro=micro)
+    both_trainers(shared(mlp), mlp, steps=50, optimizer=ALL_OPTIMIZERS[name], micro=micro)
 
 
 @pytest.mark.parametrize("make", [convolutional, with_batch_norm, recurrent])
