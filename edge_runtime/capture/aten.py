@@ -296,14 +296,15 @@ def _unbind(b: Builder, x: str, dim: int = 0) -> list[str]:
 
 
 @aten("split.Tensor")
-def _split(b: Builder, x: str, size: int, dim: int = 0, *, chunks: bool = False) -> list[str]:
+def _split(b: Builder, x: str, size: int, dim: int = 0) -> list[str]:
     dim %= len(b.shape(x))
     whole = b.shape(x)[dim]
-    step = -(-whole // size) if chunks else size
-    return [_slice(b, x, dim, start, min(start + step, whole)) for start in range(0, whole, step)]
+    return [_slice(b, x, dim, start, min(start + size, whole)) for start in range(0, whole, size)]
 
 
-ATEN["chunk.default"] = lambda b, x, count, dim=0: _split(b, x, count, dim, chunks=True)
+@aten("chunk.default")
+def _chunk(b: Builder, x: str, count: int, dim: int = 0) -> list[str]:
+    return _split(b, x, -(-b.shape(x)[dim % len(b.shape(x))] // count), dim)
 
 
 @aten("permute.default")

@@ -66,12 +66,13 @@ def _first_fit(order: Sequence[Lifetime]) -> ArenaPlan:
             if one.first_step <= other.last_step and other.first_step <= one.last_step:
                 if at + one.nbytes <= offset:
                     break
-                at = max(at, _aligned(end))
+                at = max(at, aligned(end))
         offsets[one.name] = at
         placed.append((at, at + one.nbytes, one))
         placed.sort(key=lambda entry: entry[0])
     return ArenaPlan(offsets, max((end for _, end, _ in placed), default=0))
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """`nbytes`, rounded up so that what follows is aligned."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_runtime import losses
 from edge_runtime.ir.graph import Value
 from edge_runtime.passes.training import LOG_VARIANCES
-from edge_runtime.planner.arena import ALIGNMENT
+from edge_runtime.planner.arena import aligned
 from edge_runtime.planner.budget import Candidate, Placed, fullest, label
 from edge_runtime.planner.cost import flops
 from edge_runtime.program.packed import pack
@@ -75,7 +75,7 @@ def _state_offsets(state: Sequence[Value]) -> tuple[dict[str, int], int]:
     offsets, end = {}, 0
     for value in state:
         offsets[value.name] = end
-        end += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+        end += aligned(value.nbytes)
     return offsets, end
 
 

@@ -22,7 +22,7 @@ from edge_runtime.passes.recompute import (
     segment_borders,
 )
 from edge_runtime.passes.training import Recipe, accumulated_update, accumulation_step, evaluation, training_step
-from edge_runtime.planner.arena import ALIGNMENT, ArenaPlan, plan_arena
+from edge_runtime.planner.arena import ArenaPlan, aligned, plan_arena
 from edge_runtime.planner.cost import cost, flops
 from edge_runtime.planner.lifetimes import Lifetimes, find_lifetimes
 from edge_runtime.planner.verify import verify_arena
@@ -58,7 +58,7 @@ class Candidate:
     flops: int
 
     def state_bytes(self) -> int:
-        return sum(_aligned(value.nbytes) for value in self.state)
+        return sum(aligned(value.nbytes) for value in self.state)
 
     def bound_bytes(self) -> int:
         """What no placement of its buffers can be below."""
@@ -270,7 +270,3 @@ def _state(module_state: Sequence[Value], graphs: Sequence[Graph]) -> tuple[Valu
     for graph in graphs:
         found.update((name, graph.values[name]) for name in graph.state)
     return tuple(found.values())
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
