@@ -209,3 +209,15 @@ def parse_bytes(budget: int | str | None) -> int:
     if not found or found[2].lower() not in _UNITS or float(found[1]) * _UNITS[found[2].lower()] < 1:
         raise ConfigError(f"memory_budget = {budget!r}: must be bytes, or a text such as '8 MiB' or '40 MB'")
     return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def text_bytes(nbytes: int, digits: int = 1) -> str:
+    """Bytes in the largest binary unit of which there is one.
+
+    >>> text_bytes(1536), text_bytes(100)
+    ('1.5 KiB', '100 bytes')
+    """
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= size:
+            return f"{nbytes / size:.{digits}f} {unit}"
+    return f"{nbytes} bytes"

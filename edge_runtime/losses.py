@@ -101,6 +101,7 @@ class MultiTask:
 
 Loss = SingleLoss | Distillation | MultiTask
 CLASS_LOSSES = (CrossEntropy, Focal)
+LOG_VARIANCES = "loss.log_variances"  # the state tensor of a learned MultiTask
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def capture_batched(module: torch.nn.Module, examples: Sequence[torch.Tensor]) -
     if len(sizes) != 1 or 0 in sizes:
         raise UnsupportedOpError("the example inputs must have one batch size, of at least 1")
     try:
-        small, large = (capture(module, *(_resized(example, size) for example in examples)) for size in _SIZES)
+        small, large = (capture(module, *(resized(example, size) for example in examples)) for size in _SIZES)
     except UnsupportedOpError as error:
         if "cannot trace" not in str(error):
             raise
@@ -88,7 +88,8 @@ def mode(module: torch.nn.Module, *, training: bool) -> Iterator[None]:
             part.training = flag
 
 
-def _resized(example: torch.Tensor, batch: int) -> torch.Tensor:
+def resized(example: torch.Tensor, batch: int) -> torch.Tensor:
+    """The example's first row, `batch` times: of the shape that a batch of that size has."""
     return example[:1].expand(batch, *example.shape[1:]).clone()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_runtime.capture.batched import BatchedGraph, capture_batched, mode
+from edge_runtime.capture.batched import BatchedGraph, capture_batched, mode, resized
 from edge_runtime.capture.capture import capture
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Graph, Value
@@ -140,9 +140,8 @@ def _check(
     for graph, size, train in ((training, rows, True), (evaluation, rows_predict, False)):
         if graph.fixed:
             continue
-        resized = [example[:1].expand(size, *example.shape[1:]).clone() for example in examples]
         with mode(module, training=train):
-            real = simplify(capture(module, *resized))
+            real = simplify(capture(module, *(resized(example, size) for example in examples)))
         expected = simplify(graph.at(size))
         if (real.nodes, real.values, real.outputs) != (expected.nodes, expected.values, expected.outputs):
             raise UnsupportedOpError(f"the model's graph depends on its batch size: at {size} rows it is another")

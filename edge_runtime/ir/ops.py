@@ -333,6 +333,30 @@ def _unary_grad() -> Op:
     return Op((2, 2), _like(0), in_place=((0, 0), (0, 1)))
 
 
+def _recurrent_ops(name: str, *, gates: int, states: int) -> dict[str, Op]:
+    """The layer, its gates a second time, and its gradient; which may put that of the gates where those were."""
+    work: CostRule = lambda xs, a: 4 * gates * xs[1].size  # noqa: E731  one of three in a table
+    flops: CostRule = lambda xs, a: _gate_flops(xs, states)  # noqa: E731
+    low, high = 3 + states, 5 + states
+    return {
+        name: Op((low, high), _recurrent(gates, states), work=work, flops=flops),
+        f"{name}_gates": Op(
+            (low + 1, high + 1),
+            _recurrent_gates(gates, states),
+            recompute=Recompute.HEAVY,
+            work=work,
+            flops=flops,
+        ),
+        f"{name}_grad": Op(
+            (5 + 3 * states, 5 + 3 * states),
+            _recurrent_grad(states),
+            in_place=((5 + states, 5 + 2 * states),),
+            work=lambda xs, a: 4 * states * xs[1].size,
+            flops=lambda xs, a: 2 * _gate_flops(xs[1 + states :], states),
+        ),
+    }
+
+
 OPS: dict[str, Op] = {
     # elementwise
     "add": Op((2, 2), _broadcast, in_place=((0, 0), (0, 1)), recompute=Recompute.CHEAP),
@@ -422,36 +446,8 @@ OPS: dict[str, Op] = {
         ("causal", "scale"),
         flops=lambda xs, a: 7 * (xs[0].size + xs[2].size) * xs[2].shape[-2] // (2 if a["causal"] else 1),
     ),
-    "gru": Op((4, 6), _recurrent(3, 1), work=lambda xs, a: 12 * xs[1].size, flops=lambda xs, a: _gate_flops(xs, 1)),
-    "gru_gates": Op(
-        (5, 7),
-        _recurrent_gates(3, 1),
-        recompute=Recompute.HEAVY,
-        work=lambda xs, a: 12 * xs[1].size,
-        flops=lambda xs, a: _gate_flops(xs, 1),
-    ),
-    "gru_grad": Op(
-        (8, 8),
-        _recurrent_grad(1),
-        in_place=((6, 7),),
-        work=lambda xs, a: 4 * xs[1].size,
-        flops=lambda xs, a: 2 * _gate_flops(xs[2:], 1),
-    ),
-    "lstm": Op((5, 7), _recurrent(4, 2), work=lambda xs, a: 16 * xs[1].size, flops=lambda xs, a: _gate_flops(xs, 2)),
-    "lstm_gates": Op(
-        (6, 8),
-        _recurrent_gates(4, 2),
-        recompute=Recompute.HEAVY,
-        work=lambda xs, a: 16 * xs[1].size,
-        flops=lambda xs, a: _gate_flops(xs, 2),
-    ),
-    "lstm_grad": Op(
-        (11, 11),
-        _recurrent_grad(2),
-        in_place=((7, 9),),
-        work=lambda xs, a: 8 * xs[1].size,
-        flops=lambda xs, a: 2 * _gate_flops(xs[3:], 2),
-    ),
+    **_recurrent_ops("gru", gates=3, states=1),
+    **_recurrent_ops("lstm", gates=4, states=2),
     # losses: each ends in `rows` and `norm`, then class weights if there are any; a gradient has that of the loss first
     "cross_entropy": Op((4, 5), _class_loss, (*_CLASS_LOSS, "smoothing")),
     "cross_entropy_grad": Op((5, 6), _like(1), (*_CLASS_LOSS, "smoothing"), in_place=((0, 1),)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from edge_runtime.ir.builder import Builder
 from edge_runtime.ir.graph import Graph, Node
 from edge_runtime.ir.verify import verify
 
@@ -55,7 +56,7 @@ def join_views(graph: Graph) -> Graph:
             continue
         made_by.update(dict.fromkeys(node.outputs, node))
         kept.append(node)
-    return _without_unused(dataclasses.replace(graph, nodes=tuple(kept)))
+    return verify(Builder(dataclasses.replace(graph, nodes=tuple(kept))).finish(graph.outputs))
 
 
 def _does_nothing(node: Node, graph: Graph) -> bool:
@@ -69,15 +70,3 @@ def _does_nothing(node: Node, graph: Graph) -> bool:
             return bool(node.attributes["by"] == 1 and node.attributes["plus"] == 0)
         case _:
             return False
-
-
-def _without_unused(graph: Graph) -> Graph:
-    needed, kept = set(graph.outputs), []
-    for node in reversed(graph.nodes):
-        if node.writes or not node.outputs or needed.intersection(node.outputs):
-            kept.append(node)
-            needed.update(node.inputs)
-    written = {name for node in kept for name in node.outputs}
-    outside = {*graph.inputs, *graph.state}
-    values = {name: value for name, value in graph.values.items() if name in written or name in outside}
-    return verify(dataclasses.replace(graph, nodes=tuple(reversed(kept)), values=values))

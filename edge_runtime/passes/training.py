@@ -17,6 +17,7 @@ from edge_runtime.ir.graph import Graph
 from edge_runtime.ir.verify import verify
 from edge_runtime.losses import (
     L1,
+    LOG_VARIANCES,
     MSE,
     BCEWithLogits,
     CrossEntropy,
@@ -31,8 +32,6 @@ from edge_runtime.losses import (
 )
 from edge_runtime.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from edge_runtime.passes.autodiff import emit_backward
-
-LOG_VARIANCES = "loss.log_variances"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import losses
 from edge_runtime.ir.graph import Value
-from edge_runtime.passes.training import LOG_VARIANCES
+from edge_runtime.losses import LOG_VARIANCES
 from edge_runtime.planner.arena import aligned
 from edge_runtime.planner.budget import Candidate, Placed, fullest, label
 from edge_runtime.planner.cost import flops

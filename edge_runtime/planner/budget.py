@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from edge_runtime.config import text_bytes
 from edge_runtime.errors import BudgetError
 from edge_runtime.ir.graph import Graph, Node, Value
 from edge_runtime.passes.recompute import (
@@ -100,11 +101,12 @@ def candidates(
         split = micro < whole
         sizes = (micro,) if split else tuple(sorted(batches))
         make = accumulation_step if split else training_step
-        built = [(size, *make(forward_at(size), recipe, size)) for size in sizes]
-        update = accumulated_update(built[-1][1], recipe) if split else None
-        for level in _levels(built[-1][1], built[-1][2]):
-            steps = [(size, *_apply(level, graph, boundary)) for size, graph, boundary in built]
-            phases = [_planned("accumulate" if split else "step", size, graph) for size, graph, _ in steps]
+        built = [_Step.of(*make(forward_at(size), recipe, size)) for size in sizes]
+        update = accumulated_update(built[-1].graph, recipe) if split else None
+        for level in _levels(built[-1]):
+            steps = [_apply(level, step) for step in built]
+            kind = "accumulate" if split else "step"
+            phases = [_planned(kind, size, graph) for size, (graph, _) in zip(sizes, steps, strict=True)]
             work, operations = cost(phases[-1].graph), flops(phases[-1].graph)
             if update:
                 phases.append(_planned("update", whole, update))
@@ -120,7 +122,7 @@ def candidates(
                 phases=tuple(phases),
                 state=_state(module_state, [phase.graph for phase in phases]),
                 forward_values=frozenset(forward_at(micro).values),
-                kept=steps[-1][2],
+                kept=steps[-1][1],
                 cost=work,
                 flops=operations,
             )
@@ -195,14 +197,6 @@ def label(node: Node) -> str:
     return f"{node.op} {''.join(of)}{f' at {place}' if place else ''}"[:300]
 
 
-def text_bytes(nbytes: int) -> str:
-    """1536 as "1.5 KiB"."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= size:
-            return f"{nbytes / size:.1f} {unit}"
-    return f"{nbytes} bytes"
-
-
 @dataclass(frozen=True, slots=True)
 class _Level:
     """0 parts: keep everything; 1: recompute what is cheap; more: replay segments."""
@@ -210,31 +204,43 @@ class _Level:
     parts: int
 
 
-def _levels(graph: Graph, boundary: int) -> Iterator[_Level]:
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that keeps everything, and what its levels are made from: the minimum cut, made once."""
+
+    graph: Graph
+    boundary: int
+    needed: set[str]
+    kept: set[str]
+
+    @classmethod
+    def of(cls, graph: Graph, boundary: int) -> _Step:
+        return cls(graph, boundary, needed_backward(graph, boundary), cheapest_kept(graph, boundary))
+
+    def borders(self, parts: int) -> list[int]:
+        total = sum(self.graph.values[name].nbytes for name in self.kept)
+        return segment_borders(self.graph, self.boundary, self.kept, total // parts)
+
+
+def _levels(step: _Step) -> Iterator[_Level]:
     yield _Level(0)
-    kept = cheapest_kept(graph, boundary)
-    if kept != needed_backward(graph, boundary):
+    if step.kept != step.needed:
         yield _Level(1)
-    total = sum(graph.values[name].nbytes for name in kept)
     seen: set[tuple[int, ...]] = {()}
     for parts in SEGMENTS:
-        borders = tuple(segment_borders(graph, boundary, kept, total // parts))
+        borders = tuple(step.borders(parts))
         if borders not in seen:
             seen.add(borders)
             yield _Level(parts)
 
 
-def _apply(level: _Level, graph: Graph, boundary: int) -> tuple[Graph, tuple[tuple[str, str, int], ...]]:
+def _apply(level: _Level, step: _Step) -> tuple[Graph, tuple[tuple[str, str, int], ...]]:
     """The graph at that level, and what becomes of each activation that the backward pass needs."""
-    needed = needed_backward(graph, boundary)
+    graph, boundary, needed, kept = step.graph, step.boundary, step.needed, step.kept
     if level.parts == 0:
         return graph, _fates(graph, boundary, needed, needed, needed)
-    kept = cheapest_kept(graph, boundary)
-    stay = kept
-    if level.parts > 1:
-        total = sum(graph.values[name].nbytes for name in kept)
-        borders = segment_borders(graph, boundary, kept, total // level.parts)
-        stay = kept_with_segments(graph, boundary, kept, borders)
+    borders = step.borders(level.parts) if level.parts > 1 else []
+    stay = kept_with_segments(graph, boundary, kept, borders)
     return recompute(graph, boundary, stay, kept), _fates(graph, boundary, needed | kept, stay, kept)
 
 

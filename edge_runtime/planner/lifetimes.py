@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_runtime.ir.graph import Graph, Node
@@ -71,9 +70,8 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
     first: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     last: dict[str, int] = {name: last_use[name] for name in graph.inputs}
     sizes = {name: graph.values[name].nbytes for name in graph.inputs}
-    pending = _later_uses(graph)
     for place, node in enumerate(graph.nodes):
-        taken = _taken_over(graph, node, place, buffer_of, last, state, pending)
+        taken = _taken_over(graph, node, place, buffer_of, last, state)
         for at, name in enumerate(node.outputs):
             if OPS[node.op].view and node.inputs[0] in state:
                 state_views[name] = state_views.get(node.inputs[0], node.inputs[0])
@@ -96,23 +94,8 @@ def find_lifetimes(graph: Graph) -> Lifetimes:
     return Lifetimes(tuple(buffers), buffer_of, state_views, steps)
 
 
-def _later_uses(graph: Graph) -> dict[str, int]:
-    """The last node that reads each value; the end for outputs."""
-    uses: dict[str, int] = {}
-    for place, node in enumerate(graph.nodes):
-        uses.update(dict.fromkeys(node.inputs, place))
-    uses.update(dict.fromkeys(graph.outputs, len(graph.nodes)))
-    return uses
-
-
 def _taken_over(
-    graph: Graph,
-    node: Node,
-    place: int,
-    buffer_of: dict[str, str],
-    last: dict[str, int],
-    state: set[str],
-    uses: dict[str, int],
+    graph: Graph, node: Node, place: int, buffer_of: dict[str, str], last: dict[str, int], state: set[str]
 ) -> dict[int, str]:
     """Output places of `node` with the buffers they take over from its inputs."""
     taken: dict[int, str] = {}
@@ -124,12 +107,8 @@ def _taken_over(
             continue
         buffer = buffer_of[source]
         a, y = graph.values[source], graph.values[node.outputs[out]]
-        others = [buffer_of[name] for i, name in enumerate(node.inputs) if i != into and name not in state]
-        dies = last[buffer] == place and uses.get(source, place) == place
-        if a.shape == y.shape and a.dtype == y.dtype and dies and buffer not in _shared(others, taken):
+        others = {buffer_of[name] for i, name in enumerate(node.inputs) if i != into and name not in state}
+        dies = last[buffer] == place  # nothing in the buffer is read later
+        if a.shape == y.shape and a.dtype == y.dtype and dies and buffer not in others | set(taken.values()):
             taken[out] = buffer
     return taken
-
-
-def _shared(others: Sequence[str], taken: dict[int, str]) -> set[str]:
-    return {*others, *taken.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.config import text_bytes
 from edge_runtime.program.program import PlanPoint, Program
 
 MOST_NAMES = 8
@@ -75,10 +76,7 @@ def _point(point: PlanPoint, chosen: PlanPoint) -> str:
 
 
 def _bytes(nbytes: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes} bytes"
+    return text_bytes(nbytes, digits=2)
 
 
 def _flops(count: int) -> str:

@@ -9,11 +9,9 @@ core for what its ops touch, before anything runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import losses, optimizers
 from edge_runtime.errors import ProgramError
+from edge_runtime.files import write_atomically
 from edge_runtime.ir.graph import ITEM_BYTES
 from edge_runtime.program.native_op import NativeOp
 from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
@@ -36,22 +35,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8
 
 def write_program(program: Program, path: Path) -> Path:
     """Write atomically: a reader sees the old file or the whole new one."""
-    import tempfile  # not above: a device only reads
-
-    data = encode(program)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(partial).unlink()
-        raise
+    write_atomically(path, [encode(program)])
     return path
 
 

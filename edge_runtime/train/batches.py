@@ -27,6 +27,11 @@ class Transform(Protocol):
     def __call__(self, x: Array, rng: np.random.Generator | None) -> Array: ...
 
 
+def row_count(x: Inputs) -> int:
+    """How many examples a batch's inputs hold."""
+    return len(x[0] if isinstance(x, tuple) else x)
+
+
 class Rows(Protocol):
     """Anything that holds examples and gives out any few of them."""
 

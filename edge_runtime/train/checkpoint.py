@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edge_runtime.errors import ConfigError, ProgramError
+from edge_runtime.files import write_atomically
 from edge_runtime.train.batches import Array
 from edge_runtime.train.history import Epoch, History
 
@@ -147,27 +148,6 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             text = str(error) if type(error) is ValueError else f"its header is malformed ({type(error).__name__})"
             raise ProgramError(f"{os.fspath(path)} is no readable checkpoint: {text}") from None
-
-
-def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file beside `path`, force it to the disk, and put it in the place of `path` in one move."""
-    path = Path(path)
-    # One writer a process; another process's half-written file is not ours to overwrite.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # without it the move itself may be lost with the power
-    finally:
-        os.close(folder)
 
 
 def _chunks(header: bytes, arrays: Iterable[Array]) -> Iterable[bytes | memoryview]:

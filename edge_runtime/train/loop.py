@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.schedules import Plateau, ReduceOnPlateau, Schedule
-from edge_runtime.train.batches import Array, Batch, Batches, Inputs, Targets
+from edge_runtime.train.batches import Array, Batch, Batches, Inputs, Targets, row_count
 from edge_runtime.train.checkpoint import Checkpoint, restore
 from edge_runtime.train.history import Epoch, History
 from edge_runtime.train.metrics import Metric
@@ -180,7 +180,7 @@ class Loop:
         for x, y in self._rest_of_pass():
             self.trainer.lr_scale = self.base_scale * self._factor()
             self.history.losses.append(self.trainer.step(x, y))
-            self.history.examples += _rows(x)
+            self.history.examples += row_count(x)
             self.batch += 1
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -274,7 +274,3 @@ class _EachStep(Callback):
 
     def on_step(self, loop: Loop) -> None:
         self._function(loop.step - 1, loop.history.losses[-1])
-
-
-def _rows(x: Inputs) -> int:
-    return len(x[0] if isinstance(x, tuple) else x)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import losses, optimizers
 from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.losses import LOG_VARIANCES
 from edge_runtime.train import loop
 from edge_runtime.train.batches import Array, Batch, Inputs, Targets
 from edge_runtime.train.loop import State
@@ -26,8 +27,6 @@ try:
     from edge_runtime.train import torch_losses, torch_optimizers
 except ImportError as error:
     raise MissingPackageError("TorchTrainer needs PyTorch: pip install 'hedgerow[server]'") from error
-
-LOG_VARIANCES = "loss.log_variances"
 
 
 class TorchTrainer:

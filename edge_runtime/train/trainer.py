@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,10 @@ from edge_runtime.losses import CLASS_LOSSES, CrossEntropy, KLDivergence, MultiT
 from edge_runtime.optimizers import Adam, AdamW
 from edge_runtime.program.program import Phase, Program, Tensor
 from edge_runtime.train import loop
-from edge_runtime.train.batches import Array, Batch, Targets
+from edge_runtime.train.batches import Array, Batch, Inputs, Targets, row_count
 from edge_runtime.train.loop import State
 from edge_runtime.train.metrics import Evaluation, Metric
 
-Inputs = Array | tuple[Array, ...]
 MAX_RATE = 1e30  # a float32 holds it
 Scalars = dict[str, float | tuple[float, ...]]
 
@@ -62,6 +62,8 @@ class Trainer:
         for phase in sorted(program.phases, key=lambda phase: phase.batch):
             self._by_kind.setdefault(phase.kind, []).append(phase)
         self._predict = self._by_kind["predict"][0]
+        # Of each phase that takes examples: the inputs that hold them, and the targets.
+        self._data = {id(phase): _data(phase) for phase in program.phases if phase.kind != "update"}
         self._check_inputs()
         for name, content in program.initial.items():
             self._view(name)[...] = content
@@ -147,7 +149,7 @@ class Trainer:
                 those that were updated before it have, unless `check_numerics` is on, which restores them all.
 
         """
-        rows = _rows(x)
+        rows = row_count(x)
         if not 1 <= rows <= self.program.batch_size:
             raise ValueError(
                 f"a batch of {rows} rows, the Program is for 1 to {self.program.batch_size}; pass smaller batches, or "
@@ -180,7 +182,7 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch], metrics: Sequence[Metric | str] | None = None) -> dict[str, float]:
         evaluation = Evaluation(self._loss, metrics)
         for x, y in batches:
-            targets = self._fitted_targets(self._predict, y, _rows(x))
+            targets = self._fitted_targets(self._predict, y, row_count(x))
             outputs, loss = self._forward(x, targets)
             evaluation.add(loss, outputs[0] if len(outputs) == 1 else tuple(outputs), y)
         return evaluation.figures()
@@ -225,7 +227,7 @@ class Trainer:
     def _write(self, phase: Phase, arrays: Sequence[Array], first: int, last: int, rows: int) -> Scalars:
         """Put rows first .. last - 1 of the batch into the arena, zeros behind them and where there is no data."""
         count = last - first
-        for place, tensor in enumerate(_data(phase)):
+        for place, tensor in enumerate(chain(*self._data[id(phase)])):
             view, filled = self._session.view(tensor), 0
             if place < len(arrays):
                 repeat = tensor.shape[0] // phase.batch
@@ -258,7 +260,7 @@ class Trainer:
 
     def _forward(self, x: Inputs, targets: Sequence[Array] | None) -> tuple[list[NDArray[np.float32]], float]:
         """Outputs for all rows of x, in as many runs as it takes, and the mean loss against `targets`."""
-        phase, rows = self._predict, _rows(x)
+        phase, rows = self._predict, row_count(x)
         if not rows:
             raise ValueError("there are no rows to predict")
         inputs = self._fitted_inputs(phase, x, rows)
@@ -282,8 +284,8 @@ class Trainer:
         for phase in self.program.phases:
             if phase.kind == "update":
                 continue
-            targets = self._targets(phase)
-            rows = [*_data(phase), *phase.outputs[:-1]]
+            inputs, targets = self._data[id(phase)]
+            rows = [*inputs, *targets, *phase.outputs[:-1]]
             whole = all(tensor.shape and tensor.shape[0] % phase.batch == 0 for tensor in rows)
             kinds = ["i64" if isinstance(term.loss, CLASS_LOSSES) else "f32" for term in self._terms]
             outputs = self._outputs + 1 if phase.kind == "predict" else 1
@@ -291,11 +293,8 @@ class Trainer:
             if [one.dtype for one in targets] != kinds or not whole or phase.outputs[-1].dtype != "f32":
                 raise ProgramError(f"phase {phase.kind} does not fit the Program's loss")
 
-    def _targets(self, phase: Phase) -> list[Tensor]:
-        return [tensor for tensor in phase.inputs if tensor.name.startswith("target.")]
-
     def _fitted_inputs(self, phase: Phase, x: Inputs, rows: int) -> list[Array]:
-        wanted = [tensor for tensor in _data(phase) if not tensor.name.startswith("target.")]
+        wanted, _ = self._data[id(phase)]
         given = x if isinstance(x, tuple) else (x,)
         if len(given) != len(wanted):
             raise ValueError(f"{len(given)} inputs, the model takes {len(wanted)}")
@@ -320,7 +319,7 @@ class Trainer:
 
     def _fitted_targets(self, phase: Phase, y: Targets, rows: int) -> list[Array]:
         given = y if isinstance(y, tuple) else (y,)
-        wanted = self._targets(phase)
+        _, wanted = self._data[id(phase)]
         if len(given) != len(wanted):
             raise ValueError(
                 f"{type(self._loss).__name__} takes {len(wanted)} targets, the batch has {len(given)}"
@@ -369,12 +368,9 @@ class Trainer:
                 self._view(name)[...] = 0
 
 
-def _data(phase: Phase) -> list[Tensor]:
-    """The inputs that hold examples, in the model's order, then their targets."""
+def _data(phase: Phase) -> tuple[list[Tensor], list[Tensor]]:
+    """The inputs that hold examples, in the model's order, and their targets."""
     named = ("rows", "random", "lr", "corrections", "share")
     found = [one for one in phase.inputs if one.name not in named and not one.name.startswith("norm.")]
-    return sorted(found, key=lambda one: one.name.startswith("target."))
-
-
-def _rows(x: Inputs) -> int:
-    return len(x[0] if isinstance(x, tuple) else x)
+    targets = [one for one in found if one.name.startswith("target.")]
+    return [one for one in found if one not in targets], targets

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.files import write_atomically
 from edge_runtime.train.batches import Array
-from edge_runtime.train.checkpoint import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
