@@ -131,9 +131,7 @@ def candidates(
 def choose(found: Sequence[Candidate], budget: int) -> tuple[Placed | None, list[Placed]]:
     """The cheapest plan of at most `budget` bytes (0: no limit), or None; and all plans that no other one beats."""
     bounds = sorted(found, key=lambda c: (c.bound_bytes(), c.cost))
-    hopeful = [place(one) for one in _front(bounds, lambda one: one.cost)]
-    peaks = sorted(hopeful, key=lambda one: (one.peak_bytes(), one.candidate.cost))
-    placed = _front(peaks, lambda one: one.candidate.cost)
+    placed = [place(one) for one in _front(bounds, lambda one: one.cost)]
     # The long search for offsets is for the plan that is taken, and for those that it can bring inside the budget.
     for i, one in enumerate(placed):
         if one.candidate.bound_bytes() <= budget < one.peak_bytes():
@@ -142,8 +140,9 @@ def choose(found: Sequence[Candidate], budget: int) -> tuple[Placed | None, list
     if not fitting:
         return None, placed
     best = min(fitting, key=lambda i: (placed[i].candidate.cost, placed[i].peak_bytes()))
-    placed[best] = place(placed[best].candidate, thorough=True)
-    return placed[best], placed
+    chosen = placed[best] = place(placed[best].candidate, thorough=True)
+    peaks = sorted(placed, key=lambda one: (one.peak_bytes(), one.candidate.cost))
+    return chosen, _front(peaks, lambda one: one.candidate.cost)
 
 
 def _front(ordered: Sequence[T], cost_of: Callable[[T], float]) -> list[T]:
@@ -166,7 +165,7 @@ def place(candidate: Candidate, *, thorough: bool = False) -> Placed:
 
 def over_budget(curve: Sequence[Placed], budget: int, advice: Sequence[str]) -> BudgetError:
     """The error that says what the smallest plan needs, where, and what would help."""
-    smallest = min(curve, key=lambda one: one.peak_bytes())
+    smallest = min((place(one.candidate, thorough=True) for one in curve), key=lambda one: one.peak_bytes())
     phase = max(smallest.candidate.phases, key=lambda one: one.scratch_bytes())
     at, live = fullest(phase)
     node = phase.graph.nodes[at] if phase.graph.nodes else Node("nothing", (), ())

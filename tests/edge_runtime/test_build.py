@@ -164,6 +164,17 @@ def test_the_budget_that_the_error_names_works_and_one_byte_less_does_not(make, 
         build(module, make, batch_size=batch, memory_budget=smallest - 1)
 
 
+def test_the_error_names_the_smallest_budget_where_only_the_long_search_finds_it():
+    settings = {"batch_size": 16, "optimizer": er.SGD(0.05, momentum=0.5)}
+    module, x = models.LeNet(), np.zeros((1, 1, 28, 28), np.float32)
+    with pytest.raises(BudgetError) as refusal:
+        er.build(module, x, memory_budget=1000, **settings)
+    smallest = int(re.search(r"\((\d+) bytes\)", str(refusal.value))[1])
+    assert er.build(module, x, memory_budget=smallest, **settings).peak_bytes == smallest
+    with pytest.raises(BudgetError, match=f"{smallest} bytes"):
+        er.build(module, x, memory_budget=smallest - 1, **settings)
+
+
 def test_what_the_error_says_would_help_helps():
     module = with_batch_norm()
     smallest = min(p.peak_bytes for p in build(module, with_batch_norm, batch_size=32).report.curve)
