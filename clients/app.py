@@ -11,6 +11,7 @@ from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.round import Workbench
 from edge_runtime.config import from_flat
+from edge_runtime.engine.cores import allowed_cores
 from edge_runtime.errors import ConfigError, PeerError, ProgramError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
@@ -79,19 +80,28 @@ def _client_number(node: NodeConfig, context: Context) -> int:
 
 
 def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:
-    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program, node.memory_budget)
+    threads = node.threads or allowed_cores()
+    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program, node.memory_budget, threads)
 
 
 # A process serves many rounds (and, in a simulation, many clients) of one task: build the model once.
 @lru_cache(maxsize=1)
 def _cached_workbench(
-    model: ModelConfig, settings: TrainConfig, proximal_mu: float, seed: int, packed: bytes, memory_budget: int
+    model: ModelConfig,
+    settings: TrainConfig,
+    proximal_mu: float,
+    seed: int,
+    packed: bytes,
+    memory_budget: int,
+    threads: int,
 ) -> Workbench:
     program = unpack_program(packed, memory_budget or None) if packed else None
     if program and program.batch_size < settings.batch_size:
         raise PeerError(f"the task asks for batches of {settings.batch_size}, its Program is for {program.batch_size}")
     try:
-        return Workbench(make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed))
+        return Workbench(
+            make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed, threads=threads)
+        )
     except ProgramError as error:  # what only the native core sees, such as an op that reaches outside the arena
         raise PeerError(f"the message's Program: {error}") from error
 

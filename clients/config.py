@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_runtime.config import parse_bytes
 from edge_runtime.errors import ConfigError
+from edge_runtime.kernels.native import MAX_THREADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class NodeConfig:
     Either `data-path` names a local file or folder, or `partition-id` and `num-partitions` (Flower's own names) make
     this node one client of a simulated split of a registered data set, read from `dataset-path` if it is a file.
     `memory-budget`, a text such as "8 MiB", is the most that training may take here; a Program that needs more is
-    refused.
+    refused. `threads` is how many of its cores training may use; 0 for all that the process may use.
     """
 
     data_path: str = ""
@@ -26,6 +27,7 @@ class NodeConfig:
     model_entry: str = ""
     dataset_path: str = ""
     memory_budget: int = 0  # bytes; 0 for no limit
+    threads: int = 0
 
     @classmethod
     def from_node_config(cls, values: Mapping[str, Any]) -> NodeConfig:
@@ -36,7 +38,10 @@ class NodeConfig:
             dataset_path=str(values.get("dataset-path", "")),
             model_entry=str(values.get("model-entry", "")),
             memory_budget=parse_bytes(str(values.get("memory-budget", "")) or None),
+            threads=_whole(values, "threads", 0),
         )
+        if not 0 <= config.threads <= MAX_THREADS:
+            raise ConfigError(f"node config: threads = {config.threads}: must be 0 (all) to {MAX_THREADS}")
         if not config.data_path and not 0 <= config.partition < config.partitions:
             raise ConfigError(
                 f"node config: give data-path, or partition-id from 0 to num-partitions - 1 "

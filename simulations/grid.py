@@ -191,7 +191,8 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         # The client's time runs from here, not from when the message was queued.
         message.metadata.__dict__["_created_at"] = time.time()
-        config = {**self._node_config, "partition-id": node, "num-partitions": self._clients}
+        # One thread: the processes share the machine among themselves.
+        config = {"threads": 1, **self._node_config, "partition-id": node, "num-partitions": self._clients}
         context = Context(RUN_ID, node, config, self._states.get(node, RecordDict()), {})
         worker.message, worker.deadline_s = message, time.monotonic() + message.metadata.ttl
         try:

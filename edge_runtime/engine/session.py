@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import NumericsError, ProgramError
-from edge_runtime.kernels.native import MAX_BUFFERS, OP_DTYPE, NativeProgram, Status, op_code
+from edge_runtime.kernels.native import MAX_BUFFERS, OP_DTYPE, NativeProgram, Status, Team, op_code
 from edge_runtime.program.native_op import ABSENT, NativeOp
 from edge_runtime.program.program import Phase, Program, Tensor
 
@@ -27,6 +27,7 @@ class Session:
 
     Args:
         program: its op tables are checked here, all of them, before anything runs.
+        threads: that share the work of each op; they change no bit of a result.
         poison: fill the arena with NaN first, so that reading what was never written shows, and count what is touched.
 
     Raises:
@@ -34,8 +35,9 @@ class Session:
 
     """
 
-    def __init__(self, program: Program, *, poison: bool = False) -> None:
+    def __init__(self, program: Program, *, threads: int = 1, poison: bool = False) -> None:
         self.program = program
+        self._team = Team(threads) if threads > 1 else None
         self._native = {id(phase): _native(phase, program.arena_bytes) for phase in program.phases}
         guard = ALIGNMENT if poison else 0
         try:
@@ -67,7 +69,7 @@ class Session:
         for tensor in phase.inputs:
             if tensor.name in scalars:
                 self.view(tensor)[...] = scalars[tensor.name]
-        status, op = self._native[id(phase)].run(self.arena, 0, len(phase.ops))
+        status, op = self._native[id(phase)].run(self.arena, 0, len(phase.ops), self._team)
         if status != Status.OK:
             raise _failure(status, phase, op)
 
@@ -77,7 +79,7 @@ class Session:
             if tensor.name in scalars:
                 self.view(tensor)[...] = scalars[tensor.name]
         for place, op in enumerate(phase.ops):
-            status, _ = self._native[id(phase)].run(self.arena, place, 1)
+            status, _ = self._native[id(phase)].run(self.arena, place, 1, self._team)
             offset, elements = op.makes
             last = place + 1 == len(phase.ops) or phase.ops[place + 1].node != op.node
             made = self.arena[offset : offset + 4 * elements].view(np.float32) if offset != ABSENT and last else ()

@@ -7,6 +7,7 @@
 #include "isa/kernels.h"
 #include "program/check.h"
 #include "program/session.h"
+#include "threads/team.h"
 
 namespace hedgerow {
 namespace {
@@ -49,7 +50,7 @@ const Isa* selected = Best();
 using hedgerow::kIsas;
 using hedgerow::selected;
 
-int32_t hr_abi_version(void) { return 2; }
+int32_t hr_abi_version(void) { return 3; }
 
 const char* hr_isa_name(int32_t index) {
   for (const auto& isa : kIsas) {
@@ -82,9 +83,16 @@ void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int
   return hedgerow::CreateSession(static_cast<const hedgerow::Op*>(ops), count, arena_bytes, bad_op, why);
 }
 
-int32_t hr_session_run(const void* session, uint8_t* arena, int64_t first, int64_t count, int64_t* bad_op) {
-  return hedgerow::RunSession(*static_cast<const hedgerow::Session*>(session), selected->program, arena, first, count,
-                              bad_op);
+int32_t hr_session_run(const void* session, void* team, uint8_t* arena, int64_t first, int64_t count,
+                       int64_t* bad_op) {
+  return hedgerow::RunSession(*static_cast<const hedgerow::Session*>(session), selected->program,
+                              static_cast<hedgerow::Team*>(team), arena, first, count, bad_op);
 }
 
 void hr_session_free(void* session) { hedgerow::FreeSession(static_cast<hedgerow::Session*>(session)); }
+
+void* hr_team_create(int32_t threads) { return hedgerow::CreateTeam(threads); }
+
+int32_t hr_team_threads(const void* team) { return hedgerow::ThreadsOf(static_cast<const hedgerow::Team*>(team)); }
+
+void hr_team_free(void* team) { hedgerow::FreeTeam(static_cast<hedgerow::Team*>(team)); }

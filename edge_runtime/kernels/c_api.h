@@ -1,5 +1,5 @@
 // The C ABI of the native core. Sizes are element counts; pointers need only their type's alignment; nothing here
-// keeps a pointer or touches memory outside the ranges it is given, and only hr_session_create allocates.
+// keeps a pointer or touches memory outside the ranges it is given, and only the two that create allocate.
 #ifndef HEDGEROW_C_API_H_
 #define HEDGEROW_C_API_H_
 
@@ -30,11 +30,18 @@ HR_API int32_t hr_op_code(const char* name);
 // Checks and copies `count` records of struct Op, for arenas of `arena_bytes`. nullptr if one is not sound: then
 // *bad_op is its index (-1 where it is not about one op), and *why a short text that stays valid.
 HR_API void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why);
-// Runs ops [first, first + count) in order, up to the first that fails. Returns a Status of program/ops.h, and in
-// *bad_op which op it was (-1 for none). `arena` is aligned to 64 bytes and holds arena_bytes. Nothing outside it is
-// read or written, whatever it contains.
-HR_API int32_t hr_session_run(const void* session, uint8_t* arena, int64_t first, int64_t count, int64_t* bad_op);
+// Runs ops [first, first + count) in order, up to the first that fails, each on the threads of `team` (nullptr: on the
+// caller's alone), which changes no bit of what they give. Returns a Status of program/ops.h, and in *bad_op which op
+// it was (-1 for none). `arena` is aligned to 64 bytes and holds arena_bytes. Nothing outside it is read or written,
+// whatever it contains.
+HR_API int32_t hr_session_run(const void* session, void* team, uint8_t* arena, int64_t first, int64_t count,
+                              int64_t* bad_op);
 // nullptr is fine.
 HR_API void hr_session_free(void* session);
+
+// See threads/team.h. A team serves one run at a time; another one meanwhile is done by its caller alone.
+HR_API void* hr_team_create(int32_t threads);
+HR_API int32_t hr_team_threads(const void* team);
+HR_API void hr_team_free(void* team);
 
 #endif  // HEDGEROW_C_API_H_

@@ -18,10 +18,11 @@ import edge_runtime.kernels
 from edge_runtime.errors import EdgeRuntimeError, MissingPackageError, ProgramError
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
 ARENA_ALIGNMENT = 64
+MAX_THREADS = 64
 
 # struct Op of program/ops.h. What an op does not use is -1 in `buffers` and 0 in the other fields.
 OP_DTYPE = np.dtype(
@@ -63,8 +64,11 @@ def _core() -> ctypes.CDLL:
         ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
         ("hr_op_code", [text], ctypes.c_int32),
         ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
-        ("hr_session_run", [pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
+        ("hr_session_run", [pointer, pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
         ("hr_session_free", [pointer], None),
+        ("hr_team_create", [ctypes.c_int32], pointer),
+        ("hr_team_threads", [pointer], ctypes.c_int32),
+        ("hr_team_free", [pointer], None),
     ):
         function = getattr(core, name)
         function.argtypes, function.restype = arguments, result
@@ -117,6 +121,29 @@ def op_code(name: str) -> int:
     return code
 
 
+class Team:
+    """The threads that share the ops of a run; they sleep between runs and end with this object.
+
+    A program gives the same bits with a team of any size, or none.
+
+    Args:
+        threads: 1 to `MAX_THREADS`, the calling one included; the system may give fewer.
+
+    """
+
+    def __init__(self, threads: int) -> None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
+        self.handle = _core().hr_team_create(threads)
+        if not self.handle:
+            raise MemoryError("no memory for a team of threads")
+        weakref.finalize(self, _core().hr_team_free, self.handle)
+
+    @property
+    def threads(self) -> int:
+        return int(_core().hr_team_threads(self.handle))
+
+
 class NativeProgram:
     """A table of ops, checked once against an arena's size, then run as often as wanted.
 
@@ -147,8 +174,8 @@ class NativeProgram:
             raise ProgramError(f"{where}: {(why.value or b'').decode()}")
         weakref.finalize(self, _core().hr_session_free, self._session)
 
-    def run(self, arena: NDArray[np.uint8], first: int, count: int) -> tuple[int, int]:
-        """Run ops `first` to `first + count - 1` in order, up to the first that fails.
+    def run(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> tuple[int, int]:
+        """Run ops `first` to `first + count - 1` in order, up to the first that fails; without the GIL.
 
         Returns:
             (status, op): `Status.OK` and -1, or why it stopped and at which op.
@@ -165,7 +192,8 @@ class NativeProgram:
                 f"it must have {self._arena_bytes}, aligned to {ARENA_ALIGNMENT}"
             )
         bad = ctypes.c_int64()
-        status = _core().hr_session_run(self._session, arena.ctypes.data, first, count, ctypes.byref(bad))
+        handle = team.handle if team else None
+        status = _core().hr_session_run(self._session, handle, arena.ctypes.data, first, count, ctypes.byref(bad))
         return int(status), bad.value
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.ir.graph import ITEM_BYTES, Graph, Node, Shape, Value
+from edge_runtime.program.epilogues import join_activations
 from edge_runtime.program.native_op import ABSENT, NativeOp
 
 RANK = 6  # dims that a strided op of the core takes
@@ -60,7 +61,7 @@ def pack(graph: Graph, offsets: Mapping[str, int], work: Mapping[int, int]) -> l
         made = next((graph.values[name] for name in (*node.outputs, *node.writes)), None)
         makes = (offsets[made.name], made.size) if made and made.dtype == "f32" else (ABSENT, 0)
         ops += [dataclasses.replace(op, node=place, makes=makes) for op in ROWS[node.op](site)]
-    return ops
+    return join_activations(ops)
 
 
 def row_strides(shape: Shape) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ def make_trainer(
     program: Program | None = None,
     proximal_mu: float = 0.0,
     seed: int = 0,
+    threads: int = 1,
 ) -> LocalTrainer:
     """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names."""
     if train.trainer == "engine":
@@ -95,7 +96,7 @@ def make_trainer(
 
         if program is None:
             program = make_program(model, train, example_of(model), proximal_mu=proximal_mu, seed=seed)
-        return Trainer(program, seed=seed)
+        return Trainer(program, threads=threads, seed=seed)
 
     from edge_runtime.train.torch_trainer import TorchTrainer
 
@@ -106,6 +107,7 @@ def make_trainer(
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
+        threads=threads,
         seed=seed,
     )
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.engine.cores import allowed_cores
 from edge_runtime.engine.session import Session
 from edge_runtime.errors import ConfigError, NumericsError, ProgramError
 from edge_runtime.kernels import native
+from edge_runtime.kernels.native import MAX_THREADS
 from edge_runtime.losses import CLASS_LOSSES, CrossEntropy, KLDivergence, MultiTask, denominator, terms
 from edge_runtime.optimizers import Adam, AdamW
 from edge_runtime.program.program import Phase, Program, Tensor
@@ -29,11 +31,12 @@ class Trainer:
 
     Args:
         program: what to run; its initial weights are loaded.
-        threads: of one step; this release has one.
+        threads: that share each op's work; None for one on every core that this process may use. Results are the same
+            bits with any number. A step runs without the GIL, so trainers in several Python threads run side by side.
         seed: for dropout.
         check_numerics: keep a copy of the state before every step, and on a NaN or an infinity restore it and name the
             op that made it; costs the state's bytes once more.
-        session: the arena to run in, one of its own if None; a poisoned one shows reads of what was never written.
+        session: the arena to run in, with its own threads; a poisoned one shows reads of what was never written.
 
     Raises:
         ProgramError: an op of the Program is malformed or reaches outside its arena.
@@ -44,18 +47,18 @@ class Trainer:
         self,
         program: Program,
         *,
-        threads: int = 1,
+        threads: int | None = None,
         seed: int = 0,
         check_numerics: bool = False,
         session: Session | None = None,
     ) -> None:
-        if threads != 1:
-            raise ConfigError(f"threads = {threads}: a step runs on one thread in this release")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"threads = {threads}: must be 1 to {MAX_THREADS}")
         self.program = program
         self.lr_scale = 1.0
         self._check_numerics = check_numerics
         self._loss, self._terms = program.loss, terms(program.loss)
-        self._session = session or Session(program)
+        self._session = session or Session(program, threads=threads or allowed_cores())
         self._tensors = {one.tensor.name: one for one in program.state}
         self._outputs = 1 + max(term.output for term in self._terms)
         self._by_kind: dict[str, list[Phase]] = {}

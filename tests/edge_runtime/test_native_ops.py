@@ -126,6 +126,17 @@ def run(
     return [view(slot, buffer).copy() for slot, buffer in enumerate(buffers) if isinstance(buffer, Out)]
 
 
+def run_with_activations(
+    name: str, buffers: Sequence[Array | Out | Work | None], ints: Sequence[int], floats: Sequence[float] = ()
+) -> list[Array]:
+    """`run`, once more with each `act`: the op's first output must be the activation of what it is without."""
+    plain = run(name, buffers, ints, floats)
+    for act, high in ((1, np.inf), (2, 6.0)):
+        y = run(name, buffers, [*ints, act], floats)[0]
+        assert bits(y) == bits(np.where(plain[0] < 0, np.float32(0), np.minimum(plain[0], np.float32(high))))
+    return plain
+
+
 def close(actual: Array, expected: Any, tolerance: float = 2e-6, at_least: float = 1e-30) -> None:
     """Within `tolerance` of the tensor's largest value, or of `at_least` where the terms cancel to less than that."""
     if isinstance(expected, torch.Tensor):
@@ -243,7 +254,7 @@ def test_binary(kind: int, shape: tuple[int, ...], a_shape: tuple[int, ...], b_s
 
     a, b = normal(*a_shape), normal(*b_shape, seed=1)
     ints = [kind, len(shape), *shape, *[0] * (6 - len(shape)), *strides(a_shape), *strides(b_shape)]
-    (y,) = run("binary", [a, b, Out(shape)], ints)
+    (y,) = run_with_activations("binary", [a, b, Out(shape)], ints)
     assert np.array_equal(y, a * b if kind else a + b)
     for slot, operand in enumerate((a, b)):
         if operand.shape == shape and math.prod(shape) > 0:
@@ -366,7 +377,7 @@ GEMM_SHAPES = [
 def test_linear_and_its_gradients(m: int, n: int, k: int, bias: bool) -> None:
     x, w, b, g = normal(m, k), normal(n, k, seed=1), normal(n), normal(m, n, seed=2)
     x64, w64 = x.astype(np.float64), w.astype(np.float64)
-    (y,) = run("linear", [x, w, b if bias else None, Out((m, n))], [m, n, k])
+    (y,) = run_with_activations("linear", [x, w, b if bias else None, Out((m, n))], [m, n, k])
     close(y, x64 @ w64.T + (b if bias else 0))
     (dx,) = run("linear_dx", [g, w, Out((m, k))], [m, n, k])
     close(dx, g.astype(np.float64) @ w64)
@@ -419,7 +430,7 @@ def test_conv2d_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:
     y64.backward(double(g, grad=False))
     needs_work = not (c == o == groups) and (kh, kw, sh, sw, ph, pw) != (1, 1, 1, 1, 0, 0)
     work = Work(c // groups * kh * kw * g.shape[2] * g.shape[3]) if needs_work else None
-    (y,) = run("conv2d", [x, weights, b if bias else None, Out(g.shape), work], shape)
+    (y,) = run_with_activations("conv2d", [x, weights, b if bias else None, Out(g.shape), work], shape)
     close(y, y64)
     (dx,) = run("conv2d_dx", [g, weights, Out(x.shape), work], shape)
     close(dx, x64.grad)
@@ -517,7 +528,8 @@ def test_batch_norm_and_its_gradients(n: int, c: int, s: int, b: int, rows: int,
     y64 = F.batch_norm(x64[:real], None, None, w64, b64, True, 0.1, eps)
     y64.backward(double(g[:real], grad=False))
     stats = [Out((c,)), Out((c,))]
-    y, mean, var = run("batch_norm", [x, weight, bias, i64(rows), Out(x.shape), *stats], [n, c, s, b], [eps])
+    buffers = [x, weight, bias, i64(rows), Out(x.shape), *stats]
+    y, mean, var = run_with_activations("batch_norm", buffers, [n, c, s, b], [eps])
     # With an offset of 30 standard deviations float32 inputs themselves are coarser.
     tolerance = 2e-6 if offset == 0 else 2e-5
     close(y[:real], y64, tolerance)
@@ -525,7 +537,7 @@ def test_batch_norm_and_its_gradients(n: int, c: int, s: int, b: int, rows: int,
     close(var, x64[:real].var((0, 2), correction=0), tolerance)
     normalised = (x.astype(np.float64) - mean[:, None]) / np.sqrt(var + eps)[:, None]
     close(y, normalised * weight[:, None] + bias[:, None], tolerance)
-    again = run("batch_norm_apply", [x, weight, bias, mean, var, Out(x.shape)], [n, c, s], [eps])
+    again = run_with_activations("batch_norm_apply", [x, weight, bias, mean, var, Out(x.shape)], [n, c, s], [eps])
     assert bits(again[0]) == bits(y)
     in_place = run(
         "batch_norm", [update(x), weight, bias, i64(rows), Out(x.shape, place_of=0), *stats], [n, c, s, b], [eps]

@@ -5,6 +5,7 @@
 
 #include "conv/columns.h"
 #include "conv/depthwise.h"
+#include "elementwise/activation.h"
 #include "gemm/generic.h"
 
 namespace hedgerow {
@@ -16,6 +17,7 @@ Status conv2d(const Call& call) {
   float *y = call.f32(3), *work = call.f32(4);
   if (s.Depthwise()) {
     DepthwiseForward(s, x, w, b, y);
+    Activate(call.size(12), s.N * s.O * s.OH * s.OW, y);
     return kOk;
   }
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
@@ -29,6 +31,7 @@ Status conv2d(const Call& call) {
     if (!s.Pointwise()) WindowsToColumns(s, image, work);
     Gemm(Form::kNN, s.group_outputs, places, depth, w + g * s.group_outputs * depth, depth,
          s.Pointwise() ? image : work, places, b ? Beta::kOne : Beta::kZero, out, places);
+    Activate(call.size(12), s.group_outputs * places, out);
   }
   return kOk;
 }

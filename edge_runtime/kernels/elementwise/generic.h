@@ -2,8 +2,8 @@
 #ifndef HEDGEROW_ELEMENTWISE_GENERIC_H_
 #define HEDGEROW_ELEMENTWISE_GENERIC_H_
 
+#include "elementwise/activation.h"
 #include "elementwise/strided.h"
-#include "math/generic.h"
 
 namespace hedgerow {
 namespace {
@@ -31,8 +31,8 @@ Status unary(const Call& call) {
   float* y = call.f32(1);
   const float a = call.real(0), b = call.real(1);
   switch (call.size(0)) {
-    case 0: Map(n, x, y, [](V v) { return v < 0.f ? V{} : v; }); break;
-    case 1: Map(n, x, y, [](V v) { return Clamp(v, 0.f, 6.f); }); break;
+    case 0: Map(n, x, y, [](V v) { return Relu(v); }); break;
+    case 1: Map(n, x, y, [](V v) { return Relu6(v); }); break;
     case 2: Map(n, x, y, [](V v) { return Gelu(v); }); break;
     case 3: Map(n, x, y, [](V v) { return Sigmoid(v); }); break;
     case 4: Map(n, x, y, [](V v) { return v * Sigmoid(v); }); break;

@@ -2,7 +2,7 @@
 #ifndef HEDGEROW_ELEMENTWISE_STRIDED_H_
 #define HEDGEROW_ELEMENTWISE_STRIDED_H_
 
-#include "isa/simd.h"
+#include "elementwise/activation.h"
 #include "program/call.h"
 
 namespace hedgerow {
@@ -111,6 +111,7 @@ Status binary(const Call& call) {
   } else {
     BinaryRuns(nest, call.f32(0), call.f32(1), call.f32(2), [](V a, V b) { return a * b; });
   }
+  Activate(call.size(20), next, call.f32(2));
   return kOk;
 }
 

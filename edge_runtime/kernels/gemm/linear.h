@@ -2,6 +2,7 @@
 #ifndef HEDGEROW_GEMM_LINEAR_H_
 #define HEDGEROW_GEMM_LINEAR_H_
 
+#include "elementwise/activation.h"
 #include "gemm/generic.h"
 
 namespace hedgerow {
@@ -16,6 +17,7 @@ void Affine(Index M, Index N, Index K, const float* a, Index lda, const float* w
 Status linear(const Call& call) {
   const Index M = call.size(0), N = call.size(1), K = call.size(2);
   Affine(M, N, K, call.f32(0), K, call.f32(1), call.f32(2), call.f32(3), N);
+  Activate(call.size(3), M * N, call.f32(3));
   return kOk;
 }
 

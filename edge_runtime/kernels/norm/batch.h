@@ -2,7 +2,7 @@
 #ifndef HEDGEROW_NORM_BATCH_H_
 #define HEDGEROW_NORM_BATCH_H_
 
-#include "isa/simd.h"
+#include "elementwise/activation.h"
 #include "program/call.h"
 
 namespace hedgerow {
@@ -48,12 +48,14 @@ Status batch_norm(const Call& call) {
     var[c] = static_cast<float>(squares / n);
   }
   ApplyBatchNorm(N, C, S, x, call.f32(1), call.f32(2), mean, var, call.real(0), call.f32(4));
+  Activate(call.size(4), N * C * S, call.f32(4));
   return kOk;
 }
 
 Status batch_norm_apply(const Call& call) {
   ApplyBatchNorm(call.size(0), call.size(1), call.size(2), call.f32(0), call.f32(1), call.f32(2), call.f32(3),
                  call.f32(4), call.real(0), call.f32(5));
+  Activate(call.size(3), call.size(0) * call.size(1) * call.size(2), call.f32(5));
   return kOk;
 }
 

@@ -6,12 +6,14 @@
 #include <cstdint>
 
 #include "program/ops.h"
+#include "threads/team.h"
 
 namespace hedgerow {
 
 struct Call {
   const Op& op;
   uint8_t* arena;
+  Team* team;  // nullptr: one thread
 
   // Buffers in the order of ops.h; nullptr for an absent one.
   float* f32(int slot) const { return reinterpret_cast<float*>(at(slot)); }
@@ -27,6 +29,18 @@ struct Call {
   }
   ptrdiff_t size(int index) const { return static_cast<ptrdiff_t>(op.ints[index]); }
   float real(int index) const { return static_cast<float>(op.floats[index]); }
+
+  int threads() const { return ThreadsOf(team); }
+  // f(i) once for every i in [0, count), shared by the team. What an op computes may not depend on how many threads
+  // there are: tasks write different elements, and every sum is one task's.
+  template <typename F>
+  void For(ptrdiff_t count, F f) const {
+    if (team == nullptr) {
+      for (ptrdiff_t i = 0; i < count; ++i) f(i);
+    } else {
+      Share(team, count, [](void* context, ptrdiff_t i) { (*static_cast<F*>(context))(i); }, &f);
+    }
+  }
 
  private:
   uint8_t* at(int slot) const { return op.buffers[slot] < 0 ? nullptr : arena + op.buffers[slot]; }

@@ -136,7 +136,7 @@ const char* Reduce(const Op& op, Numbers& n) {
 
 const char* Binary(const Op& op, Numbers& n) {
   const Shape shape{op.ints[1], op.ints + 2};
-  if (op.ints[0] < 0 || op.ints[0] > 1) return "an unknown kind";
+  if (op.ints[0] < 0 || op.ints[0] > 1 || op.ints[20] < 0 || op.ints[20] > 2) return "an unknown kind";
   if (const char* why = shape.Fault()) return why;
   if (const char* why = shape.StridesFault(op.ints + 8)) return why;
   if (const char* why = shape.StridesFault(op.ints + 14)) return why;

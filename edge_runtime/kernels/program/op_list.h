@@ -20,21 +20,21 @@
   X(fill, "n", "y=n", "value", Any)                                                                               \
   X(copy, "#22", "x:item=x y:item=y", "scale", Copy)                                                              \
   X(reduce, "#13", "x=x y=y", "scale", Reduce)                                                                    \
-  X(binary, "#20", "a=a b=b y=y", "", Binary)                                                                     \
+  X(binary, "#21", "a=a b=b y=y", "", Binary)                                                                     \
   X(unary, "k<9 n", "x=n y=n", "a b", Any)                                                                        \
   X(unary_grad, "k<7 n", "g=n t=n dx=n", "", Any)                                                                 \
-  X(linear, "M N K", "x=MK w=NK b?=N y=MN", "", Any)                                                              \
+  X(linear, "M N K e<3", "x=MK w=NK b?=N y=MN", "", Any)                                                          \
   X(linear_dx, "M N K", "g=MN w=NK dx=MK", "", Any)                                                               \
   X(linear_dw, "M N K", "g=MN x=MK dw=NK", "", Any)                                                               \
-  X(conv2d, HEDGEROW_CONV_INTS, "x=NCHW w=Odkl b?=O y=NOhw work?=c", "", Conv<4>)                                 \
+  X(conv2d, HEDGEROW_CONV_INTS " e<3", "x=NCHW w=Odkl b?=O y=NOhw work?=c", "", Conv<4>)                          \
   X(conv2d_dx, HEDGEROW_CONV_INTS, "g=NOhw w=Odkl dx=NCHW work?=c", "", Conv<3>)                                  \
   X(conv2d_dw, HEDGEROW_CONV_INTS, "g=NOhw x=NCHW dw=Odkl work?=c", "", Conv<3>)                                  \
   X(max_pool2d, HEDGEROW_MAX_POOL_INTS, "x=PHW y=Phw index:u8=Phw", "", MaxPool)                                  \
   X(max_pool2d_grad, HEDGEROW_MAX_POOL_INTS, "g=Phw index:u8=Phw dx=PHW", "", MaxPool)                            \
   X(avg_pool2d, HEDGEROW_AVG_POOL_INTS, "x=PHW y=Phw", "", AvgPool)                                               \
   X(avg_pool2d_grad, HEDGEROW_AVG_POOL_INTS, "g=Phw dx=PHW", "", AvgPool)                                         \
-  X(batch_norm, "N C S B|N", "x=NCS w=C b=C rows:i64=1 y=NCS mean=C var=C", "eps", Any)                           \
-  X(batch_norm_apply, "N C S", "x=NCS w=C b=C mean=C var=C y=NCS", "eps", Any)                                    \
+  X(batch_norm, "N C S B|N e<3", "x=NCS w=C b=C rows:i64=1 y=NCS mean=C var=C", "eps", Any)                       \
+  X(batch_norm_apply, "N C S e<3", "x=NCS w=C b=C mean=C var=C y=NCS", "eps", Any)                                \
   X(batch_norm_grad, "N C S B|N t<2", "g=NCS x=NCS w=C mean=C var=C rows:i64=1 dx=NCS dw=C db=C", "eps", Any)     \
   X(running_stats, "N C S B|N", "mean=C var=C rows:i64=1 rmean=C rvar=C", "momentum", Any)                        \
   X(group_norm, "N C S G|C", "x=NCS w=C b=C y=NCS mean=NG rstd=NG", "eps", Any)                                   \
@@ -43,9 +43,9 @@
   X(layer_norm_grad, "R D", "g=RD x=RD w?=D mean=R rstd=R dx=RD dw?=D db?=D", "", Any)                            \
   X(embedding, "V D n", "table=VD ids:i64=n y=nD", "", Any)                                                       \
   X(embedding_grad, "V D n", "g=nD ids:i64=n dtable=VD", "", Any)                                                 \
-  X(attention, "P T S D E c<2", "q=PTD k=PSD v=PSE y=PTE lse=PT work?=S", "scale", Any)                            \
+  X(attention, "P T S D E c<2", "q=PTD k=PSD v=PSE y=PTE lse=PT work?=S", "scale", Any)                           \
   X(attention_grad, "P T S D E c<2",                                                                              \
-    "g=PTE q=PTD k=PSD v=PSE y=PTE lse=PT dq=PTD dk=PSD dv=PSE work?=2S", "scale", Any)                            \
+    "g=PTE q=PTD k=PSD v=PSE y=PTE lse=PT dq=PTD dk=PSD dv=PSE work?=2S", "scale", Any)                           \
   X(softmax, "o n i", "x=oni y=oni", "", Any)                                                                     \
   X(softmax_grad, "o n i", "g=oni y=oni dx=oni", "", Any)                                                         \
   X(gru, "B T I H", HEDGEROW_GRU_INPUTS "b_ih?=3H b_hh?=3H y=BTH hn=BH gates=4BTH work=3BH", "", Any)             \

@@ -4,7 +4,8 @@
 // offset into the arena; one marked `?` may be absent (-1). `rows` is an i64 scalar in the arena: how many of the B
 // rows of the batch are real, the rest being padding at the end. "y may be x" means that both may be the same range;
 // no other overlap gives a defined result, but none may lead outside the arena. Extents are at least 1; entries of a
-// shape and of its strides past `rank` are 0.
+// shape and of its strides past `rank` are 0. `act` is what an op ends with: 0 nothing, 1 relu, 2 relu6; the bits are
+// those of the op and the unary one behind it.
 //
 //   name              buffers                                      ints                          floats
 //   fill              y                                            n                             value
@@ -14,24 +15,24 @@
 //   reduce            x y                                          rank shape[6] ys[6]           scale
 //       y[j] = scale * sum of the x[i] with i.ys = j; x has `shape`; y is contiguous, in row-major order, over the dims
 //       with ys > 0.
-//   binary            a b y                                        kind rank shape[6] as[6] bs[6]
-//       kind 0: y = a + b, 1: y = a * b; y has `shape`, a and b are read by stride (0 repeats).
+//   binary            a b y                                        kind rank shape[6] as[6] bs[6] act
+//       kind 0: y = act(a + b), 1: y = act(a * b); y has `shape`, a and b are read by stride (0 repeats).
 //       y may be a, or b, where that one's strides are y's own.
 //   unary             x y                                          kind n                        a b
 //       0 relu, 1 relu6, 2 gelu (exact), 3 sigmoid, 4 silu, 5 tanh, 6 exp, 7 a x + b, 8 clip to [a, b]. y may be x.
 //   unary_grad        g t dx                                       kind n
 //       dx = g f'; t is the output y for relu, relu6, sigmoid, tanh, exp, and the input x for gelu, silu.
 //       relu: y > 0; relu6: 0 < y < 6. dx may be g or t.
-//   linear            x w b? y                                     M N K
-//       y[M,N] = x[M,K] w[N,K]^T + b[N]
+//   linear            x w b? y                                     M N K act
+//       y[M,N] = act(x[M,K] w[N,K]^T + b[N])
 //   linear_dx         g w dx                                       M N K        dx[M,K] = g[M,N] w[N,K]
 //   linear_dw         g x dw                                       M N K        dw[N,K] = g[M,N]^T x[M,K]
-//   conv2d            x w b? y work?                               N C H W O kh kw sh sw ph pw groups
+//   conv2d            x w b? y work?                               N C H W O kh kw sh sw ph pw groups act
 //       x (N,C,H,W), w (O,C/groups,kh,kw), y (N,O,OH,OW), OH = (H + 2 ph - kh)/sh + 1 rounded down; C and O are
 //       multiples of groups. work: C/groups kh kw OH OW floats, except where none is needed: depthwise
 //       (C = O = groups) and pointwise (kh = kw = sh = sw = 1, ph = pw = 0). The same for the next two.
-//   conv2d_dx         g w dx work?                                 as conv2d
-//   conv2d_dw         g x dw work?                                 as conv2d
+//   conv2d_dx         g w dx work?                                 as conv2d, but for act
+//   conv2d_dw         g x dw work?                                 as conv2d, but for act
 //   max_pool2d        x y index                                    P H W kh kw sh sw ph pw
 //       P planes; index (u8, like y): place kw k + l of the first maximum in its window. kh kw <= 255, padding never
 //       wins, 2 p <= k. A NaN in the window wins.
@@ -39,11 +40,10 @@
 //       An index that points outside the image adds nothing.
 //   avg_pool2d        x y                                          P H W kh kw sh sw
 //   avg_pool2d_grad   g dx                                         as avg_pool2d
-//   batch_norm        x w b rows y mean var                        N C S B                       eps
+//   batch_norm        x w b rows y mean var                        N C S B act                   eps
 //       x (N,C,S); statistics of each channel over the first rows N/B of the N; var is biased; all N are normalised:
-//       y = (x - mean)/sqrt(var + eps) w + b. Status 3 where a channel has one value or none. y may be
-//       x.
-//   batch_norm_apply  x w b mean var y                             N C S                         eps
+//       y = act((x - mean)/sqrt(var + eps) w + b). Status 3 where a channel has one value or none. y may be x.
+//   batch_norm_apply  x w b mean var y                             N C S act                     eps
 //       The same formula with given statistics, and bit for bit the same result. y may be x.
 //   batch_norm_grad   g x w mean var rows dx dw db                 N C S B training              eps
 //       Training: the gradient through the statistics; dx of padding rows is 0. Otherwise mean and var are constants

@@ -41,20 +41,20 @@ Session* CreateSession(const Op* ops, int64_t count, int64_t arena_bytes, int64_
 
 void FreeSession(Session* session) { std::free(session); }
 
-Status RunSession(const Session& session, const Kernel* kernels, uint8_t* arena, int64_t first, int64_t count,
-                  int64_t* bad_op) {
+Status RunSession(const Session& session, const Kernel* kernels, Team* team, uint8_t* arena, int64_t first,
+                  int64_t count, int64_t* bad_op) {
   *bad_op = -1;
   if (arena == nullptr || reinterpret_cast<uintptr_t>(arena) % kArenaAlignment != 0) return kNoArena;
   if (first < 0 || count < 0 || first > session.count || count > session.count - first) return kNoArena;
-  for (int64_t i = first; i < first + count; ++i) {
+  team = BeginRun(team);
+  Status status = kOk;
+  for (int64_t i = first; i < first + count && status == kOk; ++i) {
     const Op& op = session.ops()[i];
-    const Status status = kernels[op.code](Call{op, arena});
-    if (status != kOk) {
-      *bad_op = i;
-      return status;
-    }
+    status = kernels[op.code](Call{op, arena, team});
+    if (status != kOk) *bad_op = i;
   }
-  return kOk;
+  EndRun(team);
+  return status;
 }
 
 }  // namespace hedgerow

@@ -1,0 +1,21 @@
+// What an op may end with (`act` in ops.h): 0 nothing, 1 relu, 2 relu6; a NaN stays one.
+#ifndef HEDGEROW_ELEMENTWISE_ACTIVATION_H_
+#define HEDGEROW_ELEMENTWISE_ACTIVATION_H_
+
+#include "math/generic.h"
+
+namespace hedgerow {
+namespace {
+
+HEDGEROW_INLINE V Relu(V v) { return v < 0.f ? V{} : v; }
+HEDGEROW_INLINE V Relu6(V v) { return Clamp(v, 0.f, 6.f); }
+
+void Activate(Index act, Index n, float* y) {
+  if (act == 1) Map(n, y, y, [](V v) { return Relu(v); });
+  if (act == 2) Map(n, y, y, [](V v) { return Relu6(v); });
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_ELEMENTWISE_ACTIVATION_H_
