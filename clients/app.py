@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -54,7 +55,9 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, by
         raise PeerError("message has no task and model records")
     program = settings.get("program", b"")
     try:
-        task = from_flat(RoundTask, {name: value for name, value in settings.items() if name != "program"})
+        # The types are a part of what is cached: 1, 1.0 and True are equal. A list has no hash, and fits no key.
+        items = [(k, type(v), tuple(v) if isinstance(v, list) else v) for k, v in settings.items() if k != "program"]
+        task = _task(tuple(items))
     except ConfigError as error:
         raise PeerError(f"message's task: {error}") from error
     if not node.data_path and task.data.clients != node.partitions:
@@ -72,6 +75,12 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, by
     if array is None or array.stype != STYPE:
         raise PeerError(f"message has no weights of type {STYPE}")
     return node, task, array.data, program
+
+
+# A simulation's process is sent the same task for every client of a round.
+@lru_cache(maxsize=1)
+def _task(settings: tuple[tuple[str, type, Any], ...]) -> RoundTask:
+    return from_flat(RoundTask, {name: kind(value) for name, kind, value in settings})
 
 
 def _client_number(node: NodeConfig, context: Context) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
+import selectors
 import subprocess
 import sys
 import time
@@ -17,7 +17,6 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -27,9 +26,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from edge_runtime.errors import RunError
+from simulations.channel import Channel
 from simulations.faults import FaultConfig
 
 RUN_ID, SERVER_NODE_ID = 1, 1 << 62
+REMEMBERED = 2  # blobs that a client process keeps: a round's model and Program go to all its clients alike
 LOOKAHEAD = 2  # replies held back per worker while an earlier one is still out: bounds memory
 START_TIMEOUT_S = 120.0
 WORKER_ENV = {
@@ -58,10 +59,10 @@ class WorkerSetup:
 
 @dataclass(slots=True)
 class _Worker:
-    """One client process, its pipe, and the message it is working on."""
+    """One client process, its pipes, and the message it is working on."""
 
     process: subprocess.Popen[bytes]
-    pipe: Connection
+    channel: Channel
     ready: bool = False
     message: Message | None = None
     deadline_s: float = field(default=float("inf"))
@@ -163,18 +164,22 @@ class InProcessGrid(Grid):
         return replies
 
     def _start_worker(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        (down, ours_down), (ours_up, up) = os.pipe(), os.pipe()
+        try:
             # -P keeps the current folder off the child's path: a checkout there would hide the installed package.
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "simulations.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "simulations.worker", str(down), str(up)],
+                pass_fds=[down, up],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for this process to handle
                 env={**os.environ, **WORKER_ENV},
             )
-        worker = _Worker(process, Connection(ours.detach()), deadline_s=time.monotonic() + START_TIMEOUT_S)
-        worker.pipe.send(self._setup)
+        finally:
+            os.close(down)
+            os.close(up)
+        channel = Channel(ours_up, ours_down, remembered=REMEMBERED)
+        worker = _Worker(process, channel, deadline_s=time.monotonic() + START_TIMEOUT_S)
+        channel.send(self._setup)
         return worker
 
     def _dispatch(self) -> None:
@@ -196,7 +201,7 @@ class InProcessGrid(Grid):
         context = Context(RUN_ID, node, config, self._states.get(node, RecordDict()), {})
         worker.message, worker.deadline_s = message, time.monotonic() + message.metadata.ttl
         try:
-            worker.pipe.send((message, context))
+            worker.channel.send((message, context))
         except OSError:
             self._replace(worker, ErrorCode.CLIENT_APP_CRASHED, "the client's process ended before it was asked")
 
@@ -207,9 +212,12 @@ class InProcessGrid(Grid):
             raise RunError("the simulation has no client process left to answer")
         next_s = min([until_s, *(worker.deadline_s for worker in busy)])
         timeout = None if next_s == float("inf") else max(0.0, next_s - time.monotonic())
-        ready = wait([worker.pipe for worker in busy], timeout)
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.channel, selectors.EVENT_READ, worker)
+            ready = {key.fd for key, _ in selector.select(timeout)}
         for worker in busy:
-            if worker.pipe in ready:
+            if worker.channel.fileno() in ready:
                 self._read(worker)
             elif time.monotonic() >= worker.deadline_s:
                 if worker.message is None:
@@ -219,7 +227,7 @@ class InProcessGrid(Grid):
 
     def _read(self, worker: _Worker) -> None:
         try:
-            reply, state = worker.pipe.recv()
+            reply, state = worker.channel.receive()
         except (EOFError, OSError):
             if worker.message is None:
                 code = worker.process.wait()
@@ -251,6 +259,6 @@ class InProcessGrid(Grid):
 
 
 def _stop(worker: _Worker) -> None:
-    worker.pipe.close()
+    worker.channel.close()
     worker.process.kill()
     worker.process.wait()

@@ -1,4 +1,4 @@
-"""A client process of the simulation: `python -m simulations.worker FD` answers messages until its pipe closes."""
+"""A client process of the simulation: `python -m simulations.worker READ_FD WRITE_FD` answers until its pipe closes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import gc
 import importlib
 import signal
 import sys
-from multiprocessing.connection import Connection
 
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 
+from simulations.channel import Channel
 from simulations.faults import App, with_faults
-from simulations.grid import WorkerSetup, assume_identity
+from simulations.grid import REMEMBERED, WorkerSetup, assume_identity
 
 
 def main() -> None:
     end_with_parent()
-    pipe = Connection(int(sys.argv[1]))
+    channel = Channel(int(sys.argv[1]), int(sys.argv[2]), remembers=REMEMBERED)
     try:
-        setup: WorkerSetup = pipe.recv()
+        setup: WorkerSetup = channel.receive()
         sys.path.extend(path for path in setup.sys_path if path not in sys.path)
         # Imported now, so that the time it takes is not counted against the first client.
         import clients.app
@@ -28,8 +28,8 @@ def main() -> None:
         importlib.import_module(f"edge_runtime.train.{setup.trainer}")
 
         gc.freeze()  # what the imports left lives for good: 4 % of a client's time would go into visiting it again
-        pipe.send((None, None))
-        serve(pipe, with_faults(clients.app.app, setup.faults))
+        channel.send((None, None))
+        serve(channel, with_faults(clients.app.app, setup.faults))
     except (EOFError, OSError):
         return  # the simulation is over
 
@@ -41,12 +41,12 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def serve(pipe: Connection, app: App) -> None:
+def serve(channel: Channel, app: App) -> None:
     """Answer (message, context) pairs with (reply, state); an exception of the app becomes a Flower error."""
     while True:
-        message, context = pipe.recv()
+        message, context = channel.receive()
         assume_identity(message.metadata.dst_node_id)
-        pipe.send((answer(app, message, context), context.state))
+        channel.send((answer(app, message, context), context.state))
 
 
 def answer(app: App, message: Message, context: Context) -> Message:

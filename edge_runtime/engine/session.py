@@ -51,12 +51,18 @@ class Session:
             words = self._guarded[: len(self._guarded) // 4 * 4].view(np.uint32)
             words[program.state_bytes // 4 :] = POISON
         self.state = self.arena[: program.state_bytes]
+        # Kept, for making a view costs as much as a small op.
+        self._views: dict[tuple[int, str, tuple[int, ...]], NDArray[Any]] = {}
 
     def view(self, tensor: Tensor) -> NDArray[Any]:
         """The tensor's own memory."""
-        dtype = DTYPES[tensor.dtype]
-        nbytes = math.prod(tensor.shape) * dtype.itemsize
-        return self.arena[tensor.offset : tensor.offset + nbytes].view(dtype).reshape(tensor.shape)
+        place = (tensor.offset, tensor.dtype, tensor.shape)
+        if (view := self._views.get(place)) is None:
+            dtype = DTYPES[tensor.dtype]
+            nbytes = math.prod(tensor.shape) * dtype.itemsize
+            view = self.arena[tensor.offset : tensor.offset + nbytes].view(dtype).reshape(tensor.shape)
+            self._views[place] = view
+        return view
 
     def run(self, phase: Phase, scalars: Mapping[str, float | tuple[float, ...]]) -> None:
         """Run all ops of `phase`; `scalars` are those of its inputs that hold numbers rather than data.
