@@ -49,9 +49,9 @@ def _core() -> ctypes.CDLL:
 
 
 class PackedS8:
-    """The constant side of `gemm_s8`: an (n, k) int8 matrix, such as a layer's weights, laid out for this CPU's kernels.
+    """The constant side of `gemm_s8`: an (n, k) int8 matrix, such as weights, laid out for this CPU's kernels.
 
-    It remembers the ISA that was selected when it was made and is always multiplied by that one's kernels. It can be
+    It remembers the ISA that was selected when it was made, and is always multiplied by that one's kernels. It can be
     neither copied nor pickled: another machine packs its own.
 
     Raises:
