@@ -59,7 +59,7 @@ class PackedS8:
 
     """
 
-    __slots__ = ("_data", "k", "n")
+    __slots__ = ("_address", "_data", "k", "n")
 
     def __init__(self, b: NDArray[np.int8]) -> None:
         _check(b, "b", np.int8, ndim=2)
@@ -70,7 +70,8 @@ class PackedS8:
         memory = np.empty(size + PACK_ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % PACK_ALIGNMENT
         self._data = memory[start : start + size]
-        if _core().hr_gemm_s8_pack(self.n, self.k, b.ctypes.data, self._data.ctypes.data, size) != 0:
+        self._address = self._data.ctypes.data
+        if _core().hr_gemm_s8_pack(self.n, self.k, b.ctypes.data, self._address, size) != 0:
             raise EdgeRuntimeError("another thread selected another ISA while a matrix was packed; pack it again")
 
     @property
@@ -92,9 +93,10 @@ def gemm_s8(a: NDArray[np.int8], b: PackedS8, out: NDArray[np.int32] | None = No
     m, k = a.shape
     if k != b.k:
         raise ValueError(f"a has {k} columns, and b was packed with {b.k}")
+    if out is not None:
+        _check_output(out, "out", np.int32, (m, b.n), a)
     c = np.empty((m, b.n), np.int32) if out is None else out
-    _check_output(c, "out", np.int32, (m, b.n), a)
-    if _core().hr_gemm_s8(m, b.n, k, a.ctypes.data, b._data.ctypes.data, c.ctypes.data) != 0:
+    if _core().hr_gemm_s8(m, b.n, k, a.ctypes.data, b._address, c.ctypes.data) != 0:
         raise EdgeRuntimeError("the packed matrix is damaged")
     return c
 

@@ -44,11 +44,13 @@ void PackBytesOf(size_t n, const uint8_t* values, uint8_t* bytes) {
 
 template <unsigned kWidth>
 void UnpackBytesOf(size_t n, const uint8_t* bytes, uint8_t* values) {
-  for (; n >= 8; n -= 8, values += 8, bytes += kWidth) {
-    const uint64_t word = Spread(LoadWord(bytes, kWidth), kWidth);
+  // Eight bytes are read where there are as many: Spread drops what is not its own, and a short load is a slow one.
+  size_t left = PackedBytes(n, kWidth);
+  for (; n >= 8; n -= 8, values += 8, bytes += kWidth, left -= kWidth) {
+    const uint64_t word = Spread(left >= 8 ? LoadWord(bytes, 8) : LoadWord(bytes, kWidth), kWidth);
     std::memcpy(values, &word, 8);
   }
-  const uint64_t word = Spread(LoadWord(bytes, PackedBytes(n, kWidth)), kWidth);
+  const uint64_t word = Spread(LoadWord(bytes, left), kWidth);
   std::memcpy(values, &word, n);
 }
 

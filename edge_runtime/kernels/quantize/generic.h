@@ -9,21 +9,19 @@
 namespace hedgerow {
 namespace {
 
-// t + zero_point, rounded to even and saturated. Adding 1.5 * 2^23 leaves no bits for a fraction, so the addition
-// rounds; the integer then stands in the low bits. 256 away from 0, t saturates whatever the zero point is.
+// round(t) + zero_point, saturated. The bounds are whole numbers, so it is the same to saturate first. Adding 1.5 * 2^23
+// leaves no bits for a fraction, so the addition rounds, to even; the integer then stands in the low bits.
 inline int8_t RoundToByte(float t, int32_t zero_point) {
   constexpr float kShift = 12582912.0f;
   constexpr int32_t kShiftBits = 0x4b400000;
+  const float low = static_cast<float>(-128 - zero_point), high = static_cast<float>(127 - zero_point);
   t = t == t ? t : 0.0f;
-  t = t > 256.0f ? 256.0f : t;
-  t = t < -256.0f ? -256.0f : t;
+  t = t > high ? high : t;
+  t = t < low ? low : t;
   const float shifted = t + kShift;
   int32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  int32_t q = bits - kShiftBits + zero_point;
-  q = q > 127 ? 127 : q;
-  q = q < -128 ? -128 : q;
-  return static_cast<int8_t>(q);
+  return static_cast<int8_t>(bits - kShiftBits + zero_point);
 }
 
 void Quantize(size_t rows, size_t columns, const float* __restrict x, const float* scale, const int8_t* zero_point,

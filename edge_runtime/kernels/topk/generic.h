@@ -17,12 +17,33 @@ inline int32_t Key(const float* x) {
   return bits & 0x7fffffff;
 }
 
-// How many keys are in [least, infinity]. In blocks, so that the inner count fits the lanes of the keys.
-size_t CountKeys(size_t n, const float* x, int32_t least) {
-  constexpr size_t kBlock = size_t{1} << 16;
-  size_t total = 0;
+// f(i) for each i in [0, n) whose key is in [least, greatest], in order. A block's keys are compared together, into one
+// bit each: most blocks hold none or few.
+template <typename F>
+inline void ForKeys(size_t n, const float* x, int32_t least, int32_t greatest, F f) {
+  constexpr size_t kBlock = 16;
   for (size_t begin = 0; begin < n; begin += kBlock) {
-    const size_t length = n - begin < kBlock ? n - begin : kBlock;
+    auto hit = [&](uint32_t i) {
+      const int32_t key = Key(x + begin + i);
+      return static_cast<uint32_t>((key >= least) & (key <= greatest)) << i;
+    };
+    uint32_t hits = 0;
+    if (n - begin >= kBlock) {
+#pragma GCC unroll 1  // unrolled before the vectoriser sees it, it would stay scalar
+      for (uint32_t i = 0; i < kBlock; ++i) hits |= hit(i);
+    } else {
+      for (uint32_t i = 0; i < n - begin; ++i) hits |= hit(i);
+    }
+    for (; hits != 0; hits &= hits - 1) f(begin + static_cast<size_t>(__builtin_ctz(hits)));
+  }
+}
+
+// How many keys are in [least, infinity]. In runs, so that the inner count fits the lanes of the keys.
+size_t CountKeys(size_t n, const float* x, int32_t least) {
+  constexpr size_t kLong = size_t{1} << 16;
+  size_t total = 0;
+  for (size_t begin = 0; begin < n; begin += kLong) {
+    const size_t length = n - begin < kLong ? n - begin : kLong;
     int32_t count = 0;
     for (size_t i = 0; i < length; ++i) {
       const int32_t key = Key(x + begin + i);
@@ -37,42 +58,40 @@ size_t CountAtLeast(size_t n, const float* x, float threshold) { return CountKey
 
 // Radix select: the top 11 of 31 bits of the key that is looked for, then 10 more, then the last 10.
 int32_t KthMagnitude(size_t n, const float* x, size_t k, float* threshold) {
-  constexpr struct { int shift, width; } kDigits[] = {{20, 11}, {10, 10}, {0, 10}};
-  if (CountKeys(n, x, 0) < n) return -1;
-  int32_t found = 0;
-  for (const auto& digit : kDigits) {
-    size_t histogram[1 << 11] = {};
-    const int32_t mask = (1 << digit.width) - 1;
-    for (size_t i = 0; i < n; ++i) {
-      const int32_t key = Key(x + i) >> digit.shift;
-      if (key >> digit.width == found) ++histogram[key & mask];
-    }
-    int32_t bucket = mask;
+  size_t histogram[1 << 11] = {};
+  int32_t worst = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const int32_t key = Key(x + i);
+    worst = key > worst ? key : worst;
+    ++histogram[key >> 20];
+  }
+  if (worst > kInfinityKey) return -1;
+  auto pick = [&](int32_t bucket) {
     for (; histogram[bucket] < k; --bucket) k -= histogram[bucket];
-    found = found << digit.width | bucket;
+    return bucket;
+  };
+  int32_t found = pick((1 << 11) - 1) << 20;
+  for (int shift = 10; shift >= 0; shift -= 10) {
+    std::memset(histogram, 0, sizeof histogram);
+    const int32_t greatest = found | ((1 << (shift + 10)) - 1);
+    ForKeys(n, x, found, greatest, [&](size_t i) { ++histogram[Key(x + i) >> shift & 1023]; });
+    found |= pick(1023) << shift;
   }
   std::memcpy(threshold, &found, sizeof found);
   return 0;
 }
 
 size_t TakeAtLeast(size_t n, const float* x, float threshold, size_t k, uint32_t* indices, float* values) {
-  constexpr size_t kBlock = 64;
   const int32_t least = Key(&threshold);
   const size_t larger = CountKeys(n, x, least + 1);
   size_t ties = k > larger ? k - larger : 0, taken = 0;
-  for (size_t begin = 0; begin < n && taken < k; begin += kBlock) {
-    const size_t end = n - begin < kBlock ? n : begin + kBlock;
-    if (CountKeys(end - begin, x + begin, least) == 0) continue;
-    for (size_t i = begin; i < end && taken < k; ++i) {
-      // Written first, kept or overwritten then: no branch to guess.
-      indices[taken] = static_cast<uint32_t>(i);
-      values[taken] = x[i];
-      const int32_t key = Key(x + i);
-      const bool tie = key == least && ties > 0;
-      ties -= tie;
-      taken += tie | ((key > least) & (key <= kInfinityKey));
-    }
-  }
+  ForKeys(n, x, least, kInfinityKey, [&](size_t i) {
+    const bool tie = Key(x + i) == least;
+    if (taken == k || (tie && ties == 0)) return;
+    ties -= tie;
+    indices[taken] = static_cast<uint32_t>(i);
+    values[taken++] = x[i];
+  });
   return taken;
 }
 
