@@ -1,6 +1,7 @@
 """Opens the native core with ctypes and gives its kernels NumPy signatures; every array is checked before the call.
 
-`NativeProgram` runs op tables (`program/ops.h` has the ops); the rest are single kernels, and `arrays.py` has more.
+`NativeProgram` runs op tables (`program/ops.h` has the ops); the rest are single kernels, of which `int8.py` and
+`vectors.py` have more.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.kernels import native
-from edge_runtime.kernels.arrays import GEMM_S8_EXACT_DEPTH, PackedS8, gemm_s8
+from edge_runtime.kernels.int8 import GEMM_S8_EXACT_DEPTH, PackedS8, gemm_s8
 
 GUARD = 9
 each_isa = pytest.mark.parametrize("isa", native.isas())
