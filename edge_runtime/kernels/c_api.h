@@ -14,9 +14,11 @@ HR_API int32_t hr_abi_version(void);
 // Names of the ISAs that this build holds and this CPU can run, best first; nullptr past the last.
 HR_API const char* hr_isa_name(int32_t index);
 // Chooses the kernels of the named ISA for the whole process; returns 0, or -1 when there is no such ISA here.
-// The best one is chosen at load.
+// At load the best one is chosen, or the one that the environment variable HEDGEROW_ISA names.
 HR_API int32_t hr_select_isa(const char* name);
 HR_API const char* hr_selected_isa(void);
+// The value of HEDGEROW_ISA, if there is no such ISA here; else nullptr. A program that reads one should stop.
+HR_API const char* hr_refused_isa(void);
 
 // See accumulate/accumulate.h.
 HR_API int32_t hr_all_finite_f32(size_t n, const float* x);

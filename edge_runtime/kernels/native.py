@@ -1,11 +1,13 @@
 """Opens the native core with ctypes and gives its kernels NumPy signatures; every array is checked before the call.
 
-`NativeProgram` runs op tables (`program/ops.h` has the ops); the rest are single kernels.
+`NativeProgram` runs op tables (`program/ops.h` has the ops); the rest are single kernels, of which `int8.py` and
+`vectors.py` have more.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from enum import IntEnum
 from functools import cache
@@ -15,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edge_runtime.kernels
-from edge_runtime.errors import EdgeRuntimeError, MissingPackageError, ProgramError
+from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageError, ProgramError
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
 ARENA_ALIGNMENT = 64
@@ -60,6 +62,7 @@ def _core() -> ctypes.CDLL:
         ("hr_isa_name", [ctypes.c_int32], text),
         ("hr_select_isa", [text], ctypes.c_int32),
         ("hr_selected_isa", [], text),
+        ("hr_refused_isa", [], text),
         ("hr_all_finite_f32", [size, pointer], ctypes.c_int32),
         ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
         ("hr_op_code", [text], ctypes.c_int32),
@@ -72,13 +75,19 @@ def _core() -> ctypes.CDLL:
     ):
         function = getattr(core, name)
         function.argtypes, function.restype = arguments, result
+    if refused := core.hr_refused_isa():
+        raise ConfigError(f"HEDGEROW_ISA is {os.fsdecode(refused)!r}, and here are only {', '.join(_isas(core))}")
     return core
 
 
 def isas() -> list[str]:
     """Instruction sets that this build holds and this CPU runs, best first; "scalar" is always the last."""
+    return _isas(_core())
+
+
+def _isas(core: ctypes.CDLL) -> list[str]:
     found: list[str] = []
-    while name := _core().hr_isa_name(len(found)):
+    while name := core.hr_isa_name(len(found)):
         found.append(name.decode())
     return found
 
@@ -88,7 +97,10 @@ def selected_isa() -> str:
 
 
 def select_isa(name: str) -> None:
-    """Use the kernels of one ISA in this whole process (for tests and benchmarks; the best is chosen at load)."""
+    """Use the kernels of one ISA in this whole process, for tests and benchmarks.
+
+    At load it is the best one, or the one that the environment variable HEDGEROW_ISA names.
+    """
     if _core().hr_select_isa(name.encode()) != 0:
         raise ValueError(f"no ISA {name!r} here; there are {', '.join(isas())}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,10 +47,31 @@ def test_the_reference_is_always_there_and_comes_last() -> None:
     assert len(set(ISAS)) == len(ISAS)
 
 
-def test_a_fresh_process_uses_the_best_isa() -> None:
+def fresh_process(isa: str | None) -> subprocess.CompletedProcess[str]:
+    """What a process of its own selects where HEDGEROW_ISA is `isa`; None for not set."""
     code = "from edge_runtime.kernels import native; print(native.selected_isa())"
-    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert fresh.stdout.strip() == ISAS[0]
+    environment = {name: value for name, value in os.environ.items() if name != "HEDGEROW_ISA"}
+    if isa is not None:
+        environment["HEDGEROW_ISA"] = isa
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("isa", [None, ""])
+def test_a_fresh_process_uses_the_best_isa(isa: str | None) -> None:
+    assert fresh_process(isa).stdout.strip() == ISAS[0]
+
+
+@each_isa
+def test_the_environment_can_name_the_isa(isa: str) -> None:
+    assert fresh_process(isa).stdout.strip() == isa
+
+
+@pytest.mark.parametrize("isa", ["abacus", "AVX2", "scalar "])
+def test_an_unknown_isa_in_the_environment_is_an_error_of_one_line(isa: str) -> None:
+    fresh = fresh_process(isa)
+    assert fresh.returncode == 1
+    *_, error = fresh.stderr.splitlines()
+    assert error == f"edge_runtime.errors.ConfigError: HEDGEROW_ISA is {isa!r}, and here are only {', '.join(ISAS)}"
 
 
 def test_an_unknown_isa_is_refused_and_changes_nothing() -> None:

@@ -8,12 +8,16 @@
 
 namespace hedgerow {
 
+namespace {
+
 // A float is NaN or infinite exactly when its exponent bits are all ones.
 inline bool IsFinite(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return (bits & 0x7f800000u) != 0x7f800000u;
 }
+
+}  // namespace
 
 template <typename Isa>
 int32_t AllFinite(size_t n, const float* x) {
