@@ -67,4 +67,4 @@ def _bench(options: argparse.Namespace) -> int:
         there = ", ".join(names) if names else "none here; run this inside a checkout of the project"
         raise ConfigError(f"no benchmark {options.name!r}; there are {there}")
     script = folder / f"bench_{options.name.replace('-', '_')}.py"
-    return subprocess.run([sys.executable, "-P", str(script), *options.arguments], check=False).returncode
+    return subprocess.run([sys.executable, str(script), *options.arguments], check=False).returncode
