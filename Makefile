@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where pip takes PyTorch from. On a machine without a GPU, set it to PyTorch's CPU wheel index to save gigabytes.
 TORCH_INDEX ?=
+# Frameworks that only the benchmarks compare with, and that cannot be in VENV.
+RIVALS ?= .venv-rivals
 
 BIN = $(VENV)/bin
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
+PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
+PIP = $(BIN)/$(PIP_INSTALL)
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
-.PHONY: demo test check format wheel clean
+.PHONY: demo test check format wheel rivals clean
 
 demo: $(VENV)/sim.done
 	$(BIN)/hedgerow simulate mnist
@@ -29,8 +32,10 @@ format: $(VENV)/dev.done
 wheel: $(VENV)/dev.done
 	$(BIN)/python -m build --wheel
 
+rivals: $(RIVALS)/rivals.done
+
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) $(RIVALS)
 
 $(VENV)/base.done: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hedgerow needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -47,3 +52,10 @@ $(VENV)/sim.done: $(VENV)/base.done pyproject.toml $(SOURCES)
 $(VENV)/dev.done: $(VENV)/base.done pyproject.toml $(SOURCES)
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/sim.done
+
+$(RIVALS)/rivals.done: constraints.txt benchmarks/rivals.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(RIVALS)/bin/$(PIP_INSTALL) numpy onnx
+	$(RIVALS)/bin/$(PIP_INSTALL) --no-deps --requirement benchmarks/rivals.txt
+	touch $@

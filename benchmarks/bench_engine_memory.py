@@ -10,25 +10,34 @@ which a child starts.
    over its idle size, ours and PyTorch's. Idle is after the imports (for PyTorch with one 4x4 product); then
    /proc/self/clear_refs resets VmHWM; then the model or Program is loaded and `--steps` steps run.
 3. Whole process: loads a Program (no torch), trains on data made by arithmetic, and ends; and again with rows shuffled
-   by NumPy's generator, as importing `numpy.random` is a part of it. PyTorch eager does the same steps with SGD.
+   by NumPy's generator, as importing `numpy.random` is a part of it. PyTorch eager and ONNX Runtime training (its C
+   bindings, without torch) do the same steps with SGD.
+4. ExecuTorch: LeNet's arena as it plans it, beside ours.
 
 Models, weights and data: five of `simulations.models` after torch.manual_seed(0); standard normal x or tokens below 80.
+Rivals that are not installed are skipped and said so; `make rivals` installs them beside the checkout's environment.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from steps import MODELS, idle_mb, status_mb
 
 if TYPE_CHECKING:
     import argparse
 
-# Imports at the top are a part of every process that is measured: only what the engine itself imports stands there.
+# Imports at the top are a part of every process that is measured: only what the engine itself imports stands there,
+# and in steps.py.
 
-MODELS = ("lenet", "resnet8", "mbv2", "gru", "tfm")
+Run = Callable[[], dict[str, Any]]
+
 WHOLE_PROCESS_MODELS = ("lenet", "resnet8", "gru", "tfm")
 GOAL_MB = 40
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -56,30 +65,52 @@ def main() -> None:
         print_arenas(options.models, options.batches, Path(folder))
         print_budget(options, Path(folder))
         print_processes(options, Path(folder))
+        print_executorch(options.batches, Path(folder))
 
 
 def fresh(kind: str, *arguments: object) -> dict[str, Any]:
     """What a child of that kind reports, run in a process of its own."""
     import subprocess
 
-    command = [sys.executable, "-P", __file__, "--child", kind, *map(str, arguments)]
+    command = [sys.executable, __file__, "--child", kind, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def repeated(repeats: int, *runs: tuple[object, ...]) -> list[dict[str, float]]:
-    """Median of each figure over `repeats` processes of each of `runs`, which take turns."""
+def ours(path: Path, steps: int, order: str) -> Run:
+    return lambda: fresh("train", path, steps, order)
+
+
+def rival(framework: str, model: str, batch: int, steps: int, folder: Path) -> Run | None:
+    """A process of `steps.py`; None where the framework is not installed, which is said once."""
+    from processes import run_steps, why_missing
+
+    if why := why_missing(framework):
+        if why not in _said:
+            print(f"   {why}")
+        _said.add(why)
+        return None
+    place = folder / f"{framework}-{model}-{batch}"
+    run_steps("prepare", framework, place, model, batch)
+    return lambda: run_steps("memory", framework, place, steps)
+
+
+_said: set[str] = set()
+
+
+def repeated(repeats: int, *runs: Run | None) -> list[dict[str, float]]:
+    """Median of each figure over `repeats` processes of each of `runs`, which take turns; {} for one that is None."""
     import statistics
 
     found: list[list[dict[str, Any]]] = [[] for _ in runs]
     for _ in range(repeats):
-        for place, run in enumerate(runs):
-            found[place].append(fresh(str(run[0]), *run[1:]))
-    return [{key: statistics.median(row[key] for row in rows) for key in rows[0]} for rows in found]
+        for rows, run in zip(found, runs, strict=True):
+            rows += [run()] if run else []
+    return [{key: statistics.median(row[key] for row in rows) for key in (rows or [{}])[0]} for rows in found]
 
 
-# The three tables.
+# The tables.
 
 
 def print_arenas(models: list[str], batches: list[int], folder: Path) -> None:
@@ -115,36 +146,69 @@ def print_budget(options: argparse.Namespace, folder: Path) -> None:
         f"{row['written']:,}{_verdict(row)}; loss {row['losses'][0]:.6f}, with no budget {free['losses'][0]:.6f}; "
         f"weights after {len(row['losses'])} steps {'the same bits' if row['digest'] == free['digest'] else 'DIFFER'}"
     )
-    ours, torch = repeated(
-        options.repeats, ("train", path, options.steps, "plain"), ("torch", model, batch, options.steps)
-    )
-    print(f"   {'process':22} {'idle MB':>8} {'added MB':>8} {'whole MB':>8}")
-    for name, one in ((f"ours under {options.budget}", ours), ("torch eager", torch)):
-        print(f"   {name:22} {one['idle']:8.1f} {one['peak'] - one['idle']:8.1f} {one['peak']:8.1f}")
-    ratio = (torch["peak"] - torch["idle"]) / (ours["peak"] - ours["idle"])
-    print(f"   torch adds {ratio:.1f} times what ours adds")
+    rivals = {"torch eager": "torch", "onnxruntime-training": "ort"}
+    runs = [rival(framework, model, batch, options.steps, folder) for framework in rivals.values()]
+    mine, *others = repeated(options.repeats, ours(path, options.steps, "plain"), *runs)
+    print(f"   {'process':22} {'idle MB':>8} {'added MB':>8} {'whole MB':>8} {'x ours':>8}")
+    for name, one in zip((f"ours under {options.budget}", *rivals), (mine, *others), strict=True):
+        if one:
+            times = _added(one) / _added(mine)
+            print(f"   {name:22} {one['idle']:8.1f} {_added(one):8.1f} {one['peak']:8.1f} {times:8.1f}")
+
+
+def _added(row: dict[str, float]) -> float:
+    return row["peak"] - row["idle"]
 
 
 def print_processes(options: argparse.Namespace, folder: Path) -> None:
     batch = options.process_batch
     stages = ("bare", "numpy", "loaded", "trainer", "peak")
-    titles = ("Python", "+ numpy", "+ Program", "+ Trainer", "peak", "shuffled", "torch", "ours/torch")
+    titles = (
+        "Python",
+        "+ numpy",
+        "+ Program",
+        "+ Trainer",
+        "peak",
+        "shuffled",
+        "torch",
+        "ORT",
+        "ours/torch",
+        "ours/ORT",
+    )
     print(f"\n3. Whole process at batch {batch}, MB; goal <= {GOAL_MB} (VmHWM after each stage, {options.steps} steps)")
     print(f"   {'model':8} " + " ".join(f"{title:>10}" for title in titles))
     for model in (one for one in options.models if one in WHOLE_PROCESS_MODELS):
         path = folder / f"{model}.program"
         fresh("build", model, batch, 0, path)
-        plain, shuffled, torch = repeated(
+        plain, shuffled, torch, ort = repeated(
             options.repeats,
-            ("train", path, options.steps, "plain"),
-            ("train", path, options.steps, "shuffled"),
-            ("torch", model, batch, options.steps),
+            ours(path, options.steps, "plain"),
+            ours(path, options.steps, "shuffled"),
+            rival("torch", model, batch, options.steps, folder),
+            rival("ort", model, batch, options.steps, folder),
         )
-        cells = [*(plain[stage] for stage in stages), shuffled["peak"], torch["peak"]]
+        rivals = [one.get("peak", math.nan) for one in (torch, ort)]
+        cells = [*(plain[stage] for stage in stages), shuffled["peak"], *rivals]
         over = "  OVER" if plain["peak"] > GOAL_MB else ""
         over += "  OVER when shuffled" if shuffled["peak"] > GOAL_MB else ""
-        share = plain["peak"] / torch["peak"]
-        print(f"   {model:8} " + " ".join(f"{cell:10.1f}" for cell in cells) + f" {share:10.3f}{over}")
+        shares = " ".join(f"{plain['peak'] / peak:10.3f}" for peak in rivals)
+        print(f"   {model:8} " + " ".join(f"{cell:10.1f}" for cell in cells) + f" {shares}{over}")
+
+
+def print_executorch(batches: list[int], folder: Path) -> None:
+    from processes import run_steps, why_missing
+
+    print("\n4. Planned arena of lenet, bytes: ours and ExecuTorch's")
+    if why := why_missing("executorch"):
+        print(f"   {why}")
+        return
+    print(f"   {'batch':>5} {'ours':>12} {'executorch':>12} {'ours/its':>8}")
+    for batch in batches:
+        mine, its = (
+            run_steps("prepare", framework, folder / f"{framework}-arena-{batch}", "lenet", batch)["arena_bytes"]
+            for framework in ("ours", "executorch")
+        )
+        print(f"   {batch:5} {mine:12,} {its:12,} {mine / its:8.2f}")
 
 
 # What runs in processes of its own; each imports for itself.
@@ -154,10 +218,12 @@ def build(model: str, batch: str, budget: str, path: str) -> dict[str, Any]:
     """Plan, save, and train three steps in an arena of NaN."""
     import hashlib
 
+    from steps import torch_model
+
     import edge_runtime as er
     from edge_runtime.engine.session import Session
 
-    module, x, y = _torch_model(model, int(batch))
+    module, x, y = torch_model(model, int(batch))
     program = er.build(
         module, x, batch_size=int(batch), optimizer=er.SGD(lr=0.01), memory_budget=None if budget == "0" else budget
     )
@@ -180,18 +246,18 @@ def build(model: str, batch: str, budget: str, path: str) -> dict[str, Any]:
 
 def train(path: str, steps: str, order: str) -> dict[str, float]:
     """A device's process: load, train, end. Megabytes after each stage."""
-    found = {"bare": _status_mb("VmHWM")}
+    found = {"bare": status_mb("VmHWM")}
     import numpy as np
 
-    found["numpy"] = _status_mb("VmHWM")
+    found["numpy"] = status_mb("VmHWM")
     import edge_runtime as er
 
     Program, Trainer = er.Program, er.Trainer  # noqa: N806  the lazy names, so that idle holds their imports
-    found["idle"] = _idle_mb()
+    found["idle"] = idle_mb()
     program = Program.load(path)
-    found["loaded"] = _status_mb("VmHWM")
+    found["loaded"] = status_mb("VmHWM")
     trainer = Trainer(program)
-    found["trainer"] = _status_mb("VmHWM")
+    found["trainer"] = status_mb("VmHWM")
     inputs = {one.name: one for one in next(phase for phase in program.phases if phase.kind != "predict").inputs}
     target = inputs["target.0"]
     data = next(one for name, one in inputs.items() if name not in _SCALARS and not name.startswith(("norm.", "targ")))
@@ -204,61 +270,13 @@ def train(path: str, steps: str, order: str) -> dict[str, float]:
         trainer.step(x[rows], y[rows])
     if "torch" in sys.modules:
         raise AssertionError("a device's process must not import torch")
-    return {**found, "peak": _status_mb("VmHWM")}
+    return {**found, "peak": status_mb("VmHWM")}
 
 
 _SCALARS = ("rows", "random", "lr", "corrections", "share")
 
 
-def torch_eager(model: str, batch: str, steps: str) -> dict[str, float]:
-    import torch
-    from torch.nn import functional
-
-    torch.set_num_threads(1)
-    torch.mm(torch.ones(4, 4), torch.ones(4, 4))
-    idle = _idle_mb()
-    module, x, y = _torch_model(model, int(batch))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, foreach=False)
-    for _ in range(int(steps)):
-        optimizer.zero_grad(set_to_none=True)
-        output = module(x)
-        functional.cross_entropy(output.reshape(-1, output.shape[-1]), y.reshape(-1)).backward()
-        optimizer.step()
-    return {"idle": idle, "peak": _status_mb("VmHWM")}
-
-
-def _torch_model(name: str, batch: int) -> tuple[Any, Any, Any]:
-    import torch
-
-    from simulations import models
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    if name in ("gru", "tfm"):
-        module = models.CharGRU(80, 64, 64) if name == "gru" else models.CharTransformer(80)
-        x, y = (torch.randint(0, 80, (batch, 64), generator=generator) for _ in range(2))
-        return module, x, y
-    module = {"lenet": models.LeNet, "resnet8": models.ResNet8, "mbv2": models.MobileNetV2Small}[name]()
-    x = torch.randn(batch, *((1, 28, 28) if name == "lenet" else (3, 32, 32)), generator=generator)
-    return module, x, torch.randint(0, 10, (batch,), generator=generator)
-
-
-def _idle_mb() -> float:
-    """Resident now; VmHWM starts again from here."""
-    import gc
-
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status_mb("VmRSS")
-
-
-def _status_mb(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
-
-
-CHILDREN = {"build": build, "train": train, "torch": torch_eager}
+CHILDREN = {"build": build, "train": train}
 
 if __name__ == "__main__":
     main()

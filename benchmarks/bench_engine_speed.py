@@ -324,12 +324,18 @@ def write_json(path: Path, options: argparse.Namespace, jobs: list[Job], bars: l
     """Milliseconds and losses of every job, and the bars."""
     cells = [
         {
-            "framework": NAMES[job.framework], "model": job.model, "batch": job.batch, "budget": job.budget or None,
-            "cpu_ms": round(job.milliseconds, 4), "processes_cpu_ms": [round(1e3 * one["cpu_s"], 4) for one in job.steps],
-            "first_loss": round(job.loss, 5), "arena_bytes": job.prepared.get("arena_bytes"),
+            "framework": NAMES[job.framework],
+            "model": job.model,
+            "batch": job.batch,
+            "budget": job.budget or None,
+            "cpu_ms": round(job.milliseconds, 4),
+            "processes_cpu_ms": [round(1e3 * step["cpu_s"], 4) for step in job.steps],
+            "first_loss": round(job.loss, 5),
+            "arena_bytes": job.prepared.get("arena_bytes"),
         }
-        for job in jobs if job.steps
-    ]  # fmt: skip
+        for job in jobs
+        if job.steps
+    ]
     content = {
         "command": "hedgerow bench engine-speed", "machine": machine(), "rounds": options.rounds, "cells": cells,
         "bars": [str(bar) for bar in bars],
