@@ -256,7 +256,7 @@ def train(path: str, steps: str, order: str) -> dict[str, float]:
     found["idle"] = idle_mb()
     program = Program.load(path)
     found["loaded"] = status_mb("VmHWM")
-    trainer = Trainer(program)
+    trainer = Trainer(program, threads=1)
     found["trainer"] = status_mb("VmHWM")
     inputs = {one.name: one for one in next(phase for phase in program.phases if phase.kind != "predict").inputs}
     target = inputs["target.0"]

@@ -10,7 +10,8 @@ our step is. First-step losses of all frameworks must agree to 3 decimals, or th
 3. ExecuTorch: LeNet, the one model of the five that it lowers; planned arenas side by side. Its gradients are wrong
    (it scatters into memory that it has not cleared), so only its time and arena count here.
 4. Library: bytes of the native core as installed.
-5. Two threads: ours against ours, wall time, fastest of several alternating processes.
+5. Two threads: ours against ours, wall time, fastest of several alternating processes. It says what the machine was
+   busy with before; a second thread has nothing to gain on cores that others use.
 
 Rivals that are not installed are skipped and said so; `make rivals` installs them beside the checkout's environment.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -123,7 +125,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each framework and cell")
     parser.add_argument("--rivals", nargs="*", default=RIVALS, choices=RIVALS)
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="parts to run")
-    parser.add_argument("--alternations", type=int, default=5, help="of one and two threads")
+    parser.add_argument("--alternations", type=int, default=10, help="of one and two threads")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     return parser.parse_args(arguments)
 
@@ -298,7 +300,10 @@ def print_library() -> list[Bar]:
 
 
 def print_threads(options: argparse.Namespace, root: Path) -> list[Bar]:
-    print(f"\n5. Two threads, wall ms of the fastest step in {options.alternations} alternating processes")
+    print(
+        f"\n5. Two threads, wall ms of the fastest step in {options.alternations} alternating processes; "
+        f"load average before {os.getloadavg()[0]:.1f}"
+    )
     bars = []
     for model, batch in TWO_THREADS_CELLS:
         if model not in options.models:

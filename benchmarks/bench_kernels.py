@@ -154,11 +154,11 @@ def one_call(arena: Arena, op: Spec) -> Block:
     program = arena.program(op)
     run, session, bytes_at = native._core().hr_session_run, program._session, arena.bytes.ctypes.data
     bad = ctypes.byref(ctypes.c_int64())
-    check(run(session, bytes_at, 0, 1, bad))
+    check(run(session, None, bytes_at, 0, 1, bad))
 
     def repeat(n: int, _held: Any = program) -> None:
         for _ in range(n):
-            run(session, bytes_at, 0, 1, bad)
+            run(session, None, bytes_at, 0, 1, bad)
 
     return Block(repeat)
 

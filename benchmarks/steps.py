@@ -204,6 +204,7 @@ def prepare_ort(folder: Path, module: Any, x: Any, y: Any, _: str) -> dict[str, 
 
 
 def ort(folder: Path, threads: int) -> Start:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # its package would import torch, and goes on without
     import numpy as np
     from onnxruntime.capi import _pybind_state as binding
 
