@@ -1,0 +1,137 @@
+"""What holds of the benchmarks without measuring: names, arguments, skips, verdicts; and both sides do the same."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.stem.removeprefix("bench_").replace("_", "-") for path in ROOT.glob("benchmarks/bench_*.py"))
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a file of benchmarks/ as its neighbours do."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("text", ["README.md", "CONTRIBUTING.md", *sorted(map(str, ROOT.glob("docs/**/*.md")))])
+def test_every_benchmark_that_the_texts_name_is_there(text: str) -> None:
+    named = set(re.findall(r"hedgerow bench ([a-z-]+)", (ROOT / text).read_text()))
+    assert named <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_explains_its_options(name: str) -> None:
+    command = "import sys; from edge_runtime.cli import main; sys.exit(main())"
+    line = [sys.executable, "-c", command, "bench", name, "--help"]
+    shown = subprocess.run(line, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert shown.startswith("usage:")
+
+
+def test_what_rivals_need_is_pinned() -> None:
+    lines = [line for line in (ROOT / "benchmarks/rivals.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+def test_a_rival_that_is_not_installed_is_skipped_with_the_remedy(
+    load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    processes = load("processes")
+    monkeypatch.setenv("HEDGEROW_RIVALS", str(tmp_path))
+    processes.why_missing.cache_clear()
+    assert processes.why_missing("ort") == "skipped: onnxruntime-training (make rivals installs it)"
+    assert processes.why_missing("executorch") == "skipped: executorch (make rivals installs it)"
+    assert processes.why_missing("torch") == processes.why_missing("ours") == ""
+    processes.why_missing.cache_clear()
+
+
+def test_a_failed_process_is_told_by_its_last_words(load: Any, tmp_path: Path) -> None:
+    processes = load("processes")
+    with pytest.raises(processes.StepError, match="cell"):
+        processes.run_steps("time", "torch", tmp_path)
+
+
+def test_our_step_and_pytorchs_start_from_the_same_loss(load: Any, tmp_path: Path) -> None:
+    run_steps = load("processes").run_steps
+    speed = load("bench_engine_speed")
+    jobs = []
+    for framework in ("ours", "torch"):
+        job = speed.Job(framework, "lenet", 1)
+        run_steps("prepare", framework, job.folder(tmp_path), job.model, job.batch)
+        job.steps.append(run_steps("time", framework, job.folder(tmp_path)))
+        jobs.append(job)
+    assert list(speed.disagreeing(jobs)) == []
+    assert jobs[0].loss == pytest.approx(2.275, abs=5e-4)
+
+
+def job(speed: ModuleType, framework: str, loss: float, milliseconds: float = 1.0) -> Any:
+    return speed.Job(framework, "lenet", 8, steps=[{"loss": loss, "cpu_s": milliseconds / 1e3}])
+
+
+@pytest.mark.parametrize(("loss", "lines"), [(2.3472, 0), (2.3480, 1), (math.nan, 1)])
+def test_first_losses_must_agree_to_three_decimals(load: Any, loss: float, lines: int) -> None:
+    speed = load("bench_engine_speed")
+    found = list(speed.disagreeing([job(speed, "ours", 2.3471), job(speed, "torch", 2.3471), job(speed, "ort", loss)]))
+    assert len(found) == lines
+    assert all("onnxruntime-training" in line for line in found)
+
+
+def test_a_round_has_the_frameworks_of_a_cell_side_by_side(load: Any) -> None:
+    speed = load("bench_engine_speed")
+    options = speed.parse(["--models", "lenet", "mbv2", "--batches", "8", "32"])
+    found = [(one.framework, one.model, one.batch, one.budget) for one in speed.planned(options, list(options.rivals))]
+    assert found[:4] == [(name, "lenet", 8, "") for name in ("ours", "torch", "ort", "executorch")]
+    assert found[-2:] == [("ours", "mbv2", 32, "40 MB"), ("ours", "mbv2", 32, "24 MB")]
+    options = speed.parse(["--only", "executorch"])
+    assert [one.framework for one in speed.planned(options, ["executorch"])] == ["ours", "executorch"] * 3
+    assert speed.planned(options, []) == []
+
+
+def test_a_part_can_run_without_a_rival(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    speed = load("bench_engine_speed")
+    options = speed.parse(["--models", "lenet", "--batches", "8"])
+    bars = speed.print_steps([job(speed, "ours", 2.3, 0.5), job(speed, "torch", 2.3, 2.0)], options, ["torch"])
+    assert [str(bar) for bar in bars] == [
+        "times faster than torch, geomean of 1 cells >= 2: 4.00, holds",
+        "times faster than torch, slowest of 1 cells (lenet, batch 8) >= 1: 4.00, holds",
+    ]
+    assert "nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("figure", "at_most", "verdict"),
+    [(1.4, False, "MISSED"), (1.5, False, "holds"), (1.6, True, "MISSED"), (math.nan, False, "not measured")],
+)
+def test_a_bar_says_whether_it_holds(load: Any, figure: float, at_most: bool, verdict: str) -> None:
+    bar = load("bench_engine_speed").Bar("times faster", figure, 1.5, at_most)
+    assert str(bar).endswith(verdict)
+
+
+def test_every_native_op_of_the_kernel_benchmark_does_what_pytorch_does(load: Any) -> None:
+    kernels, cases = load("bench_kernels"), load("kernel_cases")
+    different = [case.label for case in cases.all_cases(2) if not kernels.same(case)]
+    assert different == []
+
+
+def test_every_product_of_the_kernel_benchmark_is_numpys(load: Any) -> None:
+    kernels = load("bench_kernels")
+    for form in ("NN", "NT", "TN"):
+        kernels.product(form, 7, 10, 13)  # raises ValueError where it is not
+
+
+def test_rows_are_chosen_by_a_part_of_their_label(load: Any) -> None:
+    wanted = load("bench_kernels").wanted
+    assert wanted("conv2d depthwise 3x3 s1 (8,96,16,16)->96 dx", ["depthwise"])
+    assert not wanted("gelu (512) forward", ["depthwise", "sgd"])
+    assert wanted("gelu (512) forward", [])
