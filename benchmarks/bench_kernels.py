@@ -10,7 +10,8 @@ training does; so do `torch.mm` and the rows of table 2, where ours is `kernel`.
 
 1. Products: C[M,N] = A[M,K] B[K,N]. NN takes all as rows lie; NT reads B as its transpose (y = x w^T, a linear layer's
    forward), TN reads A as its transpose (the gradient of its weights).
-2. Ops: forward and gradients on the layer shapes of the five models, against the functions that PyTorch trains with.
+2. INT8 products with a constant, packed B, against NumPy's float32 product and ONNX Runtime's MatMulInteger.
+3. Ops: forward and gradients on the layer shapes of the five models, against the functions that PyTorch trains with.
    The first result of each is compared with PyTorch's; a difference fails the benchmark.
 """
 
@@ -24,8 +25,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,8 @@ from processes import ONE_THREAD, machine
 
 if TYPE_CHECKING:
     from kernel_cases import Arena, Case, Spec
+
+    from edge_runtime.kernels.native import Team
 
 # M, N, K of products in the five models and around them; the bars are held on NN.
 SHAPES = (
@@ -75,10 +80,11 @@ def main() -> None:
     different: list[str] = []
     for isa in native.isas() if names == ["all"] else names:
         native.select_isa(isa)
-        if "products" in options.tables and (shapes := [one for one in SHAPES if wanted(str(one), options.only)]):
+        shapes = [shape for shape in SHAPES if wanted(str(shape), options.only)]
+        if "products" in options.tables and shapes:
             rows += print_products(isa, shapes, options.pairs)
-        if "int8" in options.tables:
-            rows += print_int8()
+        if "int8" in options.tables and shapes:
+            rows += print_int8(isa, shapes, options.pairs)
         if "ops" in options.tables:
             rows += print_ops(isa, options, different)
     if options.json:
@@ -98,7 +104,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--isa", nargs="+", default=[], metavar="NAME", help="kernels to use, or all (default: best)")
-    parser.add_argument("--batch", type=int, default=8, help="of the layer shapes in table 2")
+    parser.add_argument("--batch", type=int, default=8, help="of the layer shapes in table 3")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="add a column to table 3: wall time of one thread over that of so many"
+    )
     parser.add_argument("--pairs", type=int, default=15, help="blocks of each side")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     return parser.parse_args(arguments)
@@ -117,6 +126,7 @@ class Block:
 
     run: Callable[[int], None]
     most: int = 1 << 20
+    clock: Callable[[], float] = time.process_time
 
     def repeats(self) -> int:
         """How many of them take BLOCK_S."""
@@ -128,9 +138,9 @@ class Block:
             n = min(self.most, n * 4)
 
     def seconds(self, n: int) -> float:
-        began = time.process_time()
+        began = self.clock()
         self.run(n)
-        return time.process_time() - began
+        return self.clock() - began
 
 
 def calls(function: Callable[[], Any]) -> Block:
@@ -145,6 +155,18 @@ def kernel(arena: Arena, op: Spec) -> Block:
     """Ours, many ops in one run; the op stands in the table as often as a block is long."""
     program = arena.program(op, MOST_REPEATS)
     return Block(lambda n: check(program.run(arena.bytes, 0, n)[0]), MOST_REPEATS)
+
+
+def speed_up(arena: Arena, op: Spec, team: Team, pairs: int) -> float:
+    """How many times faster the op is on a team, wall time: the least block over the least block."""
+    program = arena.program(op, MOST_REPEATS)
+    alone, shared = (
+        Block(lambda n, who=who: check(program.run(arena.bytes, 0, n, who)[0]), MOST_REPEATS, time.perf_counter)  # type: ignore[misc]
+        for who in (None, team)
+    )
+    n = alone.repeats()
+    times = [(alone.seconds(n), shared.seconds(n)) for _ in range(pairs)]
+    return min(one for one, _ in times) / min(many for _, many in times)
 
 
 def one_call(arena: Arena, op: Spec) -> Block:
@@ -249,31 +271,94 @@ def _bar(text: str, figure: float, limit: float) -> None:
     print(f"   bar: {text} >= {limit:g}: {figure:.2f}, {'holds' if figure >= limit else 'MISSED'}")
 
 
-# The int8 products will stand here, against NumPy's float32 and ONNX Runtime's MatMulInteger with a constant B.
-
-
-def print_int8() -> list[Row]:
-    return []
-
-
 # Table 2.
+
+
+def print_int8(isa: str, shapes: list[tuple[int, int, int]], pairs: int) -> list[Row]:
+    if find_spec("edge_runtime.kernels.int8") is None:
+        print("\n2. INT8 products: skipped, this build has none")
+        return []
+    import numpy as np
+    from edge_runtime.kernels.int8 import PackedS8, gemm_s8
+    from kernel_cases import randn, zeros
+
+    rivals = ("numpy", "onnxruntime s8", "onnxruntime u8")
+    print(f"\n2. INT8 products, {isa}: GOP/s; times faster than NumPy's float32 matmul(out=), ORT's MatMulInteger of")
+    print("   int8 and int8, and of uint8 and int8, which without VNNI saturates: its share of right sums")
+    print(f"   {'M, N, K':16} {'GOP/s':>8} {'x NumPy':>8} {'x s8':>8} {'x u8':>8} {'right u8':>8}")
+    rows: list[Row] = []
+    for m, n, k in shapes:
+        a, b = (np.random.default_rng([m, n, k]).integers(-127, 128, size, np.int8) for size in ((m, k), (n, k)))
+        packed, sums = PackedS8(b), np.empty((m, n), np.int32)
+        signed, signed_sums = matmul_integer(a, b)
+        shifted, shifted_sums = matmul_integer((a.astype(np.int16) + 128).astype(np.uint8), b)
+        fa, fb, out = randn(m, k), randn(k, n), zeros(m, n)
+        ours = calls(partial(gemm_s8, a, packed, sums))
+        for name, rival in zip(rivals, (partial(np.matmul, fa, fb, out=out), signed, shifted), strict=True):
+            ours_s, rival_s, ratio = paired(ours, calls(rival), pairs)
+            rows.append(Row(isa, f"int8 {m},{n},{k}", name, 1e6 * ours_s, 1e6 * rival_s, ratio))
+        if not np.array_equal(sums, signed_sums()):
+            raise ValueError(f"({m}, {n}, {k}): the INT8 product is not ONNX Runtime's")
+        ratios = " ".join(f"{row.ratio:8.2f}" for row in rows[-3:])
+        right = np.mean(sums == shifted_sums())
+        speed = 2e-3 * m * n * k / rows[-1].ours_us
+        print(f"   {f'{m}, {n}, {k}':16} {speed:8.1f} {ratios} {right:8.3f}", flush=True)
+    for name in rivals:
+        found = [row.ratio for row in rows if row.rival == name]
+        print(f"   geomean over {name}: {geomean(found):.2f}, least {min(found):.2f}")
+    return rows
+
+
+def matmul_integer(a: Any, b: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """ONNX Runtime's (a - zero point) @ b.T with b constant: to run it on bound memory, and what it gave.
+
+    The zero point is 0 for int8 and 128 for uint8. The runtime has kernels of its own for each of the two.
+    """
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    element, zero = (TensorProto.UINT8, 128) if a.dtype == np.uint8 else (TensorProto.INT8, 0)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b", "zero"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", element, a.shape)],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, (len(a), len(b)))],
+        [numpy_helper.from_array(b.T.copy(), "b"), numpy_helper.from_array(np.array(zero, a.dtype), "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_cpu_input("a", a)
+    binding.bind_output("c")
+    return lambda: session.run_with_iobinding(binding), lambda: binding.copy_outputs_to_cpu()[0]
+
+
+# Table 3.
 
 
 def print_ops(isa: str, options: argparse.Namespace, different: list[str]) -> list[Row]:
     from kernel_cases import all_cases
 
+    from edge_runtime.kernels.native import Team
+
+    team = Team(options.threads) if options.threads > 1 else None
+    threads = f"; then on {options.threads} threads over one, wall time" if team else ""
     rows: list[Row] = []
     families: dict[str, list[float]] = {}
     for case in (case for case in all_cases(options.batch) if wanted(case.label, options.only)):
         if not rows:
-            print(f"\n2. Ops at batch {options.batch}, {isa}: microseconds, and times faster than PyTorch")
+            print(f"\n3. Ops at batch {options.batch}, {isa}: microseconds, and times faster than PyTorch{threads}")
             print(f"   {'':62} {'ours':>9} {'torch':>9} {'x':>6}")
         if not same(case):
             different.append(case.label)
         ours_s, torch_s, ratio = paired(kernel(case.arena, case.op), calls(case.torch), options.pairs)
         rows.append(Row(isa, case.label, "torch", 1e6 * ours_s, 1e6 * torch_s, ratio))
         families.setdefault(family(case.label), []).append(ratio)
-        print(f"   {case.label:62} {1e6 * ours_s:9.1f} {1e6 * torch_s:9.1f} {ratio:6.2f}", flush=True)
+        shared = f" {speed_up(case.arena, case.op, team, options.pairs):6.2f}" if team else ""
+        print(f"   {case.label:62} {1e6 * ours_s:9.1f} {1e6 * torch_s:9.1f} {ratio:6.2f}{shared}", flush=True)
     for name, ratios in families.items():
         print(f"   geomean of {len(ratios):3} rows: {geomean(ratios):6.2f}, least {min(ratios):5.2f}  {name}")
     return rows
@@ -295,13 +380,6 @@ def same(case: Case) -> bool:
     first = (found[0] if isinstance(found, tuple | list) else found).detach().numpy()
     ours = case.arena[case.result].reshape(first.shape)
     return bool(np.abs(ours - first).max() <= TOLERANCE * max(float(np.abs(first).max()), 1e-6))
-
-
-def labels(batch: int) -> Iterator[str]:
-    """Of every row of table 2."""
-    from kernel_cases import all_cases
-
-    return (case.label for case in all_cases(batch))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,15 @@ def test_every_product_of_the_kernel_benchmark_is_numpys(load: Any) -> None:
     kernels = load("bench_kernels")
     for form in ("NN", "NT", "TN"):
         kernels.product(form, 7, 10, 13)  # raises ValueError where it is not
+
+
+@pytest.mark.parametrize(("dtype", "zero_point"), [(np.int8, 0), (np.uint8, 128)])
+def test_onnx_runtimes_integer_product_is_the_one_compared_with(load: Any, dtype: Any, zero_point: int) -> None:
+    numbers = np.random.default_rng(0)
+    a, b = (numbers.integers(-60, 60, size).astype(np.int8) for size in ((5, 17), (3, 17)))
+    run, found = load("bench_kernels").matmul_integer((a.astype(np.int16) + zero_point).astype(dtype), b)
+    run()
+    np.testing.assert_array_equal(found(), a.astype(np.int32) @ b.T.astype(np.int32))
 
 
 def test_rows_are_chosen_by_a_part_of_their_label(load: Any) -> None:
