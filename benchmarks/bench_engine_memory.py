@@ -40,7 +40,6 @@ Run = Callable[[], dict[str, Any]]
 
 WHOLE_PROCESS_MODELS = ("lenet", "resnet8", "gru", "tfm")
 GOAL_MB = 40
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def main() -> None:
@@ -50,6 +49,8 @@ def main() -> None:
         return
     import argparse
     import tempfile
+
+    from processes import why_missing
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
@@ -61,6 +62,8 @@ def main() -> None:
     parser.add_argument("--budget-batch", type=int, default=32)
     parser.add_argument("--process-batch", type=int, default=8, help="for the table of whole processes")
     options = parser.parse_args()
+    for why in filter(None, map(why_missing, ("ort", "executorch"))):
+        print(why)
     with tempfile.TemporaryDirectory() as folder:
         print_arenas(options.models, options.batches, Path(folder))
         print_budget(options, Path(folder))
@@ -71,6 +74,8 @@ def main() -> None:
 def fresh(kind: str, *arguments: object) -> dict[str, Any]:
     """What a child of that kind reports, run in a process of its own."""
     import subprocess
+
+    from processes import ONE_THREAD
 
     command = [sys.executable, __file__, "--child", kind, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
@@ -83,20 +88,14 @@ def ours(path: Path, steps: int, order: str) -> Run:
 
 
 def rival(framework: str, model: str, batch: int, steps: int, folder: Path) -> Run | None:
-    """A process of `steps.py`; None where the framework is not installed, which is said once."""
+    """A process of `steps.py`; None where the framework is not installed."""
     from processes import run_steps, why_missing
 
-    if why := why_missing(framework):
-        if why not in _said:
-            print(f"   {why}")
-        _said.add(why)
+    if why_missing(framework):
         return None
     place = folder / f"{framework}-{model}-{batch}"
     run_steps("prepare", framework, place, model, batch)
     return lambda: run_steps("memory", framework, place, steps)
-
-
-_said: set[str] = set()
 
 
 def repeated(repeats: int, *runs: Run | None) -> list[dict[str, float]]:
@@ -164,17 +163,8 @@ def print_processes(options: argparse.Namespace, folder: Path) -> None:
     batch = options.process_batch
     stages = ("bare", "numpy", "loaded", "trainer", "peak")
     titles = (
-        "Python",
-        "+ numpy",
-        "+ Program",
-        "+ Trainer",
-        "peak",
-        "shuffled",
-        "torch",
-        "ORT",
-        "ours/torch",
-        "ours/ORT",
-    )
+        "Python", "+ numpy", "+ Program", "+ Trainer", "peak", "shuffled", "torch", "ORT", "ours/torch", "ours/ORT"
+    )  # fmt: skip
     print(f"\n3. Whole process at batch {batch}, MB; goal <= {GOAL_MB} (VmHWM after each stage, {options.steps} steps)")
     print(f"   {'model':8} " + " ".join(f"{title:>10}" for title in titles))
     for model in (one for one in options.models if one in WHOLE_PROCESS_MODELS):
@@ -198,10 +188,9 @@ def print_processes(options: argparse.Namespace, folder: Path) -> None:
 def print_executorch(batches: list[int], folder: Path) -> None:
     from processes import run_steps, why_missing
 
-    print("\n4. Planned arena of lenet, bytes: ours and ExecuTorch's")
-    if why := why_missing("executorch"):
-        print(f"   {why}")
+    if why_missing("executorch"):
         return
+    print("\n4. Planned arena of lenet, bytes: ours and ExecuTorch's")
     print(f"   {'batch':>5} {'ours':>12} {'executorch':>12} {'ours/its':>8}")
     for batch in batches:
         mine, its = (
