@@ -35,9 +35,8 @@ def main() -> None:
 def prepare(framework: str, folder: Path, model: str, batch: str, budget: str = "") -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cell.json").write_text(json.dumps([model, int(batch)]))
-    module, x, y = torch_model(model, int(batch))
     make = PREPARE.get(framework)
-    return make(folder, module, x, y, budget) if make else {}
+    return make(folder, *torch_model(model, int(batch)), budget) if make else {}
 
 
 def time_step(framework: str, folder: Path, threads: str = "1") -> dict[str, float]:
