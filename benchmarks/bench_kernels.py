@@ -275,8 +275,9 @@ def _bar(text: str, figure: float, limit: float) -> None:
 
 def print_int8(isa: str, shapes: list[tuple[int, int, int]], pairs: int) -> list[Row]:
     import numpy as np
-    from edge_runtime.kernels.int8 import PackedS8, gemm_s8
     from kernel_cases import randn, zeros
+
+    from edge_runtime.kernels.int8 import PackedS8, gemm_s8
 
     rivals = ("numpy", "onnxruntime s8", "onnxruntime u8")
     print(f"\n2. INT8 products, {isa}: GOP/s; times faster than NumPy's float32 matmul(out=), ORT's MatMulInteger of")
