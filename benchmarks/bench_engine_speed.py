@@ -19,7 +19,6 @@ Rivals that are not installed are skipped and said so; `make rivals` installs th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -30,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import NAMES, StepError, machine, run_steps, why_missing
+from processes import NAMES, StepError, machine, run_steps, save, why_missing
 from steps import MODELS
 
 RIVALS = ("torch", "ort", "executorch")
@@ -113,7 +112,8 @@ def main() -> None:
     for line in differing:
         print(line, file=sys.stderr)
     if options.json:
-        write_json(Path(options.json), options, jobs, bars)
+        about = {"command": "hedgerow bench engine-speed", "rounds": options.rounds}
+        save(Path(options.json), about, [cell(job) for job in jobs if job.steps], [str(bar) for bar in bars])
     if differing:
         raise SystemExit(1)
 
@@ -325,27 +325,18 @@ def print_threads(options: argparse.Namespace, root: Path) -> list[Bar]:
     return bars
 
 
-def write_json(path: Path, options: argparse.Namespace, jobs: list[Job], bars: list[Bar]) -> None:
-    """Milliseconds and losses of every job, and the bars."""
-    cells = [
-        {
-            "framework": NAMES[job.framework],
-            "model": job.model,
-            "batch": job.batch,
-            "budget": job.budget or None,
-            "cpu_ms": round(job.milliseconds, 4),
-            "processes_cpu_ms": [round(1e3 * step["cpu_s"], 4) for step in job.steps],
-            "first_loss": round(job.loss, 5),
-            "arena_bytes": job.prepared.get("arena_bytes"),
-        }
-        for job in jobs
-        if job.steps
-    ]
-    content = {
-        "command": "hedgerow bench engine-speed", "machine": machine(), "rounds": options.rounds, "cells": cells,
-        "bars": [str(bar) for bar in bars],
-    }  # fmt: skip
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def cell(job: Job) -> dict[str, Any]:
+    """A row of the JSON file."""
+    return {
+        "framework": NAMES[job.framework],
+        "model": job.model,
+        "batch": job.batch,
+        "budget": job.budget or None,
+        "cpu_ms": round(job.milliseconds, 4),
+        "processes_cpu_ms": [round(1e3 * step["cpu_s"], 4) for step in job.steps],
+        "first_loss": round(job.loss, 5),
+        "arena_bytes": job.prepared.get("arena_bytes"),
+    }
 
 
 if __name__ == "__main__":

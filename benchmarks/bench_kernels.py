@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from processes import ONE_THREAD, machine
+from processes import ONE_THREAD, machine, save
 
 if TYPE_CHECKING:
     from kernel_cases import Arena, Case, Spec
@@ -62,6 +61,9 @@ class Row:
     rival_us: float
     ratio: float
 
+    def rounded(self) -> dict[str, Any]:
+        return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
 
 def main() -> None:
     options = parse(sys.argv[1:])
@@ -76,22 +78,20 @@ def main() -> None:
     names = options.isa or [native.selected_isa()]
     print(f"Machine: {machine()}; one thread, CPU time; this build and CPU have {', '.join(native.isas())}")
     rows: list[Row] = []
+    bars: list[str] = []
     different: list[str] = []
     for isa in native.isas() if names == ["all"] else names:
         native.select_isa(isa)
         shapes = [shape for shape in SHAPES if wanted(str(shape), options.only)]
         if "products" in options.tables and shapes:
-            rows += print_products(isa, shapes, options.pairs)
+            rows += print_products(isa, shapes, options.pairs, bars)
         if "int8" in options.tables and shapes:
             rows += print_int8(isa, shapes, options.pairs)
         if "ops" in options.tables:
             rows += print_ops(isa, options, different)
     if options.json:
-        content = {
-            "command": "hedgerow bench kernels", "machine": machine(), "batch": options.batch,
-            "rows": [asdict(row) for row in rows],
-        }  # fmt: skip
-        Path(options.json).write_text(json.dumps(content, indent=1) + "\n")
+        about = {"command": "hedgerow bench kernels", "batch": options.batch}
+        save(Path(options.json), about, [row.rounded() for row in rows], bars)
     if different:
         raise SystemExit("\n".join(f"FAILED: {label}: the result is not PyTorch's" for label in different))
 
@@ -228,7 +228,7 @@ def product(form: str, m: int, n: int, k: int) -> tuple[Arena, Spec, Callable[[]
     return arena, op, lambda: np.matmul(a, b, out=out), lambda: torch.mm(ta, tb)
 
 
-def print_products(isa: str, shapes: list[tuple[int, int, int]], pairs: int) -> list[Row]:
+def print_products(isa: str, shapes: list[tuple[int, int, int]], pairs: int, bars: list[str]) -> list[Row]:
     print(f"\n1. Products, {isa}: times faster than NumPy's matmul(out=) and torch.mm; GFLOP/s of the kernel")
     forms = ("NN", "NT", "TN")
     head = " ".join(f"{form + ' call':>8} {'kernel':>7} {'x torch':>7} {'GFLOP/s':>8}" for form in forms)
@@ -251,23 +251,28 @@ def print_products(isa: str, shapes: list[tuple[int, int, int]], pairs: int) -> 
         print(f"   {f'{m}, {n}, {k}':16} {' '.join(cells)}  {2e-9 * m * n * k / numpy_s:8.1f}", flush=True)
     for (form, how), ratios in over_numpy.items():
         print(f"   geomean over NumPy, {form} {how}: {geomean(ratios):.2f}, least {min(ratios):.2f}")
-    for how in ("call", "kernel"):
-        print_product_bars(how, dict(zip(shapes, over_numpy["NN", how], strict=True)))
+    held = [
+        line
+        for how in ("call", "kernel")
+        for line in product_bars(f"{isa}, NN {how} over NumPy", dict(zip(shapes, over_numpy["NN", how], strict=True)))
+    ]
+    print("\n".join(f"   bar: {line}" for line in held))
+    bars += held
     return rows
 
 
-def print_product_bars(how: str, ratios: dict[tuple[int, int, int], float]) -> None:
+def product_bars(what: str, ratios: dict[tuple[int, int, int], float]) -> Iterator[str]:
     others = {shape: ratio for shape, ratio in ratios.items() if shape != GEMV}
     if others:
         worst = min(others, key=lambda shape: others[shape])
-        _bar(f"NN {how} over NumPy, worst shape {worst}", others[worst], EACH)
-    _bar(f"NN {how} over NumPy, geomean of {len(ratios)} shapes", geomean(list(ratios.values())), ALL)
+        yield _bar(f"{what}, worst shape {worst}", others[worst], EACH)
+    yield _bar(f"{what}, geomean of {len(ratios)} shapes", geomean(list(ratios.values())), ALL)
     if GEMV in ratios:
-        _bar(f"NN {how} over NumPy, {GEMV}", ratios[GEMV], GEMV_LEAST)
+        yield _bar(f"{what}, {GEMV}", ratios[GEMV], GEMV_LEAST)
 
 
-def _bar(text: str, figure: float, limit: float) -> None:
-    print(f"   bar: {text} >= {limit:g}: {figure:.2f}, {'holds' if figure >= limit else 'MISSED'}")
+def _bar(text: str, figure: float, limit: float) -> str:
+    return f"{text} >= {limit:g}: {figure:.2f}, {'holds' if figure >= limit else 'MISSED'}"
 
 
 # Table 2.

@@ -71,3 +71,10 @@ def machine() -> str:
     interesting = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "asimd", "asimddp", "i8mm", "sve")
     found = ", ".join(flag for flag in interesting if flag in flags) or "no vector instructions known"
     return f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {found}"
+
+
+def save(path: Path, about: dict[str, Any], rows: list[dict[str, Any]], bars: list[str]) -> None:
+    """A JSON file of `about`, this machine, the bars and the rows, one row a line."""
+    head = json.dumps({**about, "machine": machine(), "bars": bars}, indent=1).removesuffix("\n}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head},\n "rows": [\n  ' + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]\n}\n")

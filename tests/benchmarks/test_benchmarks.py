@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import re
 import subprocess
@@ -55,6 +56,14 @@ def test_a_rival_that_is_not_installed_is_skipped_with_the_remedy(
     assert processes.why_missing("executorch") == "skipped: executorch (make rivals installs it)"
     assert processes.why_missing("torch") == processes.why_missing("ours") == ""
     processes.why_missing.cache_clear()
+
+
+def test_figures_are_kept_with_the_machine_in_general_terms(load: Any, tmp_path: Path) -> None:
+    rows = [{"label": "a", "ratio": 1.5}, {"label": "b", "ratio": 2.0}]
+    load("processes").save(tmp_path / "results" / "x.json", {"command": "hedgerow bench x"}, rows, ["holds"])
+    kept = json.loads((tmp_path / "results" / "x.json").read_text())
+    assert (kept["command"], kept["rows"], kept["bars"]) == ("hedgerow bench x", rows, ["holds"])
+    assert re.fullmatch(r"\w+, \d+ cores, [\w, ]+", kept["machine"])
 
 
 def test_a_failed_process_is_told_by_its_last_words(load: Any, tmp_path: Path) -> None:
