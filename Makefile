@@ -53,9 +53,10 @@ $(VENV)/dev.done: $(VENV)/base.done pyproject.toml $(SOURCES)
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/sim.done
 
-$(RIVALS)/rivals.done: constraints.txt benchmarks/rivals.txt
+BENCH_EXTRA = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
+$(RIVALS)/rivals.done: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(RIVALS)
 	$(RIVALS)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(RIVALS)/bin/$(PIP_INSTALL) numpy onnx
-	$(RIVALS)/bin/$(PIP_INSTALL) --no-deps --requirement benchmarks/rivals.txt
+	$(RIVALS)/bin/$(PIP_INSTALL) --no-deps $$($(PYTHON) -c "$(BENCH_EXTRA)")
 	touch $@
