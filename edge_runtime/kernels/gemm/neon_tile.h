@@ -5,10 +5,9 @@
 // a is depth x 8 and b depth x 12, both without gaps and padded with zeros where the matrix ends; tile is 8 x 12,
 // row-major, and overwritten: it is the caller who adds it to c, or cuts it at c's edge. depth may be 0.
 //
-// tests/arm/hot_loops.py holds the loop to 95 % of what a Cortex-A72 and a Cortex-A76 can do. It takes three things to
-// get there from GCC: sums in one flat array with every loop over it unrolled (else it stores them all each time
-// round), b's vectors multiplied by a lane of a's (else each of a's floats needs a load or a dup of its own), and a
-// loop that counts by pointers.
+// tests/arm/hot_loops.py holds the loop to 95 % of what a Cortex-A72 and a Cortex-A76 can do. It takes two things to get
+// there from GCC: sums in one flat array with every loop over it unrolled (else it stores them all each time round), and
+// b's vectors multiplied by a lane of a's (else each of a's floats needs a load of its own).
 #ifndef HEDGEROW_GEMM_NEON_TILE_H_
 #define HEDGEROW_GEMM_NEON_TILE_H_
 
@@ -23,7 +22,8 @@ namespace {
   sum[3 * (r) + 1] = vfmaq_laneq_f32(sum[3 * (r) + 1], y1, x, lane); \
   sum[3 * (r) + 2] = vfmaq_laneq_f32(sum[3 * (r) + 2], y2, x, lane);
 
-inline void SgemmTile8x12(ptrdiff_t depth, const float* a, const float* b, float* tile) {
+// Not inlined: the registers are all its own, and hot_loops.py finds it by name.
+__attribute__((noinline)) inline void SgemmTile8x12(ptrdiff_t depth, const float* a, const float* b, float* tile) {
   float32x4_t sum[24];
 #pragma GCC unroll 24
   for (int i = 0; i < 24; ++i) sum[i] = vdupq_n_f32(0);
