@@ -1,4 +1,4 @@
-"""Instructions that a training step executes on ARM, by op: counted, not timed, so equal on every machine and every run.
+"""Instructions that a training step executes on ARM, by op: counted, not timed, so equal on every machine.
 
 The cross-compiled core runs under qemu 7.2 as a Cortex-A72 (NEON, no dot products), one op at a time, with a plugin
 that counts (tests/arm/count_instructions.c). Models, weights and data: five of `simulations.models` after

@@ -1,4 +1,4 @@
-"""The same training on two architectures: does the engine learn the same weights?
+"""The same training on two architectures, which must give the same weights.
 
     python train.py make FOLDER        where PyTorch is: a Program of each model and a batch to train on
     python train.py run FOLDER NAME    on each machine, without PyTorch: trains, writes what came out
