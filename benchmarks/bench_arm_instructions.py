@@ -59,7 +59,7 @@ def count(name: str, cores: RemoteCores, out: Path) -> dict[str, int]:
     """Instructions of one training step by the native op's name, the dearest first."""
     program, x, y = prepare(name)
     session.NativeProgram = one_by_one(cores)  # type: ignore[misc]
-    trainer = er.Trainer(program)
+    trainer = er.Trainer(program, threads=1)
     before = len(out.read_text().splitlines())
     trainer.step(x, y)
     counts = map(int, out.read_text().splitlines()[before:])
@@ -86,7 +86,7 @@ def one_by_one(cores: RemoteCores) -> type:
     """A native program that asks for each op by itself, so that each has a line of its own in the plugin's output."""
 
     class OneByOne(remote_program(cores)):  # type: ignore[misc]
-        def run(self, arena: np.ndarray[Any, Any], first: int, count: int) -> tuple[int, int]:
+        def run(self, arena: np.ndarray[Any, Any], first: int, count: int, team: None = None) -> tuple[int, int]:
             for op in range(first, first + count):
                 status, bad = super().run(arena, op, 1)
                 if status:

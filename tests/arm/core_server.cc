@@ -1,21 +1,22 @@
 // The native core behind stdin and stdout, so that tests on one machine drive it on another, emulated or real: nothing
 // but this program and the library has to be there. remote_core.py is the other side.
 //
-// A request is five int64 (kind, a, b, c, nbytes) and nbytes of payload; its answer three (x, y, nbytes) and payload.
+// A request is six int64 (kind, a, b, c, d, nbytes) and nbytes of payload; its answer three (x, y, nbytes) and payload.
 // Both in the byte order of the machines, which is the same.
 //
-//   kind       a        b            c       payload      x                y        payload
-//   0 isa      index                                      0, -1 past them           name
-//   1 select                                 name         0, -1 unknown
-//   2 code                                   name         the op's code
-//   3 create   count    arena_bytes          ops          session, or -1   bad op   why
-//   4 run      session  first        count   the arena    status           bad op   the arena
+//   kind       a        b            c      d        payload      x                y        payload
+//   0 isa      index                                              0, -1 past them           name
+//   1 select                                         name         0, -1 unknown
+//   2 code                                           name         the op's code
+//   3 create   count    arena_bytes                  ops          session, or -1   bad op   why
+//   4 run      session  first        count  threads  the arena    status           bad op   the arena
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -79,10 +80,11 @@ std::string Name(const uint8_t* data, size_t nbytes) { return {reinterpret_cast<
 
 void Serve() {
   std::vector<void*> sessions;
+  std::map<int64_t, void*> teams;  // by how many threads they have
   for (;;) {
-    int64_t head[5];
+    int64_t head[6];
     ReadAll(head, sizeof head);
-    const auto [kind, a, b, c, length] = head;
+    const auto [kind, a, b, c, d, length] = head;
     const auto nbytes = static_cast<size_t>(length);
     const GuardedBytes payload(nbytes);
     uint8_t* data = payload.start();
@@ -108,7 +110,9 @@ void Serve() {
         break;
       }
       case 4: {
-        const int32_t status = hr_session_run(sessions[static_cast<size_t>(a)], data, b, c, &bad);
+        if (d > 1 && teams[d] == nullptr) teams[d] = hr_team_create(static_cast<int32_t>(d));
+        void* team = d > 1 ? teams[d] : nullptr;
+        const int32_t status = hr_session_run(sessions[static_cast<size_t>(a)], team, data, b, c, &bad);
         Answer(status, bad, data, nbytes);
         break;
       }

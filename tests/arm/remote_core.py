@@ -24,6 +24,7 @@ from edge_runtime.errors import EdgeRuntimeError, ProgramError
 from edge_runtime.kernels import native
 
 ISA, SELECT, CODE, CREATE, RUN = range(5)
+Payload = bytes | memoryview
 
 
 class RemoteCore:
@@ -33,10 +34,10 @@ class RemoteCore:
         self.command = list(command)
         self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def ask(self, kind: int, a: int = 0, b: int = 0, c: int = 0, payload: bytes | memoryview = b"") -> None:
+    def ask(self, kind: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, payload: Payload = b"") -> None:
         assert self._process.stdin
         try:
-            self._process.stdin.write(struct.pack("5q", kind, a, b, c, len(payload)))
+            self._process.stdin.write(struct.pack("6q", kind, a, b, c, d, len(payload)))
             self._process.stdin.write(payload)
             self._process.stdin.flush()
         except BrokenPipeError:
@@ -50,8 +51,8 @@ class RemoteCore:
         x, y, nbytes = struct.unpack("3q", head)
         return x, y, self._process.stdout.read(nbytes)
 
-    def call(self, kind: int, a: int = 0, b: int = 0, c: int = 0, payload: bytes = b"") -> tuple[int, int, bytes]:
-        self.ask(kind, a, b, c, payload)
+    def call(self, kind: int, a: int = 0, b: int = 0, payload: Payload = b"") -> tuple[int, int, bytes]:
+        self.ask(kind, a, b, payload=payload)
         return self.answer()
 
     def isas(self) -> Iterator[str]:
@@ -119,10 +120,12 @@ def remote_program(cores: RemoteCores) -> type:
                     raise ProgramError(f"op {bad}: {why.decode()}" if bad >= 0 else f"op table: {why.decode()}")
                 self._sessions[core] = session
 
-        def run(self, arena: np.ndarray[Any, Any], first: int, count: int) -> tuple[int, int]:
-            mine = arena[: self._arena_bytes]
+        def run(
+            self, arena: np.ndarray[Any, Any], first: int, count: int, team: native.Team | None = None
+        ) -> tuple[int, int]:
+            mine, threads = arena[: self._arena_bytes], team.threads if team else 1
             for core in cores.active:
-                core.ask(RUN, self._sessions[core], first, count, mine.data)
+                core.ask(RUN, self._sessions[core], first, count, threads, mine.data)
             answers = [core.answer() for core in cores.active]
             for core, answer in zip(cores.active, answers, strict=True):
                 assert answer == answers[0], f"{core.command} and {cores.active[0].command} differ"

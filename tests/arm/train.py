@@ -44,7 +44,7 @@ def make(folder: Path) -> None:
 
 def run(folder: Path, where: str) -> None:
     for name in MODELS:
-        trainer = er.Trainer(er.Program.load(folder / f"{name}.program"))
+        trainer = er.Trainer(er.Program.load(folder / f"{name}.program"), threads=2)
         data = np.load(folder / f"{name}.npz")
         start = time.process_time()
         losses = [trainer.step(data["x"], data["y"]) for _ in range(STEPS)]

@@ -38,8 +38,8 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_training_step_allocates_nothing(model: str, hook: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "threads"), [*((model, 1) for model in MODELS), ("lenet", 2), ("char_gru", 2)])
+def test_a_training_step_allocates_nothing(model: str, threads: int, hook: Path, tmp_path: Path) -> None:
     import torch
 
     from simulations import models
@@ -49,7 +49,7 @@ def test_a_training_step_allocates_nothing(model: str, hook: Path, tmp_path: Pat
         getattr(models, model)(), torch.tensor(x[:1]), optimizer=er.SGD(lr=0.01, momentum=0.9), batch_size=BATCH
     )
     program.save(tmp_path / "program")
-    command = [sys.executable, "-P", __file__, model, str(tmp_path / "program"), str(hook)]
+    command = [sys.executable, "-P", __file__, model, str(threads), str(tmp_path / "program"), str(hook)]
     environment = {**os.environ, "LD_PRELOAD": str(hook), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
@@ -69,7 +69,7 @@ def batch(model: str) -> tuple[np.ndarray, np.ndarray]:
 # The child
 
 
-def train(model: str, path: str, hook: str) -> None:
+def train(model: str, threads: str, path: str, hook: str) -> None:
     """Print the counted allocations of making the first session, then of each step's native call."""
     from edge_runtime.kernels import native
 
@@ -92,7 +92,7 @@ def train(model: str, path: str, hook: str) -> None:
     core = native._core()
     core.hr_session_create = counted(core.hr_session_create)
     program = er.Program.load(Path(path))
-    trainer = er.Trainer(program)
+    trainer = er.Trainer(program, threads=int(threads))
     del counts[1:]
     core.hr_session_run = counted(core.hr_session_run)
     x, y = batch(model)
