@@ -11,7 +11,7 @@ PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-warn-conflict
 PIP = $(BIN)/$(PIP_INSTALL)
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
-.PHONY: demo test check format wheel rivals clean
+.PHONY: demo test check format wheel sanitize rivals clean
 
 demo: $(VENV)/sim.done
 	$(BIN)/hedgerow simulate mnist
@@ -31,6 +31,9 @@ format: $(VENV)/dev.done
 
 wheel: $(VENV)/dev.done
 	$(BIN)/python -m build --wheel
+
+sanitize: $(VENV)/dev.done
+	VENV=$(abspath $(VENV)) .ci/sanitize
 
 rivals: $(RIVALS)/rivals.done
 
