@@ -1,12 +1,14 @@
-// Convolutions (ops.h): pointwise ones are a product of matrices as they stand, depthwise ones run directly, all others
-// copy the windows of one image and group into the columns of `work` (Chellapilla et al. 2006) and take products.
+// Convolutions (ops.h). Depthwise ones run plane by plane; all others are products of matrices of which one, the
+// windows, is never written down: tiles read it from a Field, pointwise ones from the image itself.
 #ifndef HEDGEROW_CONV_GENERIC_H_
 #define HEDGEROW_CONV_GENERIC_H_
 
-#include "conv/columns.h"
+#include "conv/anywhere.h"
 #include "conv/depthwise.h"
+#include "conv/forward.h"
+#include "conv/input_gradient.h"
+#include "conv/weight_gradient.h"
 #include "elementwise/activation.h"
-#include "gemm/generic.h"
 
 namespace hedgerow {
 namespace {
@@ -14,64 +16,29 @@ namespace {
 Status conv2d(const Call& call) {
   const Geometry s(call);
   const float *x = call.f32(0), *w = call.f32(1), *b = call.f32(2);
-  float *y = call.f32(3), *work = call.f32(4);
-  if (s.Depthwise()) {
-    DepthwiseForward(s, x, w, b, y);
-    Activate(call.size(12), s.N * s.O * s.OH * s.OW, y);
+  float* y = call.f32(3);
+  if (!s.Depthwise()) {
+    ConvForward(call, s, x, w, b, call.size(12), y);
     return kOk;
   }
-  const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
-  for (Index i = 0; i < s.N * s.groups; ++i) {
-    const Index g = i % s.groups;
-    const float* image = x + i * s.group_channels * s.H * s.W;
-    float* out = y + i * s.group_outputs * places;
-    if (b) {
-      for (Index o = 0; o < s.group_outputs; ++o) Splat(places, b[g * s.group_outputs + o], out + o * places);
-    }
-    if (!s.Pointwise()) WindowsToColumns(s, image, work);
-    Gemm(Form::kNN, s.group_outputs, places, depth, w + g * s.group_outputs * depth, depth,
-         s.Pointwise() ? image : work, places, b ? Beta::kOne : Beta::kZero, out, places);
-    Activate(call.size(12), s.group_outputs * places, out);
-  }
+  DepthwiseForward(s, x, w, b, y);
+  Activate(call.size(12), s.N * s.O * s.OH * s.OW, y);
   return kOk;
 }
 
 Status conv2d_dx(const Call& call) {
   const Geometry s(call);
   const float *g = call.f32(0), *w = call.f32(1);
-  float *dx = call.f32(2), *work = call.f32(3);
-  if (s.Depthwise()) {
-    DepthwiseDx(s, g, w, dx);
-    return kOk;
-  }
-  const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
-  for (Index i = 0; i < s.N * s.groups; ++i) {
-    float* image = dx + i * s.group_channels * s.H * s.W;
-    Gemm(Form::kTN, depth, places, s.group_outputs, w + (i % s.groups) * s.group_outputs * depth, depth,
-         g + i * s.group_outputs * places, places, Beta::kZero, s.Pointwise() ? image : work, places);
-    if (s.Pointwise()) continue;
-    Zero(s.group_channels * s.H * s.W, image);
-    AddColumnsToWindows(s, work, image);
-  }
+  float* dx = call.f32(2);
+  s.Depthwise() ? DepthwiseDx(s, g, w, dx) : ConvDx(call, s, g, w, dx);
   return kOk;
 }
 
 Status conv2d_dw(const Call& call) {
   const Geometry s(call);
   const float *g = call.f32(0), *x = call.f32(1);
-  float *dw = call.f32(2), *work = call.f32(3);
-  if (s.Depthwise()) {
-    DepthwiseDw(s, g, x, dw);
-    return kOk;
-  }
-  const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
-  for (Index i = 0; i < s.N * s.groups; ++i) {
-    const float* image = x + i * s.group_channels * s.H * s.W;
-    if (!s.Pointwise()) WindowsToColumns(s, image, work);
-    Gemm(Form::kNT, s.group_outputs, depth, places, g + i * s.group_outputs * places, places,
-         s.Pointwise() ? image : work, places, i < s.groups ? Beta::kZero : Beta::kOne,
-         dw + (i % s.groups) * s.group_outputs * depth, depth);
-  }
+  float* dw = call.f32(2);
+  s.Depthwise() ? DepthwiseDw(s, g, x, dw) : ConvDw(call, s, g, x, dw);
   return kOk;
 }
 

@@ -29,6 +29,13 @@ struct Geometry {
 
   bool Depthwise() const { return C == groups && O == groups; }
   bool Pointwise() const { return kh == 1 && kw == 1 && sh == 1 && sw == 1 && ph == 0 && pw == 0; }
+  // The same pointwise convolution of images that are one row high.
+  Geometry AsOneRow() const {
+    Geometry row = *this;
+    row.H = row.OH = 1;
+    row.W = row.OW = H * W;
+    return row;
+  }
   // The output columns at which the kernel's column l is inside the image.
   Span Columns(Index l) const { return Inside(OW, sw, l - pw, W); }
 

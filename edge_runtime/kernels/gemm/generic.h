@@ -12,9 +12,6 @@
 namespace hedgerow {
 namespace {
 
-constexpr Index kDepth = 256;
-constexpr Index kTileRows = Isa::kTileRows;
-
 // A matrix read as [row][k]: element (row, k) stands at p[row * outer + k * inner].
 struct Strided {
   const float* p;

@@ -2,13 +2,11 @@
 #ifndef HEDGEROW_GEMM_PACK_H_
 #define HEDGEROW_GEMM_PACK_H_
 
+#include "gemm/tile.h"
 #include "isa/transpose.h"
 
 namespace hedgerow {
 namespace {
-
-constexpr Index kTileVectors = Isa::kTileVectors;
-constexpr Index kTileColumns = kTileVectors * kWidth;
 
 // From b[k][n].
 void PackRows(const float* b, Index ldb, Index depth, Index columns, float* panel) {

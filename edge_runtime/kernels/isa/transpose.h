@@ -35,10 +35,42 @@ HEDGEROW_INLINE void SwapBlocks(V (&rows)[kWidth]) {
   }
 }
 
+// Four rows as 4 x 4 squares, one in each four lanes: the shuffles that CPUs have a single instruction for.
+HEDGEROW_INLINE void TransposeSquares(V (&rows)[kWidth], Index first) {
+  VI low, high, left, right;
+  for (int i = 0; i < kWidth; ++i) {
+    const int lane = i % 4, square = i - lane, other = static_cast<int>(kWidth);
+    low[i] = square + lane / 2 + lane % 2 * other;
+    high[i] = low[i] + 2;
+    left[i] = square + lane % 2 + lane / 2 * other;
+    right[i] = left[i] + 2;
+  }
+  V* row = rows + first;
+  const V a = Shuffle(row[0], row[1], low), b = Shuffle(row[0], row[1], high);
+  const V c = Shuffle(row[2], row[3], low), d = Shuffle(row[2], row[3], high);
+  row[0] = Shuffle(a, c, left);
+  row[1] = Shuffle(a, c, right);
+  row[2] = Shuffle(b, d, left);
+  row[3] = Shuffle(b, d, right);
+}
+
 HEDGEROW_INLINE void Transpose(V (&rows)[kWidth]) {
-  SwapBlocks<1>(rows);
-  SwapBlocks<2>(rows);
+  for (Index first = 0; first < kWidth; first += 4) TransposeSquares(rows, first);
   if constexpr (kWidth == 8) SwapBlocks<4>(rows);
+}
+
+// to[2 i] = even[i], to[2 i + 1] = odd[i] for i < n, a multiple of kWidth.
+HEDGEROW_INLINE void Interleave(Index n, const float* even, const float* odd, float* to) {
+  VI low, high;
+  for (int i = 0; i < kWidth; ++i) {
+    low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
+    high[i] = low[i] + static_cast<int>(kWidth) / 2;
+  }
+  for (Index i = 0; i < n; i += kWidth) {
+    const V a = Load(even + i), b = Load(odd + i);
+    Store(to + 2 * i, Shuffle(a, b, low));
+    Store(to + 2 * i + kWidth, Shuffle(a, b, high));
+  }
 }
 
 // Lane i of the result is the sum of rows[i]'s lanes.

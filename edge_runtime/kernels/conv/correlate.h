@@ -1,0 +1,140 @@
+// Products of weights with windows, read from a Field (or from the image itself): the core of conv2d and conv2d_dx.
+#ifndef HEDGEROW_CONV_CORRELATE_H_
+#define HEDGEROW_CONV_CORRELATE_H_
+
+#include "conv/field.h"
+#include "gemm/tile.h"
+
+namespace hedgerow {
+namespace {
+
+constexpr Index kMostFieldTaps = kDepth;
+// Where the outputs' rows are no multiple of a vector, a group of panels is computed flat, gaps between the rows and
+// all, and then copied.
+constexpr Index kGroupVectors = 32 * kTileVectors;
+constexpr Index kFlatFloats = kGroupVectors * kWidth;
+// What a group of panels reads should stay in half of a small L1 cache.
+constexpr Index kGroupFloats = 3 * 1024;
+
+// One product: out[m][q][r] = the sum over `channels` and taps of
+//   w[m w_row + channel w_channel + tap.a] field[channel field_channel + tap.b + q pitch + r]
+struct Correlation {
+  Index M;
+  Index w_row, w_channel;
+  Index field_channel, pitch;
+  Index columns;             // of one output row
+  Index out_plane, out_row;  // strides of out
+  // Columns stand sw apart in out. With `pair`, column r of out is column (r + shift)/2 of the product with the taps
+  // of its parity: two phases of a stride of 2, side by side.
+  Index sw;
+  bool pair;
+  Index shift;
+};
+
+// The kernel's places that a product sums over.
+struct Taps {
+  Index count;
+  Step at[kMostFieldTaps];
+
+  // For some channels; returns how many.
+  Index Steps(const Correlation& s, Index channels, Step* steps) const {
+    Index depth = 0;
+    for (Index c = 0; c < channels; ++c) {
+      for (Index t = 0; t < count; ++t) steps[depth++] = {c * s.w_channel + at[t].a, c * s.field_channel + at[t].b};
+    }
+    return depth;
+  }
+};
+
+// y[j] = finished sums[j]
+void FinishRow(Index n, const float* sums, float bias, const Finish& finish, float* y) {
+  ForVectors(n, [&](Index j, Index k) {
+    const V before = finish.add ? LoadPart(y + j, k) : Splat(bias);
+    StorePart(y + j, Activated(finish.act, before + LoadPart(sums + j, k)), k);
+  });
+}
+
+// Outputs from the flat sums [first, first + n) of one strip; n is a multiple of kWidth, and what is past the last row
+// is left out.
+void CopyFlat(const Correlation& s, Index rows, Index bands_rows, Index first, Index n, const float* flat,
+              const Finish& finish, float* out) {
+  alignas(64) float both[2 * kFlatFloats];
+  for (Index m = 0; m < rows; ++m, flat += kFlatFloats, out += s.out_plane) {
+    const float bias = finish.bias ? finish.bias[m] : 0.f;
+    if (s.pair) Interleave(n, flat, flat + kTileRows * kFlatFloats, both);
+    for (Index q = first / s.pitch; q < bands_rows && q * s.pitch < first + n; ++q) {
+      float* y = out + q * s.out_row;
+      if (s.pair) {
+        // In elements of `both`: the row starts at its `shift`.
+        const Index start = 2 * q * s.pitch + s.shift, from = Max(2 * first, start);
+        const Index end = Min(2 * (first + n), start + s.columns);
+        if (from < end) FinishRow(end - from, both + from - 2 * first, bias, finish, y + from - start);
+        continue;
+      }
+      const Index start = q * s.pitch, from = Max(first, start), end = Min(first + n, start + s.columns);
+      if (s.sw == 1) {
+        if (from < end) FinishRow(end - from, flat + from - first, bias, finish, y + from - start);
+        continue;
+      }
+      for (Index j = from; j < end; ++j) {
+        float& element = y[(j - start) * s.sw];
+        element = Activated(finish.act, Splat((finish.add ? element : bias) + flat[j - first]))[0];
+      }
+    }
+  }
+}
+
+// `rows` rows of outputs, over channels that make at most kDepth steps. `other`: the odd columns' taps, for a pair.
+void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const Taps* other, const float* w,
+                   const float* field, Index rows, const Finish& finish, float* out) {
+  Step steps[kDepth], odd_steps[kDepth];
+  const Index depth = taps.Steps(s, channels, steps), odd_depth = other ? other->Steps(s, channels, odd_steps) : 0;
+  const bool flat = s.columns % kWidth != 0 || s.sw != 1;
+  const Index row_vectors = s.columns / kWidth, flat_columns = s.pair ? (s.columns + s.shift + 1) / 2 : s.columns;
+  const Index vectors = flat ? ((rows - 1) * s.pitch + flat_columns + kWidth - 1) / kWidth : rows * row_vectors;
+  const Index group = kTileVectors * Max(1, Min(kFlatFloats, kGroupFloats / channels) / kTileColumns);
+  alignas(64) float sums[2 * kTileRows * kFlatFloats];
+  // Where the group's vectors are read and where they are written; behind the last stands the last again.
+  Index from[kGroupVectors + kTileVectors], to[kGroupVectors + kTileVectors];
+  Index row = 0, column = 0;
+  for (Index first = 0; first < vectors; first += group) {
+    const Index n = Min(vectors - first, group);
+    for (Index i = 0; i < n; ++i, column += kWidth) {
+      if (!flat && column == s.columns) {
+        column = 0;
+        ++row;
+      }
+      from[i] = row * s.pitch + column;
+      to[i] = flat ? i * kWidth : row * s.out_row + column;
+    }
+    for (Index i = n; i < n + kTileVectors; ++i) {
+      from[i] = from[n - 1];
+      to[i] = to[n - 1];
+    }
+    ForStrips(s.M, [&](Index m, Index strip) {
+      const auto tile = StepsTileOf<kTileRows>(strip);
+      const Finish strip_finish{finish.bias ? finish.bias + m : nullptr, finish.add, finish.act}, raw{};
+      const float* a = w + m * s.w_row;
+      float* y = out + m * s.out_plane;
+      for (Index v = 0; v < n; v += kTileVectors) {
+        const Index used = Min(kTileVectors, n - v);
+        if (flat) {
+          tile(depth, steps, a, s.w_row, field, from + v, raw, sums, kFlatFloats, to + v, used);
+        } else {
+          tile(depth, steps, a, s.w_row, field, from + v, strip_finish, y, s.out_plane, to + v, used);
+        }
+      }
+      if (!flat) return;
+      for (Index v = 0; s.pair && v < n; v += kTileVectors) {
+        tile(odd_depth, odd_steps, a, s.w_row, field, from + v, raw, sums + kTileRows * kFlatFloats, kFlatFloats, to + v,
+             Min(kTileVectors, n - v));
+      }
+      CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, strip_finish, y);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_CONV_CORRELATE_H_

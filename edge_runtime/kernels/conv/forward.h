@@ -1,0 +1,101 @@
+// conv2d: each image's windows times the weights.
+#ifndef HEDGEROW_CONV_FORWARD_H_
+#define HEDGEROW_CONV_FORWARD_H_
+
+#include "conv/anywhere.h"
+#include "conv/correlate.h"
+#include "program/parts.h"
+
+namespace hedgerow {
+namespace {
+
+// How many rows of outputs, and channels, a Field has room for; 0 rows where not even one fits.
+struct Band {
+  Index rows, channels;
+};
+
+// `row` floats a channel and row, `lag` rows more than outputs, at most `most` rows and `channels` channels.
+Band FitBand(Index row, Index lag, Index most, Index channels) {
+  if (row > kFieldFloats || lag > kFieldFloats) return {0, 0};
+  for (;; channels = (channels + 1) / 2) {
+    const Index rows = Min(most, kFieldFloats / (row * channels) - lag);
+    if (channels == 1 || rows >= Min(most, 4)) return {Max(0, rows), channels};
+  }
+}
+
+// What the windows of a convolution's inputs look like in a Field, for bands of `rows` rows of outputs.
+Field WindowField(const Geometry& s, Index rows) {
+  return {s.H, s.W, s.ph, s.pw, s.sh, s.sw, Min(s.sh, s.kh), Min(s.sw, s.kw), rows + (s.kh - 1) / s.sh,
+          s.OW + (s.kw - 1) / s.sw};
+}
+
+// How far from an output's place in a Field the element stands that it meets at kernel place (k, l).
+HEDGEROW_INLINE Index TapPlace(const Geometry& s, const Field& f, Index k, Index l) {
+  return (k % s.sh * f.kept_w + l % s.sw) * f.Phase() + k / s.sh * f.pitch + l / s.sw;
+}
+
+// One image and group, all in place: a column of places for each channel, one row of outputs.
+void CorrelateInPlace(Index M, Index channels, Index places, const float* w, Index w_row, Index w_channel,
+                      const float* x, const Finish& finish, float* out) {
+  const Taps one{1, {}};
+  const Correlation s{M, w_row, w_channel, places, places, places, places, places, 1, false, 0};
+  for (Index c = 0; c < channels; c += kDepth) {
+    const Index count = Min(kDepth, channels - c);
+    CorrelateBand(s, count, one, nullptr, w + c * w_channel, x + c * places, 1,
+                  Finish{finish.bias, c > 0, c + count == channels ? finish.act : 0}, out);
+  }
+}
+
+// The bands of an image, as even as can be.
+Band Evened(Band band, Index rows) {
+  if (band.rows > 0) band.rows = (rows + (rows - 1) / band.rows) / ((rows - 1) / band.rows + 1);
+  return band;
+}
+
+void ConvForward(const Call& call, const Geometry& s, const float* x, const float* w, const float* b, Index act,
+                 float* y) {
+  const Index places = s.OH * s.OW, taps = s.kh * s.kw, depth = s.group_channels * taps;
+  const bool in_place = s.Pointwise() && places % kWidth == 0, fields = !in_place && taps <= kMostFieldTaps;
+  Band band{0, 0};
+  if (fields) {
+    const Field one = WindowField(s, 1);
+    band = Evened(FitBand(one.kept_h * one.kept_w * one.pitch, (s.kh - 1) / s.sh, s.OH,
+                          Min(s.group_channels, kDepth / taps)),
+                  s.OH);
+  }
+  const Field field = WindowField(s, band.rows);
+  Taps all{taps, {}};
+  for (Index t = 0; band.rows && t < taps; ++t) all.at[t] = {t, TapPlace(s, field, t / s.kw, t % s.kw)};
+  const Correlation product{s.group_outputs, depth,  taps, field.Channel(), field.pitch, s.OW,
+                            places,          s.OW,   1,    false,           0};
+  const Index bands = band.rows ? (s.OH + band.rows - 1) / band.rows : 1, units = s.N * s.groups * bands;
+  const double work = static_cast<double>(s.N) * s.O * places * depth / units;
+  ForParts(call, units, work, [&](Index from, Index to) {
+    alignas(64) float scratch[kFieldFloats + kFieldSlack];
+    for (Index unit = from; unit < to; ++unit) {
+      const Index i = unit / bands, first = unit % bands * band.rows, g = i % s.groups;
+      const float *image = x + i * s.group_channels * s.H * s.W, *kernel = w + g * s.group_outputs * depth;
+      const float* bias = b ? b + g * s.group_outputs : nullptr;
+      float* out = y + i * s.group_outputs * places;
+      if (in_place) {
+        const Finish finish{bias, false, act};
+        CorrelateInPlace(s.group_outputs, s.group_channels, places, kernel, depth, 1, image, finish, out);
+      } else if (band.rows == 0) {
+        ForwardAnywhere(s, image, kernel, bias, out);
+        Activate(act, s.group_outputs * places, out);
+      } else {
+        for (Index c = 0; c < s.group_channels; c += band.channels) {
+          const Index channels = Min(band.channels, s.group_channels - c);
+          field.Fill(image + c * s.H * s.W, channels, first, scratch);
+          CorrelateBand(product, channels, all, nullptr, kernel + c * taps, scratch, Min(band.rows, s.OH - first),
+                        Finish{bias, c > 0, c + channels == s.group_channels ? act : 0}, out + first * s.OW);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_CONV_FORWARD_H_

@@ -1,0 +1,149 @@
+// conv2d_dw: g times the windows, transposed into panels a few hundred places deep.
+#ifndef HEDGEROW_CONV_WEIGHT_GRADIENT_H_
+#define HEDGEROW_CONV_WEIGHT_GRADIENT_H_
+
+#include "conv/forward.h"
+
+namespace hedgerow {
+namespace {
+
+// A block of places, in some images: `rows` runs of `columns` places in each.
+struct Places {
+  Index images, rows, columns;
+};
+
+// panel[place][j] = x[at[j] + place's own distance], for a block of places; `pitch` from run to run, `image` from image
+// to image. Reads whole vectors: runs of less than one need slack behind them.
+void PackPlaces(const Places& block, const float* x, Index image, Index pitch, const Index* at, float* panel) {
+  for (Index i = 0; i < block.images; ++i) {
+    for (Index row = 0; row < block.rows; ++row, panel += block.columns * kTileColumns) {
+      const float* run = x + i * image + row * pitch;
+      for (Index j = 0; j < block.columns;) {
+        for (Index v = 0; v < kTileVectors; ++v) {
+          V lanes[kWidth];
+          for (Index c = 0; c < kWidth; ++c) lanes[c] = Load(run + at[v * kWidth + c] + j);
+          Transpose(lanes);
+          float* to = panel + j * kTileColumns + v * kWidth;
+          if (block.columns >= kWidth) {
+            for (Index c = 0; c < kWidth; ++c) Store(to + c * kTileColumns, lanes[c]);
+          } else {
+            for (Index c = 0; c < block.columns; ++c) Store(to + c * kTileColumns, lanes[c]);
+          }
+        }
+        if (j + kWidth >= block.columns) break;
+        j = Min(j + kWidth, block.columns - kWidth);  // the last vector overlaps the one before it
+      }
+    }
+  }
+}
+
+// dw[m][first_column + j] (+)= sum over a block's places of g times the panels' columns
+void AddPlaces(Index M, Index depth, const Step* steps, const float* g, Index g_row, const float* panel, Index columns,
+               bool add, float* dw, Index ldw) {
+  alignas(64) float sums[kTileRows * kTileColumns];
+  Index places[kTileVectors];
+  for (Index v = 0; v < kTileVectors; ++v) places[v] = v * kWidth;
+  ForStrips(M, [&](Index m, Index rows) {
+    const auto tile = StepsTileOf<kTileRows>(rows);
+    const float* a = g + m * g_row;
+    float* out = dw + m * ldw;
+    if (columns == kTileColumns) {
+      return tile(depth, steps, a, g_row, panel, places, Finish{nullptr, add, 0}, out, ldw, places, kTileVectors);
+    }
+    tile(depth, steps, a, g_row, panel, places, Finish{}, sums, kTileColumns, places, kTileVectors);
+    for (Index r = 0; r < rows; ++r, out += ldw) {
+      ForVectors(columns, [&](Index j, Index k) {
+        const V sum = LoadPart(sums + r * kTileColumns + j, k);
+        StorePart(out + j, add ? LoadPart(out + j, k) + sum : sum, k);
+      });
+    }
+  });
+}
+
+// Columns [column, last) of one group's dw; images stand image_g and image_x floats apart.
+void DwColumns(const Geometry& s, Index column, Index last, const float* g, Index image_g, const float* x,
+               Index image_x, float* dw) {
+  const Index places = s.OH * s.OW, taps = s.kh * s.kw, depth = s.group_channels * taps;
+  const Index columns = Min(s.OW, kDepth), rows = Min(s.OH, kDepth / columns);
+  const Index images = Min(s.N, Max(1, kDepth / places));
+  const bool in_place = s.Pointwise() && s.OW >= kWidth && (s.OW % columns == 0 || s.OW % columns >= kWidth);
+  const Field field = WindowField(s, rows);
+  const bool fits = taps <= kMostFieldTaps && field.pitch <= kFieldFloats && field.rows <= kFieldFloats;
+  // Channels that a Field has room for.
+  const Index room = in_place ? s.group_channels : fits ? kFieldFloats / (images * field.Channel()) : 0;
+  if (room == 0) return DwAnywhere(s, column, last, g, image_g, x, image_x, dw);
+  alignas(64) float scratch[kFieldFloats + kFieldSlack];
+  alignas(64) float panel[kDepth * kTileColumns];
+  Step steps[kDepth];
+  bool add = false;
+  auto block_of_places = [&](Index i, Index top, Index left) {
+    const Places block{Min(images, s.N - i), Min(rows, s.OH - top), Min(columns, s.OW - left)};
+    Index n = 0;
+    for (Index image = 0; image < block.images; ++image) {
+      for (Index row = 0; row < block.rows; ++row) {
+        for (Index j = 0; j < block.columns; ++j, ++n) steps[n] = {image * image_g + row * s.OW + j, n * kTileColumns};
+      }
+    }
+    for (Index t = column, end; t < last; t = end) {
+      const Index channel = t / taps, reach = (channel + room) * taps;
+      end = Min(last, reach - t < kTileColumns ? reach : t + (reach - t) / kTileColumns * kTileColumns);
+      const Index channels = (end - 1) / taps + 1 - channel;
+      const float* from = x + i * image_x + channel * s.H * s.W;
+      Index image_step = image_x, pitch = s.W;
+      if (in_place) {
+        from += top * s.W + left;
+      } else {
+        image_step = channels * field.Channel();
+        pitch = field.pitch;
+        for (Index image = 0; image < block.images; ++image) {
+          field.Fill(from + image * image_x, channels, top, scratch + image * image_step);
+        }
+        from = scratch + left;
+      }
+      for (; t < end; t += kTileColumns) {
+        const Index width = Min(kTileColumns, end - t);
+        Index at[kTileColumns];
+        Index c = t / taps - channel, k = t % taps / s.kw, l = t % s.kw;
+        for (Index j = 0; j < kTileColumns; ++j) {
+          at[j] = in_place ? c * s.H * s.W : c * field.Channel() + TapPlace(s, field, k, l);
+          if (j + 1 >= width) continue;  // past the last column the last again
+          if (++l < s.kw) continue;
+          l = 0;
+          if (++k < s.kh) continue;
+          k = 0;
+          ++c;
+        }
+        PackPlaces(block, from, image_step, pitch, at, panel);
+        AddPlaces(s.group_outputs, n, steps, g + i * image_g + top * s.OW + left, places, panel, width, add, dw + t,
+                  depth);
+      }
+    }
+    add = true;
+  };
+  for (Index i = 0; i < s.N; i += images) {
+    for (Index top = 0; top < s.OH; top += rows) {
+      for (Index left = 0; left < s.OW; left += columns) block_of_places(i, top, left);
+    }
+  }
+}
+
+void ConvDw(const Call& call, const Geometry& given, const float* g, const float* x, float* dw) {
+  const Geometry s = given.Pointwise() ? given.AsOneRow() : given;
+  const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
+  const Index panels = (depth + kTileColumns - 1) / kTileColumns;
+  const double work = static_cast<double>(s.N) * places * s.group_outputs * kTileColumns;
+  ForParts(call, s.groups * panels, work, [&](Index first, Index last) {
+    while (first < last) {
+      const Index group = first / panels, from = first % panels, to = Min(panels, from + last - first);
+      DwColumns(s, from * kTileColumns, Min(depth, to * kTileColumns), g + group * s.group_outputs * places,
+                s.O * places, x + group * s.group_channels * s.H * s.W, s.C * s.H * s.W,
+                dw + group * s.group_outputs * depth);
+      first += to - from;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_CONV_WEIGHT_GRADIENT_H_

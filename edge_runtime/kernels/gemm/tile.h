@@ -1,0 +1,105 @@
+// The core of all products: a tile of c, kTileRows by kTileVectors vectors, stays in registers while it walks along k.
+#ifndef HEDGEROW_GEMM_TILE_H_
+#define HEDGEROW_GEMM_TILE_H_
+
+#include "elementwise/activation.h"
+#include "isa/simd.h"
+
+// The sums of a tile are registers only where the loops over them are gone.
+#define HEDGEROW_UNROLL _Pragma("GCC unroll 16")
+
+namespace hedgerow {
+namespace {
+
+constexpr Index kTileRows = Isa::kTileRows;
+constexpr Index kTileVectors = Isa::kTileVectors;
+constexpr Index kTileColumns = kTileVectors * kWidth;
+// A tile sums this many products at most in float32 before the sum is added to c.
+constexpr Index kDepth = 256;
+
+// What one k takes from both sides, as distances from where the tile's operands start. With a table of these neither
+// side needs packing: a convolution's windows are read where they stand.
+struct Step {
+  Index a, b;
+};
+
+// What becomes of a tile's sums on their way to c: added to a bias for each row, or to what stands in c already, and
+// then through an activation (elementwise/activation.h).
+struct Finish {
+  const float* bias;  // one for each row, or nullptr
+  bool add;
+  Index act;
+};
+
+HEDGEROW_INLINE V Activated(Index act, V v) { return act == 0 ? v : act == 1 ? Relu(v) : Relu6(v); }
+
+// sums[r][v] of the products a[r outer + steps.a] b[from[v] + steps.b + lane]
+template <Index kRows>
+HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Index* from, V (&sum)[kRows][kTileVectors]) {
+  const float* vectors[kTileVectors];
+  for (Index v = 0; v < kTileVectors; ++v) vectors[v] = b + from[v];
+  for (Index k = 0; k < depth; ++k) {
+    V y[kTileVectors];
+    for (Index v = 0; v < kTileVectors; ++v) y[v] = Load(vectors[v] + steps[k].b);
+    const float* x = a + steps[k].a;
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] += x[r * outer] * y[v];
+    }
+  }
+}
+
+// A tile whose vector v goes to c + r ldc + to[v], for the first `vectors` of them.
+template <Index kRows>
+void StepsTile(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Index* from,
+               const Finish& finish, float* c, Index ldc, const Index* to, Index vectors) {
+  V sum[kRows][kTileVectors] = {};
+  Multiply<kRows>(depth, steps, a, outer, b, from, sum);
+  if (finish.add) {
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] += Load(c + r * ldc + to[v]);
+    }
+  } else if (finish.bias) {
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] += finish.bias[r];
+    }
+  }
+  if (finish.act != 0) {
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] = Activated(finish.act, sum[r][v]);
+    }
+  }
+  HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+    HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) {
+      if (v < vectors) Store(c + r * ldc + to[v], sum[r][v]);
+    }
+  }
+}
+
+using StepsTileFunction = void (*)(Index, const Step*, const float*, Index, const float*, const Index*, const Finish&,
+                                   float*, Index, const Index*, Index);
+
+template <Index kRows>
+HEDGEROW_INLINE StepsTileFunction StepsTileOf(Index rows) {
+  if constexpr (kRows == 1) {
+    return StepsTile<1>;
+  } else {
+    return rows == kRows ? StepsTile<kRows> : StepsTileOf<kRows - 1>(rows);
+  }
+}
+
+// f(first row, rows) for strips of `rows` that differ by one row at most: a thin strip at the end would leave the
+// multipliers waiting.
+template <typename F>
+HEDGEROW_INLINE void ForStrips(Index rows, F f) {
+  const Index strips = (rows + kTileRows - 1) / kTileRows, least = rows / strips, more = rows % strips;
+  for (Index i = 0, first = 0; i < strips; ++i) {
+    const Index n = least + (i < more ? 1 : 0);
+    f(first, n);
+    first += n;
+  }
+}
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_GEMM_TILE_H_
