@@ -12,26 +12,21 @@ namespace {
 template <typename A, typename Value>
 void ElementProduct(Index M, Index columns, Index depth, const float* a, Index outer, A a_of, Value value,
                     const float* bias, float* c, Index ldc) {
-  alignas(64) float panel[kDepth * kTileColumns], sums[kTileRows * kTileColumns];
+  alignas(64) float panel[kDepth * kTileColumns];
   Step steps[kDepth];
-  Index places[kTileVectors];
-  for (Index v = 0; v < kTileVectors; ++v) places[v] = v * kWidth;
   for (Index n = 0; n < columns; n += kTileColumns) {
-    const Index width = Min(kTileColumns, columns - n);
+    const PanelSlots slots(Min(kTileColumns, columns - n));
     for (Index first = 0; first < depth; first += kDepth) {
       const Index count = Min(kDepth, depth - first);
       for (Index k = 0; k < count; ++k) {
         steps[k] = {a_of(first + k), k * kTileColumns};
-        for (Index j = 0; j < kTileColumns; ++j) panel[k * kTileColumns + j] = j < width ? value(first + k, n + j) : 0.f;
+        for (Index j = 0; j < kTileColumns; ++j) {
+          panel[k * kTileColumns + j] = n + j < columns ? value(first + k, n + j) : 0.f;
+        }
       }
       ForStrips(M, [&](Index m, Index rows) {
-        StepsTileOf<kTileRows>(rows)(count, steps, a + m * outer, outer, panel, places, Finish{}, sums,
-                                     kTileColumns, places, kTileVectors);
-        for (Index r = 0; r < rows; ++r) {
-          float* to = c + (m + r) * ldc + n;
-          const float init = bias ? bias[m + r] : 0.f;
-          for (Index j = 0; j < width; ++j) to[j] = (first ? to[j] : init) + sums[r * kTileColumns + j];
-        }
+        StepsTileOf<kTileRows>(rows)(count, steps, a + m * outer, outer, panel, slots.slots,
+                                     Finish{bias ? bias + m : nullptr, first > 0, 0}, c + m * ldc + n, ldc);
       });
     }
   }

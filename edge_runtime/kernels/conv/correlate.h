@@ -84,53 +84,93 @@ void CopyFlat(const Correlation& s, Index rows, Index bands_rows, Index first, I
   }
 }
 
+// The vectors of `rows` rows of outputs, one after another: row by row, or flat.
+struct Vectors {
+  const Correlation& s;
+  Index rows;
+  bool flat;
+  Index row_vectors, count;
+
+  Vectors(const Correlation& product, Index output_rows) : s(product), rows(output_rows) {
+    row_vectors = (s.columns + kWidth - 1) / kWidth;
+    flat = s.sw != 1 || row_vectors * kWidth > Max(s.pitch, s.columns);
+    const Index columns = s.pair ? (s.columns + s.shift + 1) / 2 : s.columns;
+    count = flat ? ((rows - 1) * s.pitch + columns + kWidth - 1) / kWidth : rows * row_vectors;
+  }
+
+  // Slots for vectors [first, first + n), and one more tile's that write nothing.
+  void Fill(Index first, Index n, Slot* slots) const {
+    Index row = flat ? 0 : first / row_vectors, column = flat ? first : first - row * row_vectors;
+    for (Index i = 0; i < n; ++i, ++column) {
+      if (flat) {
+        slots[i] = {column * kWidth, i * kWidth, kWidth};
+        continue;
+      }
+      if (column == row_vectors) {
+        column = 0;
+        ++row;
+      }
+      const Index at = column * kWidth;
+      slots[i] = {row * s.pitch + at, row * s.out_row + at, Min(kWidth, s.columns - at)};
+    }
+    for (Index i = n; i < n + kTileVectors; ++i) slots[i] = {slots[n - 1].from, slots[n - 1].to, 0};
+  }
+};
+
 // `rows` rows of outputs, over channels that make at most kDepth steps. `other`: the odd columns' taps, for a pair.
 void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const Taps* other, const float* w,
                    const float* field, Index rows, const Finish& finish, float* out) {
   Step steps[kDepth], odd_steps[kDepth];
   const Index depth = taps.Steps(s, channels, steps), odd_depth = other ? other->Steps(s, channels, odd_steps) : 0;
-  const bool flat = s.columns % kWidth != 0 || s.sw != 1;
-  const Index row_vectors = s.columns / kWidth, flat_columns = s.pair ? (s.columns + s.shift + 1) / 2 : s.columns;
-  const Index vectors = flat ? ((rows - 1) * s.pitch + flat_columns + kWidth - 1) / kWidth : rows * row_vectors;
+  const Vectors vectors(s, rows);
   const Index group = kTileVectors * Max(1, Min(kFlatFloats, kGroupFloats / channels) / kTileColumns);
   alignas(64) float sums[2 * kTileRows * kFlatFloats];
-  // Where the group's vectors are read and where they are written; behind the last stands the last again.
-  Index from[kGroupVectors + kTileVectors], to[kGroupVectors + kTileVectors];
-  Index row = 0, column = 0;
-  for (Index first = 0; first < vectors; first += group) {
-    const Index n = Min(vectors - first, group);
-    for (Index i = 0; i < n; ++i, column += kWidth) {
-      if (!flat && column == s.columns) {
-        column = 0;
-        ++row;
-      }
-      from[i] = row * s.pitch + column;
-      to[i] = flat ? i * kWidth : row * s.out_row + column;
-    }
-    for (Index i = n; i < n + kTileVectors; ++i) {
-      from[i] = from[n - 1];
-      to[i] = to[n - 1];
-    }
+  Slot slots[kGroupVectors + kTileVectors];
+  for (Index first = 0; first < vectors.count; first += group) {
+    const Index n = Min(vectors.count - first, group);
+    vectors.Fill(first, n, slots);
     ForStrips(s.M, [&](Index m, Index strip) {
       const auto tile = StepsTileOf<kTileRows>(strip);
-      const Finish strip_finish{finish.bias ? finish.bias + m : nullptr, finish.add, finish.act}, raw{};
+      const Finish end{finish.bias ? finish.bias + m : nullptr, finish.add, finish.act}, raw{};
       const float* a = w + m * s.w_row;
       float* y = out + m * s.out_plane;
-      for (Index v = 0; v < n; v += kTileVectors) {
-        const Index used = Min(kTileVectors, n - v);
-        if (flat) {
-          tile(depth, steps, a, s.w_row, field, from + v, raw, sums, kFlatFloats, to + v, used);
-        } else {
-          tile(depth, steps, a, s.w_row, field, from + v, strip_finish, y, s.out_plane, to + v, used);
+      if (!vectors.flat) {
+        for (Index v = 0; v < n; v += kTileVectors) {
+          tile(depth, steps, a, s.w_row, field, slots + v, end, y, s.out_plane);
         }
+        return;
       }
-      if (!flat) return;
-      for (Index v = 0; s.pair && v < n; v += kTileVectors) {
-        tile(odd_depth, odd_steps, a, s.w_row, field, from + v, raw, sums + kTileRows * kFlatFloats, kFlatFloats, to + v,
-             Min(kTileVectors, n - v));
+      for (Index v = 0; v < n; v += kTileVectors) {
+        tile(depth, steps, a, s.w_row, field, slots + v, raw, sums, kFlatFloats);
+        if (!s.pair) continue;
+        tile(odd_depth, odd_steps, a, s.w_row, field, slots + v, raw, sums + kTileRows * kFlatFloats, kFlatFloats);
       }
-      CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, strip_finish, y);
+      CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, end, y);
     });
+  }
+}
+
+// f(first row, rows, taps) for runs of output rows that meet the same rows of the kernel inside the image: `inside`
+// gives those of one output row. The others would be multiplied by zeros. A row too narrow to fill a tile stays with
+// its neighbours.
+template <typename Inside, typename F>
+void ForTapRows(const Correlation& s, const Taps& taps, Index kernel_rows, Index first, Index last, Inside inside,
+                F f) {
+  if (Vectors(s, 1).flat || Vectors(s, 1).count % kTileVectors != 0) return f(first, last - first, taps);
+  const Index row_taps = kernel_rows ? taps.count / kernel_rows : 0;
+  for (Index q = first, end; q < last; q = end) {
+    const Span rows = inside(q);
+    for (end = q + 1; end < last; ++end) {
+      const Span next = inside(end);
+      if (next.first != rows.first || next.last != rows.last) break;
+    }
+    if (rows.last - rows.first == kernel_rows) {
+      f(q, end - q, taps);
+      continue;
+    }
+    Taps some{(rows.last - rows.first) * row_taps, {}};
+    for (Index t = 0; t < some.count; ++t) some.at[t] = taps.at[rows.first * row_taps + t];
+    f(q, end - q, some);
   }
 }
 

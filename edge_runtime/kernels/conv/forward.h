@@ -68,6 +68,11 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
   for (Index t = 0; band.rows && t < taps; ++t) all.at[t] = {t, TapPlace(s, field, t / s.kw, t % s.kw)};
   const Correlation product{s.group_outputs, depth,  taps, field.Channel(), field.pitch, s.OW,
                             places,          s.OW,   1,    false,           0};
+  // The kernel's rows that output row q meets inside the image.
+  auto inside = [&](Index q) {
+    const Index top = q * s.sh - s.ph, from = Min(s.kh, Max(0, -top));
+    return Span{from, Max(from, Min(s.kh, s.H - top))};
+  };
   const Index bands = band.rows ? (s.OH + band.rows - 1) / band.rows : 1, units = s.N * s.groups * bands;
   const double work = static_cast<double>(s.N) * s.O * places * depth / units;
   ForParts(call, units, work, [&](Index from, Index to) {
@@ -87,8 +92,12 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
         for (Index c = 0; c < s.group_channels; c += band.channels) {
           const Index channels = Min(band.channels, s.group_channels - c);
           field.Fill(image + c * s.H * s.W, channels, first, scratch);
-          CorrelateBand(product, channels, all, nullptr, kernel + c * taps, scratch, Min(band.rows, s.OH - first),
-                        Finish{bias, c > 0, c + channels == s.group_channels ? act : 0}, out + first * s.OW);
+          const Finish finish{bias, c > 0, c + channels == s.group_channels ? act : 0};
+          ForTapRows(product, all, s.kh, first, Min(first + band.rows, s.OH), inside,
+                     [&](Index q, Index rows, const Taps& met) {
+                       CorrelateBand(product, channels, met, nullptr, kernel + c * taps,
+                                     scratch + (q - first) * field.pitch, rows, finish, out + q * s.OW);
+                     });
         }
       }
     }

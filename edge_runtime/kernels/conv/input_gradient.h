@@ -59,9 +59,16 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
     const Taps even = taps_of(across), odd = pair ? taps_of(PhaseAxis(1, s.sw, s.pw, s.W, s.kw)) : Taps{};
     const Correlation product{s.group_channels, taps,        depth, field.Channel(), pitch, pair ? s.W : n,
                               s.H * s.W,        s.sh * s.W, s.sw,  pair,            pair ? s.pw - 2 * r : 0};
-    CorrelateBand(product, channels, even, pair ? &odd : nullptr, kernel,
-                  scratch + (q - first + lag_h) * pitch + r - columns.first + lag_w, end - q, Finish{nullptr, add, 0},
-                  image + (q * s.sh + down.offset) * s.W + (pair ? 0 : r * s.sw + across.offset));
+    // The rows of the phase's kernel for which dx's row meets one of g.
+    auto inside = [&](Index row) {
+      const Index k = Min(down.taps, Max(0, row - s.OH + 1));
+      return Span{k, Max(k, Min(down.taps, row + 1))};
+    };
+    ForTapRows(product, even, down.taps, q, end, inside, [&](Index row, Index n_rows, const Taps& met) {
+      CorrelateBand(product, channels, met, pair ? &odd : nullptr, kernel,
+                    scratch + (row - first + lag_h) * pitch + r - columns.first + lag_w, n_rows, Finish{nullptr, add, 0},
+                    image + (row * s.sh + down.offset) * s.W + (pair ? 0 : r * s.sw + across.offset));
+    });
   };
 
   const Index bands = band.rows ? (rows.last - rows.first + band.rows - 1) / band.rows : 1;

@@ -40,23 +40,10 @@ void PackPlaces(const Places& block, const float* x, Index image, Index pitch, c
 // dw[m][first_column + j] (+)= sum over a block's places of g times the panels' columns
 void AddPlaces(Index M, Index depth, const Step* steps, const float* g, Index g_row, const float* panel, Index columns,
                bool add, float* dw, Index ldw) {
-  alignas(64) float sums[kTileRows * kTileColumns];
-  Index places[kTileVectors];
-  for (Index v = 0; v < kTileVectors; ++v) places[v] = v * kWidth;
+  const PanelSlots slots(columns);
   ForStrips(M, [&](Index m, Index rows) {
-    const auto tile = StepsTileOf<kTileRows>(rows);
-    const float* a = g + m * g_row;
-    float* out = dw + m * ldw;
-    if (columns == kTileColumns) {
-      return tile(depth, steps, a, g_row, panel, places, Finish{nullptr, add, 0}, out, ldw, places, kTileVectors);
-    }
-    tile(depth, steps, a, g_row, panel, places, Finish{}, sums, kTileColumns, places, kTileVectors);
-    for (Index r = 0; r < rows; ++r, out += ldw) {
-      ForVectors(columns, [&](Index j, Index k) {
-        const V sum = LoadPart(sums + r * kTileColumns + j, k);
-        StorePart(out + j, add ? LoadPart(out + j, k) + sum : sum, k);
-      });
-    }
+    StepsTileOf<kTileRows>(rows)(depth, steps, g + m * g_row, g_row, panel, slots.slots, Finish{nullptr, add, 0},
+                                 dw + m * ldw, ldw);
   });
 }
 

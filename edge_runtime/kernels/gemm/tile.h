@@ -33,11 +33,16 @@ struct Finish {
 
 HEDGEROW_INLINE V Activated(Index act, V v) { return act == 0 ? v : act == 1 ? Relu(v) : Relu6(v); }
 
-// sums[r][v] of the products a[r outer + steps.a] b[from[v] + steps.b + lane]
+// Where a tile's vector is read, where it goes, and how many of its lanes count; none for a vector that only fills up.
+struct Slot {
+  Index from, to, lanes;
+};
+
+// sums[r][v] of the products a[r outer + steps.a] b[slots[v].from + steps.b + lane]
 template <Index kRows>
-HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Index* from, V (&sum)[kRows][kTileVectors]) {
+HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Slot* slots, V (&sum)[kRows][kTileVectors]) {
   const float* vectors[kTileVectors];
-  for (Index v = 0; v < kTileVectors; ++v) vectors[v] = b + from[v];
+  for (Index v = 0; v < kTileVectors; ++v) vectors[v] = b + slots[v].from;
   for (Index k = 0; k < depth; ++k) {
     V y[kTileVectors];
     for (Index v = 0; v < kTileVectors; ++v) y[v] = Load(vectors[v] + steps[k].b);
@@ -48,15 +53,19 @@ HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, In
   }
 }
 
-// A tile whose vector v goes to c + r ldc + to[v], for the first `vectors` of them.
+// A tile whose vector v goes to c + r ldc + slots[v].to.
 template <Index kRows>
-void StepsTile(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Index* from,
-               const Finish& finish, float* c, Index ldc, const Index* to, Index vectors) {
+void StepsTile(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Slot* slots,
+               const Finish& finish, float* c, Index ldc) {
   V sum[kRows][kTileVectors] = {};
-  Multiply<kRows>(depth, steps, a, outer, b, from, sum);
+  Multiply<kRows>(depth, steps, a, outer, b, slots, sum);
+  Index lanes = 0;
+  for (Index v = 0; v < kTileVectors; ++v) lanes += slots[v].lanes;
   if (finish.add) {
     HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
-      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] += Load(c + r * ldc + to[v]);
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) {
+        sum[r][v] += LoadPart(c + r * ldc + slots[v].to, slots[v].lanes);
+      }
     }
   } else if (finish.bias) {
     HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
@@ -68,15 +77,21 @@ void StepsTile(Index depth, const Step* steps, const float* a, Index outer, cons
       HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) sum[r][v] = Activated(finish.act, sum[r][v]);
     }
   }
+  if (lanes == kTileColumns) {
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) Store(c + r * ldc + slots[v].to, sum[r][v]);
+    }
+    return;
+  }
   HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
     HEDGEROW_UNROLL for (Index v = 0; v < kTileVectors; ++v) {
-      if (v < vectors) Store(c + r * ldc + to[v], sum[r][v]);
+      StorePart(c + r * ldc + slots[v].to, sum[r][v], slots[v].lanes);
     }
   }
 }
 
-using StepsTileFunction = void (*)(Index, const Step*, const float*, Index, const float*, const Index*, const Finish&,
-                                   float*, Index, const Index*, Index);
+using StepsTileFunction = void (*)(Index, const Step*, const float*, Index, const float*, const Slot*, const Finish&,
+                                   float*, Index);
 
 template <Index kRows>
 HEDGEROW_INLINE StepsTileFunction StepsTileOf(Index rows) {
@@ -86,6 +101,17 @@ HEDGEROW_INLINE StepsTileFunction StepsTileOf(Index rows) {
     return rows == kRows ? StepsTile<kRows> : StepsTileOf<kRows - 1>(rows);
   }
 }
+
+// The vectors of a packed panel of `columns` columns, for a c in which they follow one another too.
+struct PanelSlots {
+  explicit PanelSlots(Index columns) {
+    for (Index v = 0; v < kTileVectors; ++v) {
+      const Index lanes = Max(0, Min(kWidth, columns - v * kWidth));
+      slots[v] = {v * kWidth, lanes ? v * kWidth : 0, lanes};
+    }
+  }
+  Slot slots[kTileVectors];
+};
 
 // f(first row, rows) for strips of `rows` that differ by one row at most: a thin strip at the end would leave the
 // multipliers waiting.
