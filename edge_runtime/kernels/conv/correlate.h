@@ -29,6 +29,8 @@ struct Correlation {
   Index sw;
   bool pair;
   Index shift;
+  // The field is the image itself, whose next columns are too far away for the CPU to foresee.
+  bool far;
 };
 
 // The kernel's places that a product sums over.
@@ -129,6 +131,9 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
   for (Index first = 0; first < vectors.count; first += group) {
     const Index n = Min(vectors.count - first, group);
     vectors.Fill(first, n, slots);
+    for (Index c = 0; s.far && c < channels; ++c) {
+      for (Index v = 0; v < n; v += 2) __builtin_prefetch(field + c * s.field_channel + (first + group + v) * kWidth);
+    }
     ForStrips(s.M, [&](Index m, Index strip) {
       const auto tile = StepsTileOf<kTileRows>(strip);
       const Finish end{finish.bias ? finish.bias + m : nullptr, finish.add, finish.act}, raw{};

@@ -35,7 +35,11 @@ struct Field {
           const Span columns = Inside(pitch, sw, b - left, W);
           const float* from = x + ((first + inside.first) * sh + a - top) * W + columns.first * sw + b - left;
           ZeroFew(inside.first * pitch, to);
-          for (Index i = inside.first; i < inside.last; ++i, from += sh * W) FillRow(from, columns, to + i * pitch);
+          for (Index i = inside.first; i < inside.last; ++i, from += sh * W) {
+            // The next plane's rows: too far away for the CPU to foresee.
+            for (Index j = 0; j < W; j += 16) __builtin_prefetch(from + H * W + j);
+            FillRow(from, columns, to + i * pitch);
+          }
           ZeroFew((rows - inside.last) * pitch, to + inside.last * pitch);
         }
       }

@@ -38,7 +38,7 @@ HEDGEROW_INLINE Index TapPlace(const Geometry& s, const Field& f, Index k, Index
 void CorrelateInPlace(Index M, Index channels, Index places, const float* w, Index w_row, Index w_channel,
                       const float* x, const Finish& finish, float* out) {
   const Taps one{1, {}};
-  const Correlation s{M, w_row, w_channel, places, places, places, places, places, 1, false, 0};
+  const Correlation s{M, w_row, w_channel, places, places, places, places, places, 1, false, 0, true};
   for (Index c = 0; c < channels; c += kDepth) {
     const Index count = Min(kDepth, channels - c);
     CorrelateBand(s, count, one, nullptr, w + c * w_channel, x + c * places, 1,
@@ -67,7 +67,7 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
   Taps all{taps, {}};
   for (Index t = 0; band.rows && t < taps; ++t) all.at[t] = {t, TapPlace(s, field, t / s.kw, t % s.kw)};
   const Correlation product{s.group_outputs, depth,  taps, field.Channel(), field.pitch, s.OW,
-                            places,          s.OW,   1,    false,           0};
+                            places,          s.OW,   1,    false,           0,    false};
   // The kernel's rows that output row q meets inside the image.
   auto inside = [&](Index q) {
     const Index top = q * s.sh - s.ph, from = Min(s.kh, Max(0, -top));

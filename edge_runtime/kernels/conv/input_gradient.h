@@ -58,7 +58,7 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
     };
     const Taps even = taps_of(across), odd = pair ? taps_of(PhaseAxis(1, s.sw, s.pw, s.W, s.kw)) : Taps{};
     const Correlation product{s.group_channels, taps,        depth, field.Channel(), pitch, pair ? s.W : n,
-                              s.H * s.W,        s.sh * s.W, s.sw,  pair,            pair ? s.pw - 2 * r : 0};
+                              s.H * s.W,        s.sh * s.W, s.sw,  pair,            pair ? s.pw - 2 * r : 0, false};
     // The rows of the phase's kernel for which dx's row meets one of g.
     auto inside = [&](Index row) {
       const Index k = Min(down.taps, Max(0, row - s.OH + 1));

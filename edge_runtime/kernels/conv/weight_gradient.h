@@ -71,6 +71,13 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
         for (Index j = 0; j < block.columns; ++j, ++n) steps[n] = {image * image_g + row * s.OW + j, n * kTileColumns};
       }
     }
+    const float* g_block = g + i * image_g + top * s.OW + left;
+    // The outputs' rows are far apart, too far for the CPU to foresee.
+    for (Index image = 0; image < block.images; ++image) {
+      for (Index o = 0; o < s.group_outputs; ++o) {
+        for (Index j = 0; j < n / block.images; j += 16) __builtin_prefetch(g_block + image * image_g + o * places + j);
+      }
+    }
     for (Index t = column, end; t < last; t = end) {
       const Index channel = t / taps, reach = (channel + room) * taps;
       end = Min(last, reach - t < kTileColumns ? reach : t + (reach - t) / kTileColumns * kTileColumns);
@@ -101,7 +108,7 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
           ++c;
         }
         PackPlaces(block, from, image_step, pitch, at, panel);
-        AddPlaces(s.group_outputs, n, steps, g + i * image_g + top * s.OW + left, places, panel, width, add, dw + t,
+        AddPlaces(s.group_outputs, n, steps, g_block, places, panel, width, add, dw + t,
                   depth);
       }
     }
