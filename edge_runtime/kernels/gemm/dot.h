@@ -4,6 +4,7 @@
 #define HEDGEROW_GEMM_DOT_H_
 
 #include "gemm/gemm.h"
+#include "gemm/tile.h"
 #include "isa/transpose.h"
 
 namespace hedgerow {
@@ -13,47 +14,65 @@ constexpr Index kDotDepthPerRow = 16;
 // A lane sums this many products at most before the sum is added to c.
 constexpr Index kDotBlock = 256 * kWidth;
 
-// Rows of a by kDotColumns rows of b.
-constexpr Index kDotRows = 3, kDotColumns = 4;
-
-template <Index kRows>
-void DotTile(Index depth, const float* a, Index lda, const float* b, Index ldb, Index columns, Beta beta, float* c,
-             Index ldc) {
-  const float* other[kDotColumns];  // past the last column the last one again: its sums are not stored
-  for (Index n = 0; n < kDotColumns; ++n) other[n] = b + Min(n, columns - 1) * ldb;
-  V sum[kRows][kDotColumns] = {};
-  auto step = [&](Index k, Index left) {
+// kRows rows of a by kColumns rows of b; `ends` has for each row and column what the sums are added to.
+template <Index kRows, Index kColumns>
+void DotTile(Index depth, const float* a, Index lda, const float* b, Index ldb, Index columns, bool add,
+             const float* bias, Index act, float* c, Index ldc) {
+  const float* other[kColumns];  // past the last column the last one again: its sums are not stored
+  for (Index n = 0; n < kColumns; ++n) other[n] = b + Min(n, columns - 1) * ldb;
+  V sum[kRows][kColumns] = {};
+  auto step = [&](Index k, Index left) __attribute__((always_inline)) {
     V x[kRows];
-    for (Index r = 0; r < kRows; ++r) x[r] = LoadPart(a + r * lda + k, left);
-    for (Index n = 0; n < kDotColumns; ++n) {
+    HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) x[r] = LoadPart(a + r * lda + k, left);
+    HEDGEROW_UNROLL for (Index n = 0; n < kColumns; ++n) {
       const V y = LoadPart(other[n] + k, left);
-      for (Index r = 0; r < kRows; ++r) sum[r][n] += x[r] * y;
+      HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) sum[r][n] += x[r] * y;
     }
   };
   Index k = 0;
   for (; k + kWidth <= depth; k += kWidth) step(k, kWidth);
   if (k < depth) step(k, depth - k);
-  for (Index r = 0; r < kRows; ++r) {
-    V rows[kWidth] = {};
-    for (Index n = 0; n < kDotColumns; ++n) rows[n] = sum[r][n];
-    const V sums = SumEach(rows);
-    for (Index n = 0; n < columns; ++n) {
-      float& out = c[r * ldc + n];
-      out = beta == Beta::kOne ? out + sums[n] : sums[n];
+  HEDGEROW_UNROLL for (Index r = 0; r < kRows; ++r) {
+    HEDGEROW_UNROLL for (Index n = 0; n < kColumns; n += kWidth) {
+      constexpr Index kMost = kColumns < kWidth ? kColumns : kWidth;
+      V rows[kWidth] = {};
+      HEDGEROW_UNROLL for (Index i = 0; i < kMost; ++i) rows[i] = sum[r][n + i];
+      const V sums = SumEach(rows);
+      auto finish = [&](Index left) __attribute__((always_inline)) {
+        float* out = c + r * ldc + n;
+        const V before = add ? LoadPart(out, left) : bias ? LoadPart(bias + n, left) : V{};
+        StorePart(out, Activated(act, before + sums), left);
+      };
+      if (columns == kColumns) {
+        finish(kMost);
+      } else if (n < columns) {
+        finish(Min(kMost, columns - n));
+      }
     }
   }
 }
 
-void GemmByDots(Index M, Index N, Index K, const float* a, Index lda, const float* b, Index ldb, Beta beta, float* c,
-                Index ldc) {
-  for (Index k = 0; k < K; k += kDotBlock, beta = Beta::kOne) {
+template <Index kColumns>
+void DotRows(Index rows, Index depth, const float* a, Index lda, const float* b, Index ldb, Index columns, bool add,
+             const float* bias, Index act, float* c, Index ldc) {
+  (rows == 3 ? DotTile<3, kColumns> : rows == 2 ? DotTile<2, kColumns> : DotTile<1, kColumns>)(
+      depth, a, lda, b, ldb, columns, add, bias, act, c, ldc);
+}
+
+void GemmByDots(Index M, Index N, Index K, const float* a, Index lda, const float* b, Index ldb, Beta beta,
+                const float* bias, Index act, float* c, Index ldc) {
+  constexpr Index kRows = 3;
+  // One row has registers for more columns.
+  const Index most = M == 1 ? 8 : 4;
+  for (Index k = 0; k < K; k += kDotBlock) {
     const Index depth = Min(kDotBlock, K - k);
-    for (Index n = 0; n < N; n += kDotColumns) {
-      const Index columns = Min(kDotColumns, N - n);
-      for (Index m = 0; m < M; m += kDotRows) {
-        const Index rows = Min(kDotRows, M - m);
-        (rows == 3 ? DotTile<3> : rows == 2 ? DotTile<2> : DotTile<1>)(
-            depth, a + m * lda + k, lda, b + n * ldb + k, ldb, columns, beta, c + m * ldc + n, ldc);
+    const bool add = k > 0 || beta == Beta::kOne;
+    const Index last_act = k + depth == K ? act : 0;
+    for (Index n = 0; n < N; n += most) {
+      const Index columns = Min(most, N - n);
+      for (Index m = 0; m < M; m += kRows) {
+        (most == 8 ? DotRows<8> : DotRows<4>)(Min(kRows, M - m), depth, a + m * lda + k, lda, b + n * ldb + k, ldb,
+                                              columns, add, bias ? bias + n : nullptr, last_act, c + m * ldc + n, ldc);
       }
     }
   }

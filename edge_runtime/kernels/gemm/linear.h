@@ -2,7 +2,6 @@
 #ifndef HEDGEROW_GEMM_LINEAR_H_
 #define HEDGEROW_GEMM_LINEAR_H_
 
-#include "elementwise/activation.h"
 #include "gemm/generic.h"
 
 namespace hedgerow {
@@ -10,26 +9,25 @@ namespace {
 
 // c = a w^T + b; without b that is the product alone.
 void Affine(Index M, Index N, Index K, const float* a, Index lda, const float* w, const float* b, float* c, Index ldc) {
-  for (Index m = 0; b && m < M; ++m) CopyFloats(N, b, c + m * ldc);
-  Gemm(Form::kNT, M, N, K, a, lda, w, K, b ? Beta::kOne : Beta::kZero, c, ldc);
+  Gemm(Form::kNT, M, N, K, a, lda, w, K, Beta::kZero, c, ldc, {b, 0});
 }
 
 Status linear(const Call& call) {
   const Index M = call.size(0), N = call.size(1), K = call.size(2);
-  Affine(M, N, K, call.f32(0), K, call.f32(1), call.f32(2), call.f32(3), N);
-  Activate(call.size(3), M * N, call.f32(3));
+  Gemm(&call, Form::kNT, M, N, K, call.f32(0), K, call.f32(1), K, Beta::kZero, call.f32(3), N,
+       {call.f32(2), call.size(3)});
   return kOk;
 }
 
 Status linear_dx(const Call& call) {
   const Index M = call.size(0), N = call.size(1), K = call.size(2);
-  Gemm(Form::kNN, M, K, N, call.f32(0), N, call.f32(1), K, Beta::kZero, call.f32(2), K);
+  Gemm(&call, Form::kNN, M, K, N, call.f32(0), N, call.f32(1), K, Beta::kZero, call.f32(2), K, {});
   return kOk;
 }
 
 Status linear_dw(const Call& call) {
   const Index M = call.size(0), N = call.size(1), K = call.size(2);
-  Gemm(Form::kTN, N, K, M, call.f32(0), N, call.f32(1), K, Beta::kZero, call.f32(2), K);
+  Gemm(&call, Form::kTN, N, K, M, call.f32(0), N, call.f32(1), K, Beta::kZero, call.f32(2), K, {});
   return kOk;
 }
 
