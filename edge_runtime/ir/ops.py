@@ -306,13 +306,6 @@ def _pair_loss(xs: Sequence[Value], _: Mapping[str, Any]) -> list[tuple[Shape, s
     return [((1,), "f32")]
 
 
-def _conv_column(x: Shape, w: Shape, a: Mapping[str, Any]) -> int:
-    """Bytes of one image's columns; 0 for depthwise and pointwise convolutions, which need none."""
-    depthwise = w[1] == 1 and w[0] == x[1] == a["groups"]
-    pointwise = w[2:] == (1, 1) and a["stride"] == (1, 1) and a["padding"] == (0, 0)
-    return 0 if depthwise or pointwise else 4 * math.prod(w[1:]) * math.prod(_window(x[2:], w[2:], a))
-
-
 def _conv_flops(x: Shape, w: Shape, a: Mapping[str, Any]) -> int:
     return 2 * x[0] * math.prod(w) * math.prod(_window(x[2:], w[2:], a))
 
@@ -404,21 +397,18 @@ OPS: dict[str, Op] = {
         _conv2d,
         _CONV,
         recompute=Recompute.HEAVY,
-        work=lambda xs, a: _conv_column(xs[0].shape, xs[1].shape, a),
         flops=lambda xs, a: _conv_flops(xs[0].shape, xs[1].shape, a),
     ),
     "conv2d_dx": Op(
         (2, 2),
         _to_shape,
         (*_CONV, "shape"),
-        work=lambda xs, a: _conv_column(a["shape"], xs[1].shape, a),
         flops=lambda xs, a: _conv_flops(a["shape"], xs[1].shape, a),
     ),
     "conv2d_dw": Op(
         (2, 2),
         _to_shape,
         (*_CONV, "shape"),
-        work=lambda xs, a: _conv_column(xs[1].shape, a["shape"], a),
         flops=lambda xs, a: _conv_flops(xs[1].shape, a["shape"], a),
     ),
     "embedding": Op((2, 2), _embedding, recompute=Recompute.CHEAP),

@@ -225,19 +225,19 @@ def _linear_dw(s: Site) -> list[NativeOp]:
 @row("conv2d")
 def _conv2d(s: Site) -> list[NativeOp]:
     ints = _conv(s.inputs[0].shape, s.inputs[1].shape, s.a)
-    return [NativeOp("conv2d", (*s.ins(0, 1, 2), *s.outs(0), s.work), ints)]
+    return [NativeOp("conv2d", (*s.ins(0, 1, 2), *s.outs(0)), ints)]
 
 
 @row("conv2d_dx")
 def _conv2d_dx(s: Site) -> list[NativeOp]:
     ints = _conv(s.outputs[0].shape, s.inputs[1].shape, s.a)
-    return [NativeOp("conv2d_dx", (*s.ins(0, 1), *s.outs(0), s.work), ints)]
+    return [NativeOp("conv2d_dx", (*s.ins(0, 1), *s.outs(0)), ints)]
 
 
 @row("conv2d_dw")
 def _conv2d_dw(s: Site) -> list[NativeOp]:
     ints = _conv(s.inputs[1].shape, s.outputs[0].shape, s.a)
-    return [NativeOp("conv2d_dw", (*s.ins(0, 1), *s.outs(0), s.work), ints)]
+    return [NativeOp("conv2d_dw", (*s.ins(0, 1), *s.outs(0)), ints)]
 
 
 def _conv(x: Shape, w: Shape, a: Mapping[str, Any]) -> tuple[int, ...]:

@@ -38,7 +38,6 @@ def f(elements: int) -> tuple[int, int]:
 
 ROWS, ONE = (1, 8), f(1)
 CONV = [2, 4, 5, 6, 2, 3, 2, 2, 1, 1, 1, 2]  # to 3 x 7 places
-DEPTHWISE = [2, 3, 5, 5, 3, 3, 3, 2, 2, 1, 1, 3]  # to 3 x 3
 MAX_POOL = [2, 5, 6, 3, 2, 2, 2, 1, 1]  # to 3 x 4
 GRU = [2, 3, 4, 5]
 GRU_INPUTS = [f(24), f(10), f(60), f(75)]
@@ -55,9 +54,9 @@ CASES: dict[str, Case] = {
     "linear": Case([f(12), f(20), f(5), f(15)], [3, 5, 4, 1]),
     "linear_dx": Case([f(15), f(20), f(12)], [3, 5, 4]),
     "linear_dw": Case([f(15), f(12), f(20)], [3, 5, 4]),
-    "conv2d": Case([f(240), f(24), f(2), f(84), f(252)], [*CONV, 1]),
-    "conv2d_dx": Case([f(84), f(24), f(240), f(252)], CONV),
-    "conv2d_dw": Case([f(84), f(240), f(24), f(252)], CONV),
+    "conv2d": Case([f(240), f(24), f(2), f(84)], [*CONV, 1]),
+    "conv2d_dx": Case([f(84), f(24), f(240)], CONV),
+    "conv2d_dw": Case([f(84), f(240), f(24)], CONV),
     "max_pool2d": Case([f(60), f(24), (24, 1)], MAX_POOL),
     "max_pool2d_grad": Case([f(24), (24, 1), f(60)], MAX_POOL),
     "avg_pool2d": Case([f(60), f(12)], [2, 5, 6, 3, 2, 2, 2]),
@@ -228,17 +227,8 @@ def test_a_buffer_is_optional_only_where_it_is_said_to_be(name: str) -> None:
         if slot in OPTIONAL.get(name, []):
             run_on_junk(NativeProgram(op, rounded(end)), rounded(end), np.random.default_rng(slot))
         else:
-            with pytest.raises(ProgramError, match=r"missing|needs its work"):
+            with pytest.raises(ProgramError, match="missing"):
                 NativeProgram(op, end)
-
-
-@pytest.mark.parametrize("name", ["conv2d", "conv2d_dx", "conv2d_dw"])
-@pytest.mark.parametrize("ints", [DEPTHWISE, [2, 4, 5, 6, 2, 1, 1, 1, 1, 0, 0, 2]], ids=["depthwise", "pointwise"])
-def test_some_convolutions_need_no_work(name: str, ints: list[int]) -> None:
-    op, _ = lay_out(name)
-    op["ints"][0, : len(ints)] = ints
-    op["buffers"][0, 4 if name == "conv2d" else 3] = -1
-    run_on_junk(NativeProgram(op, 4096), 4096, np.random.default_rng(0))
 
 
 @each_op

@@ -30,7 +30,7 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
   const Span rows = AllPlaces(s.sh, s.ph, s.H), columns = AllPlaces(s.sw, s.pw, s.W);
   const Index pitch = columns.last - columns.first + lag_w;
   const bool in_place = s.Pointwise() && places % kWidth == 0;
-  const bool fields = !in_place && lag_h < kMostFieldTaps && lag_w < kMostFieldTaps &&
+  const bool fields = !in_place && s.sh <= s.H && s.sw <= s.W && lag_h < kMostFieldTaps && lag_w < kMostFieldTaps &&
                       (lag_h + 1) * (lag_w + 1) <= kMostFieldTaps;
   Band band{0, 0};
   if (fields) {

@@ -51,15 +51,10 @@ const char* Window(Numbers& n) {
   return why ? why : Slide(n['W'], n['l'], n['t'], n['q'], n['w']);
 }
 
-template <int kWork>
-const char* Conv(const Op& op, Numbers& n) {
+const char* Conv(const Op&, Numbers& n) {
   if (n['O'] % n['g'] != 0) return "the output channels are not a multiple of groups";
-  if (const char* why = Window(n)) return why;
-  const bool depthwise = n['C'] == n['g'] && n['O'] == n['g'];
-  const bool pointwise = n['k'] == 1 && n['l'] == 1 && n['s'] == 1 && n['t'] == 1 && n['p'] == 0 && n['q'] == 0;
   n['d'] = n['C'] / n['g'];
-  n['c'] = depthwise || pointwise ? 0 : Times(Times(Times(n['d'], Times(n['k'], n['l'])), n['h']), n['w']);
-  return n['c'] != 0 && op.buffers[kWork] == -1 ? "this convolution needs its work buffer" : nullptr;
+  return Window(n);
 }
 
 const char* MaxPool(const Op&, Numbers& n) {

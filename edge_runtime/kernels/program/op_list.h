@@ -26,9 +26,9 @@
   X(linear, "M N K e<3", "x=MK w=NK b?=N y=MN", "", Any)                                                          \
   X(linear_dx, "M N K", "g=MN w=NK dx=MK", "", Any)                                                               \
   X(linear_dw, "M N K", "g=MN x=MK dw=NK", "", Any)                                                               \
-  X(conv2d, HEDGEROW_CONV_INTS " e<3", "x=NCHW w=Odkl b?=O y=NOhw work?=c", "", Conv<4>)                          \
-  X(conv2d_dx, HEDGEROW_CONV_INTS, "g=NOhw w=Odkl dx=NCHW work?=c", "", Conv<3>)                                  \
-  X(conv2d_dw, HEDGEROW_CONV_INTS, "g=NOhw x=NCHW dw=Odkl work?=c", "", Conv<3>)                                  \
+  X(conv2d, HEDGEROW_CONV_INTS " e<3", "x=NCHW w=Odkl b?=O y=NOhw", "", Conv)                                      \
+  X(conv2d_dx, HEDGEROW_CONV_INTS, "g=NOhw w=Odkl dx=NCHW", "", Conv)                                              \
+  X(conv2d_dw, HEDGEROW_CONV_INTS, "g=NOhw x=NCHW dw=Odkl", "", Conv)                                              \
   X(max_pool2d, HEDGEROW_MAX_POOL_INTS, "x=PHW y=Phw index:u8=Phw", "", MaxPool)                                  \
   X(max_pool2d_grad, HEDGEROW_MAX_POOL_INTS, "g=Phw index:u8=Phw dx=PHW", "", MaxPool)                            \
   X(avg_pool2d, HEDGEROW_AVG_POOL_INTS, "x=PHW y=Phw", "", AvgPool)                                               \

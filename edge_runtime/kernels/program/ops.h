@@ -27,12 +27,11 @@
 //       y[M,N] = act(x[M,K] w[N,K]^T + b[N])
 //   linear_dx         g w dx                                       M N K        dx[M,K] = g[M,N] w[N,K]
 //   linear_dw         g x dw                                       M N K        dw[N,K] = g[M,N]^T x[M,K]
-//   conv2d            x w b? y work?                               N C H W O kh kw sh sw ph pw groups act
+//   conv2d            x w b? y                                     N C H W O kh kw sh sw ph pw groups act
 //       x (N,C,H,W), w (O,C/groups,kh,kw), y (N,O,OH,OW), OH = (H + 2 ph - kh)/sh + 1 rounded down; C and O are
-//       multiples of groups. work: C/groups kh kw OH OW floats, except where none is needed: depthwise
-//       (C = O = groups) and pointwise (kh = kw = sh = sw = 1, ph = pw = 0). The same for the next two.
-//   conv2d_dx         g w dx work?                                 as conv2d, but for act
-//   conv2d_dw         g x dw work?                                 as conv2d, but for act
+//       multiples of groups.
+//   conv2d_dx         g w dx                                       as conv2d, but for act
+//   conv2d_dw         g x dw                                       as conv2d, but for act
 //   max_pool2d        x y index                                    P H W kh kw sh sw ph pw
 //       P planes; index (u8, like y): place kw k + l of the first maximum in its window. kh kw <= 255, padding never
 //       wins, 2 p <= k. A NaN in the window wins.
