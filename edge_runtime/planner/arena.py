@@ -22,7 +22,7 @@ class ArenaPlan:
 
 
 def plan_arena(buffers: Sequence[Lifetime], bound: int = 0, *, thorough: bool = True) -> ArenaPlan:
-    """First fit in several orders, the best of which a thorough plan then improves by a search.
+    """First fit in several orders, which a thorough plan then improves by a search, one after another.
 
     `bound` is what no plan can be below; coming near it ends the search. The search is seeded: equal buffers get equal
     plans.
@@ -36,16 +36,24 @@ def plan_arena(buffers: Sequence[Lifetime], bound: int = 0, *, thorough: bool = 
         lambda v: (-v.last_step, -v.nbytes),
     ]
     orders = [sorted(buffers, key=lambda v: (*key(v), v.name)) for key in keys]
-    plans = [_first_fit(order) for order in orders]
-    least = min(range(len(plans)), key=lambda i: plans[i].nbytes)
-    return _improved(orders[least], plans[least], bound) if thorough else plans[least]
+    starts = sorted(((order, _first_fit(order)) for order in orders), key=lambda start: start[1].nbytes)
+    best = starts[0][1]
+    for order, plan in starts if thorough else ():
+        if _near(best, bound):
+            break
+        best = min(best, _improved(order, plan, bound), key=lambda found: found.nbytes)
+    return best
+
+
+def _near(plan: ArenaPlan, bound: int) -> bool:
+    return plan.nbytes <= bound * NEAR_BOUND + ALIGNMENT * 16
 
 
 def _improved(order: list[Lifetime], plan: ArenaPlan, bound: int) -> ArenaPlan:
     """The plan after some seeded tries to place a buffer earlier that reaches the top, or any other one."""
     rng = random.Random(len(order))  # noqa: S311  a search, no secret
     tries = min(MOST_TRIES, SEARCH // max(1, len(order)) ** 2)
-    while tries > 0 and plan.nbytes > bound * NEAR_BOUND + ALIGNMENT * 16:
+    while tries > 0 and not _near(plan, bound):
         tries -= 1
         top = [i for i, one in enumerate(order) if plan.offsets[one.name] + one.nbytes == plan.nbytes]
         start = rng.choice(top) if rng.random() < 0.5 else rng.randrange(len(order))

@@ -356,5 +356,6 @@ def test_lower_budgets_give_smaller_slower_plans_and_the_curve_says_which():
         assert (one.peak_bytes < other.peak_bytes) == (one.cost > other.cost), "a point that another one beats"
     assert min(points, key=lambda p: p.cost).peak_bytes == built("mobilenet", 8).peak_bytes
     for point in points:
-        program = built("mobilenet", 8, point.peak_bytes)
-        assert program.report.chosen == point
+        chosen = built("mobilenet", 8, point.peak_bytes).report.chosen
+        assert chosen.peak_bytes <= point.peak_bytes  # offsets are searched for longer where a plan is taken
+        assert dataclasses.replace(chosen, peak_bytes=point.peak_bytes) == point
