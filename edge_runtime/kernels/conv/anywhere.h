@@ -24,9 +24,14 @@ void ElementProduct(Index M, Index columns, Index depth, const float* a, Index o
           panel[k * kTileColumns + j] = n + j < columns ? value(first + k, n + j) : 0.f;
         }
       }
-      ForStrips(M, [&](Index m, Index rows) {
-        StepsTileOf<kTileRows>(rows)(count, steps, a + m * outer, outer, panel, slots.slots,
-                                     Finish{bias ? bias + m : nullptr, first > 0, 0}, c + m * ldc + n, ldc);
+      TileOperands operands(count, steps, a, outer);
+      operands.SetVectors(panel, slots.slots, kTileVectors);
+      ForRowBlocks(M, [&](Index first_row, Index block_rows) {
+        operands.SetRows(first_row, block_rows);
+        ForStrips(block_rows, [&](Index m, Index rows) {
+          m += first_row;
+          operands.Tile(m - first_row, rows, 0, Finish{bias ? bias + m : nullptr, first > 0, 0}, c + m * ldc + n, ldc);
+        });
       });
     }
   }

@@ -125,34 +125,38 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
   Step steps[kDepth], odd_steps[kDepth];
   const Index depth = taps.Steps(s, channels, steps), odd_depth = other ? other->Steps(s, channels, odd_steps) : 0;
   const Vectors vectors(s, rows);
-  const Index group = kTileVectors * Max(1, Min(kFlatFloats, kGroupFloats / channels) / kTileColumns);
+  Index group = Min(kFlatFloats, kGroupFloats / channels) / kTileColumns;
+  if (depth > 0) group = Min(group, TileOperands::kMostFloats / (kTileColumns * depth));
+  group = kTileVectors * Max(1, group);
   alignas(64) float sums[2 * kTileRows * kFlatFloats];
   Slot slots[kGroupVectors + kTileVectors];
-  for (Index first = 0; first < vectors.count; first += group) {
-    const Index n = Min(vectors.count - first, group);
-    vectors.Fill(first, n, slots);
-    for (Index c = 0; s.far && c < channels; ++c) {
-      for (Index v = 0; v < n; v += 2) __builtin_prefetch(field + c * s.field_channel + (first + group + v) * kWidth);
-    }
-    ForStrips(s.M, [&](Index m, Index strip) {
-      const auto tile = StepsTileOf<kTileRows>(strip);
-      const Finish end{finish.bias ? finish.bias + m : nullptr, finish.add, finish.act}, raw{};
-      const float* a = w + m * s.w_row;
-      float* y = out + m * s.out_plane;
-      if (!vectors.flat) {
-        for (Index v = 0; v < n; v += kTileVectors) {
-          tile(depth, steps, a, s.w_row, field, slots + v, end, y, s.out_plane);
+  TileOperands even(depth, steps, w, s.w_row), odd(odd_depth, odd_steps, w, s.w_row);
+  ForRowBlocks(s.M, [&](Index first_row, Index block_rows) {
+    even.SetRows(first_row, block_rows);
+    if (s.pair) odd.SetRows(first_row, block_rows);
+    for (Index first = 0; first < vectors.count; first += group) {
+      const Index n = Min(vectors.count - first, group);
+      vectors.Fill(first, n, slots);
+      for (Index c = 0; s.far && c < channels; ++c) {
+        for (Index v = 0; v < n; v += 2) __builtin_prefetch(field + c * s.field_channel + (first + group + v) * kWidth);
+      }
+      even.SetVectors(field, slots, n);
+      if (s.pair) odd.SetVectors(field, slots, n);
+      ForStrips(block_rows, [&](Index m, Index strip) {
+        const Finish end{finish.bias ? finish.bias + first_row + m : nullptr, finish.add, finish.act}, raw{};
+        float* y = out + (first_row + m) * s.out_plane;
+        if (!vectors.flat) {
+          for (Index v = 0; v < n; v += kTileVectors) even.Tile(m, strip, v, end, y, s.out_plane);
+          return;
         }
-        return;
-      }
-      for (Index v = 0; v < n; v += kTileVectors) {
-        tile(depth, steps, a, s.w_row, field, slots + v, raw, sums, kFlatFloats);
-        if (!s.pair) continue;
-        tile(odd_depth, odd_steps, a, s.w_row, field, slots + v, raw, sums + kTileRows * kFlatFloats, kFlatFloats);
-      }
-      CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, end, y);
-    });
-  }
+        for (Index v = 0; v < n; v += kTileVectors) {
+          even.Tile(m, strip, v, raw, sums, kFlatFloats);
+          if (s.pair) odd.Tile(m, strip, v, raw, sums + kTileRows * kFlatFloats, kFlatFloats);
+        }
+        CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, end, y);
+      });
+    }
+  });
 }
 
 // f(first row, rows, taps) for runs of output rows that meet the same rows of the kernel inside the image: `inside`

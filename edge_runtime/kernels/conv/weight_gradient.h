@@ -37,16 +37,6 @@ void PackPlaces(const Places& block, const float* x, Index image, Index pitch, c
   }
 }
 
-// dw[m][first_column + j] (+)= sum over a block's places of g times the panels' columns
-void AddPlaces(Index M, Index depth, const Step* steps, const float* g, Index g_row, const float* panel, Index columns,
-               bool add, float* dw, Index ldw) {
-  const PanelSlots slots(columns);
-  ForStrips(M, [&](Index m, Index rows) {
-    StepsTileOf<kTileRows>(rows)(depth, steps, g + m * g_row, g_row, panel, slots.slots, Finish{nullptr, add, 0},
-                                 dw + m * ldw, ldw);
-  });
-}
-
 // Columns [column, last) of one group's dw; images stand image_g and image_x floats apart.
 void DwColumns(const Geometry& s, Index column, Index last, const float* g, Index image_g, const float* x,
                Index image_x, float* dw) {
@@ -78,40 +68,47 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
         for (Index j = 0; j < n / block.images; j += 16) __builtin_prefetch(g_block + image * image_g + o * places + j);
       }
     }
-    for (Index t = column, end; t < last; t = end) {
-      const Index channel = t / taps, reach = (channel + room) * taps;
-      end = Min(last, reach - t < kTileColumns ? reach : t + (reach - t) / kTileColumns * kTileColumns);
-      const Index channels = (end - 1) / taps + 1 - channel;
-      const float* from = x + i * image_x + channel * s.H * s.W;
-      Index image_step = image_x, pitch = s.W;
-      if (in_place) {
-        from += top * s.W + left;
-      } else {
-        image_step = channels * field.Channel();
-        pitch = field.pitch;
-        for (Index image = 0; image < block.images; ++image) {
-          field.Fill(from + image * image_x, channels, top, scratch + image * image_step);
+    TileOperands operands(n, steps, g_block, places);
+    ForRowBlocks(s.group_outputs, [&](Index first_row, Index block_rows) {
+      operands.SetRows(first_row, block_rows);
+      for (Index t = column, end; t < last; t = end) {
+        const Index channel = t / taps, reach = (channel + room) * taps;
+        end = Min(last, reach - t < kTileColumns ? reach : t + (reach - t) / kTileColumns * kTileColumns);
+        const Index channels = (end - 1) / taps + 1 - channel;
+        const float* from = x + i * image_x + channel * s.H * s.W;
+        Index image_step = image_x, pitch = s.W;
+        if (in_place) {
+          from += top * s.W + left;
+        } else {
+          image_step = channels * field.Channel();
+          pitch = field.pitch;
+          for (Index image = 0; image < block.images; ++image) {
+            field.Fill(from + image * image_x, channels, top, scratch + image * image_step);
+          }
+          from = scratch + left;
         }
-        from = scratch + left;
-      }
-      for (; t < end; t += kTileColumns) {
-        const Index width = Min(kTileColumns, end - t);
-        Index at[kTileColumns];
-        Index c = t / taps - channel, k = t % taps / s.kw, l = t % s.kw;
-        for (Index j = 0; j < kTileColumns; ++j) {
-          at[j] = in_place ? c * s.H * s.W : c * field.Channel() + TapPlace(s, field, k, l);
-          if (j + 1 >= width) continue;  // past the last column the last again
-          if (++l < s.kw) continue;
-          l = 0;
-          if (++k < s.kh) continue;
-          k = 0;
-          ++c;
+        for (; t < end; t += kTileColumns) {
+          const Index width = Min(kTileColumns, end - t);
+          Index at[kTileColumns];
+          Index c = t / taps - channel, k = t % taps / s.kw, l = t % s.kw;
+          for (Index j = 0; j < kTileColumns; ++j) {
+            at[j] = in_place ? c * s.H * s.W : c * field.Channel() + TapPlace(s, field, k, l);
+            if (j + 1 >= width) continue;  // past the last column the last again
+            if (++l < s.kw) continue;
+            l = 0;
+            if (++k < s.kh) continue;
+            k = 0;
+            ++c;
+          }
+          PackPlaces(block, from, image_step, pitch, at, panel);
+          const PanelSlots slots(width);
+          operands.SetVectors(panel, slots.slots, kTileVectors);
+          ForStrips(block_rows, [&](Index m, Index strip) {
+            operands.Tile(m, strip, 0, Finish{nullptr, add, 0}, dw + (first_row + m) * depth + t, depth);
+          });
         }
-        PackPlaces(block, from, image_step, pitch, at, panel);
-        AddPlaces(s.group_outputs, n, steps, g_block, places, panel, width, add, dw + t,
-                  depth);
       }
-    }
+    });
     add = true;
   };
   for (Index i = 0; i < s.N; i += images) {

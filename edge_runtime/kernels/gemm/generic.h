@@ -144,8 +144,29 @@ void InPlace(const Product& p) {
   } while (k < p.K);
 }
 
+// Strips of a's rows for a tile that wants them packed: [k][kTileRows], zeros where the strip has fewer rows.
+inline void PackStrips(const Strided& a, Index rows, Index depth, float* to) {
+  ForStrips(rows, [&](Index m, Index strip) {
+    for (Index k = 0; k < depth; ++k, to += kTileRows) {
+      const float* from = a.p + m * a.outer + k * a.inner;
+      for (Index r = 0; r < kTileRows; ++r) to[r] = r < strip ? from[r * a.outer] : 0.f;
+    }
+  });
+}
+
+inline void FinishColumns(Index rows, const float* sums, const BlockEnd& end, float* c, Index ldc, Index columns) {
+  for (Index r = 0; r < rows; ++r, sums += kTileColumns, c += ldc) {
+    ForVectors(columns, [&](Index j, Index k) {
+      const V before = end.add ? LoadPart(c + j, k) : end.bias ? LoadPart(end.bias + j, k) : V{};
+      StorePart(c + j, Activated(end.act, before + Load(sums + j)), k);
+    });
+  }
+}
+
+template <typename TileIsa>
 void Packed(const Product& p) {
   alignas(64) float packed[kPackedFloats];
+  alignas(64) float rows_packed[TileIsa::kPacks ? kRowsFloats + kTileRows * kDepth : 1];
   Index k = 0;
   do {
     const Index depth = Min(kDepth, p.K - k);
@@ -164,11 +185,21 @@ void Packed(const Product& p) {
       }
       for (Index first = 0; first < p.M; first += block_rows) {
         const Index rows_here = Min(block_rows, p.M - first);
+        if constexpr (TileIsa::kPacks) PackStrips(p.a.From(first, k), rows_here, depth, rows_packed);
         for (Index j = 0; j < columns; j += kTileColumns) {
           const Index width = Min(kTileColumns, columns - j);
+          const float* strip = rows_packed;
           ForStrips(rows_here, [&](Index m, Index rows) {
-            TileOf<kTileRows>(rows)(depth, p.a.From(first + m, k), packed + j * depth, kTileColumns, end.From(n + j),
-                                    p.c + (first + m) * p.ldc + n + j, p.ldc, width);
+            float* c = p.c + (first + m) * p.ldc + n + j;
+            if constexpr (TileIsa::kPacks) {
+              alignas(64) float sums[kTileRows * kTileColumns];
+              TileIsa::PackedTile(depth, strip, packed + j * depth, sums);
+              FinishColumns(rows, sums, end.From(n + j), c, p.ldc, width);
+              strip += kTileRows * depth;
+            } else {
+              TileOf<kTileRows>(rows)(depth, p.a.From(first + m, k), packed + j * depth, kTileColumns, end.From(n + j),
+                                      c, p.ldc, width);
+            }
           });
         }
       }
@@ -219,9 +250,9 @@ void Dots(const Product& p) {
 using Way = void (*)(const Product&);
 
 Way WayOf(Form form, Index M, Index K) {
-  if (form == Form::kNT) return K >= kDotDepthPerRow * M ? Dots : Packed;
+  if (form == Form::kNT) return K >= kDotDepthPerRow * M ? Dots : Packed<Isa>;
   if (M == 1) return OneRow;
-  return M <= 3 * kTileRows || K <= 16 ? InPlace : Packed;
+  return M <= 3 * kTileRows || K <= 16 ? InPlace : Packed<Isa>;
 }
 
 // Shared by `call`'s team where that is not nullptr.

@@ -2,6 +2,8 @@
 #ifndef HEDGEROW_GEMM_TILE_H_
 #define HEDGEROW_GEMM_TILE_H_
 
+#include <cstdint>
+
 #include "elementwise/activation.h"
 #include "isa/simd.h"
 
@@ -122,6 +124,108 @@ HEDGEROW_INLINE void ForStrips(Index rows, F f) {
     const Index n = least + (i < more ? 1 : 0);
     f(first, n);
     first += n;
+  }
+}
+
+// Both sides of tiles that share their steps, for rows and vectors that are set a block at a time. Where the ISA's tile
+// wants packed operands (Isa::kPacks), this is where they are packed; elsewhere they are read where they stand.
+template <typename TileIsa, bool kPacks = TileIsa::kPacks>
+class Operands {
+ public:
+  static constexpr Index kMostRows = PTRDIFF_MAX;
+  static constexpr Index kMostFloats = PTRDIFF_MAX;
+
+  Operands(Index depth, const Step* steps, const float* a, Index outer)
+      : depth_(depth), steps_(steps), a_(a), outer_(outer) {}
+  // Rows [first, first + count) of a come next; at most kMostRows.
+  void SetRows(Index first, Index) { first_ = first; }
+  // The vectors that slots[0..n) name come next, n depth kWidth being kMostFloats at most, and up to kTileVectors - 1
+  // that fill up.
+  void SetVectors(const float* b, const Slot* slots, Index) {
+    b_ = b;
+    slots_ = slots;
+  }
+  // The tile at row m of those rows and vector v of those vectors.
+  HEDGEROW_INLINE void Tile(Index m, Index rows, Index v, const Finish& finish, float* c, Index ldc) const {
+    StepsTileOf<kTileRows>(rows)(depth_, steps_, a_ + (first_ + m) * outer_, outer_, b_, slots_ + v, finish, c, ldc);
+  }
+
+ private:
+  Index depth_;
+  const Step* steps_;
+  const float* a_;
+  Index outer_, first_ = 0;
+  const float* b_ = nullptr;
+  const Slot* slots_ = nullptr;
+};
+
+// c's tile from a tile's sums, kTileColumns of them for each row.
+inline void FinishTile(Index rows, const float* sums, const Slot* slots, const Finish& finish, float* c, Index ldc) {
+  for (Index r = 0; r < rows; ++r) {
+    for (Index v = 0; v < kTileVectors; ++v) {
+      if (slots[v].lanes == 0) continue;
+      float* out = c + r * ldc + slots[v].to;
+      const V before = finish.add ? LoadPart(out, slots[v].lanes) : Splat(finish.bias ? finish.bias[r] : 0.f);
+      StorePart(out, Activated(finish.act, before + Load(sums + r * kTileColumns + v * kWidth)), slots[v].lanes);
+    }
+  }
+}
+
+template <typename TileIsa>
+class Operands<TileIsa, true> {
+ public:
+  static constexpr Index kMostRows = 64;
+  static constexpr Index kMostFloats = 6 * 1024;
+
+  Operands(Index depth, const Step* steps, const float* a, Index outer)
+      : depth_(depth), steps_(steps), a_(a), outer_(outer) {}
+  void SetRows(Index first, Index count) {
+    Index strip = 0;
+    ForStrips(count, [&](Index m, Index rows) {
+      strips_[strip] = m;
+      float* to = rows_ + strip++ * kTileRows * depth_;
+      const float* from = a_ + (first + m) * outer_;
+      for (Index k = 0; k < depth_; ++k, to += kTileRows) {
+        const float* at = from + steps_[k].a;
+        for (Index r = 0; r < kTileRows; ++r) to[r] = r < rows ? at[r * outer_] : 0.f;
+      }
+    });
+  }
+  void SetVectors(const float* b, const Slot* slots, Index n) {
+    slots_ = slots;
+    float* to = vectors_;
+    for (Index v = 0; v < n; v += kTileVectors) {
+      for (Index k = 0; k < depth_; ++k, to += kTileColumns) {
+        for (Index i = 0; i < kTileVectors; ++i) Store(to + i * kWidth, Load(b + slots[v + i].from + steps_[k].b));
+      }
+    }
+  }
+  void Tile(Index m, Index rows, Index v, const Finish& finish, float* c, Index ldc) const {
+    alignas(64) float sums[kTileRows * kTileColumns];
+    Index strip = 0;
+    while (strips_[strip] != m) ++strip;
+    TileIsa::PackedTile(depth_, rows_ + strip * kTileRows * depth_, vectors_ + v * kWidth * depth_, sums);
+    FinishTile(rows, sums, slots_ + v, finish, c, ldc);
+  }
+
+ private:
+  Index depth_;
+  const Step* steps_;
+  const float* a_;
+  Index outer_;
+  const Slot* slots_ = nullptr;
+  Index strips_[kMostRows / kTileRows + 1];
+  alignas(64) float rows_[(kMostRows / kTileRows + 1) * kTileRows * kDepth];
+  alignas(64) float vectors_[kMostFloats + kTileVectors * kWidth * kDepth];
+};
+
+using TileOperands = Operands<Isa>;
+
+// f(first row, rows) for blocks of rows that operands can hold.
+template <typename F>
+HEDGEROW_INLINE void ForRowBlocks(Index rows, F f) {
+  for (Index first = 0; first < rows; first += Min(rows - first, TileOperands::kMostRows)) {
+    f(first, Min(rows - first, TileOperands::kMostRows));
   }
 }
 

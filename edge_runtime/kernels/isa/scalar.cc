@@ -6,6 +6,7 @@ namespace {
 struct Isa : FourLanes {
   static constexpr int kTileRows = 4;
   static constexpr int kTileVectors = 2;
+  static constexpr bool kPacks = false;
 };
 
 }  // namespace

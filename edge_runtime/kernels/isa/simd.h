@@ -1,5 +1,5 @@
 // Vectors of the ISA at hand, in GCC's and Clang's own vector notation. The file that includes this has defined
-// `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h), and LoadPart and
+// `struct Isa` with kWidth (floats in a vector), kTileRows, kTileVectors and kPacks (gemm/tile.h), and LoadPart and
 // StorePart for the first n < kWidth floats of a vector, which read and write nothing past them.
 //
 // Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and

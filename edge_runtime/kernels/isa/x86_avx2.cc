@@ -13,6 +13,7 @@ struct Isa {
   static constexpr int kWidth = 8;
   static constexpr int kTileRows = 6;
   static constexpr int kTileVectors = 2;
+  static constexpr bool kPacks = false;
 
   static inline __attribute__((always_inline)) __m256 LoadPart(const float* p, ptrdiff_t n) {
     return _mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes + 8 - n)));
