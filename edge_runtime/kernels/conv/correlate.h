@@ -24,11 +24,11 @@ struct Correlation {
   Index field_channel, pitch;
   Index columns;             // of one output row
   Index out_plane, out_row;  // strides of out
-  // Columns stand sw apart in out. With `pair`, column r of out is column (r + shift)/2 of the product with the taps
-  // of its parity: two phases of a stride of 2, side by side.
+  // Columns stand sw apart in out. With `pair` they stand side by side, `columns` in all: the even ones are one product,
+  // the odd ones another, with its own taps and odd_field further on. These are the phases of a stride of 2.
   Index sw;
   bool pair;
-  Index shift;
+  Index odd_field;
   // The field is the image itself, whose next columns are too far away for the CPU to foresee.
   bool far;
 };
@@ -60,19 +60,10 @@ void FinishRow(Index n, const float* sums, float bias, const Finish& finish, flo
 // is left out.
 void CopyFlat(const Correlation& s, Index rows, Index bands_rows, Index first, Index n, const float* flat,
               const Finish& finish, float* out) {
-  alignas(64) float both[2 * kFlatFloats];
   for (Index m = 0; m < rows; ++m, flat += kFlatFloats, out += s.out_plane) {
     const float bias = finish.bias ? finish.bias[m] : 0.f;
-    if (s.pair) Interleave(n, flat, flat + kTileRows * kFlatFloats, both);
     for (Index q = first / s.pitch; q < bands_rows && q * s.pitch < first + n; ++q) {
       float* y = out + q * s.out_row;
-      if (s.pair) {
-        // In elements of `both`: the row starts at its `shift`.
-        const Index start = 2 * q * s.pitch + s.shift, from = Max(2 * first, start);
-        const Index end = Min(2 * (first + n), start + s.columns);
-        if (from < end) FinishRow(end - from, both + from - 2 * first, bias, finish, y + from - start);
-        continue;
-      }
       const Index start = q * s.pitch, from = Max(first, start), end = Min(first + n, start + s.columns);
       if (s.sw == 1) {
         if (from < end) FinishRow(end - from, flat + from - first, bias, finish, y + from - start);
@@ -94,9 +85,9 @@ struct Vectors {
   Index row_vectors, count;
 
   Vectors(const Correlation& product, Index output_rows) : s(product), rows(output_rows) {
-    row_vectors = (s.columns + kWidth - 1) / kWidth;
-    flat = s.sw != 1 || row_vectors * kWidth > Max(s.pitch, s.columns);
-    const Index columns = s.pair ? (s.columns + s.shift + 1) / 2 : s.columns;
+    const Index columns = s.pair ? (s.columns + 1) / 2 : s.columns;
+    row_vectors = (columns + kWidth - 1) / kWidth;
+    flat = !s.pair && (s.sw != 1 || row_vectors * kWidth > Max(s.pitch, columns));
     count = flat ? ((rows - 1) * s.pitch + columns + kWidth - 1) / kWidth : rows * row_vectors;
   }
 
@@ -114,10 +105,37 @@ struct Vectors {
       }
       const Index at = column * kWidth;
       slots[i] = {row * s.pitch + at, row * s.out_row + at, Min(kWidth, s.columns - at)};
+      if (s.pair) slots[i] = {slots[i].from, i * kWidth, kWidth};
     }
     for (Index i = n; i < n + kTileVectors; ++i) slots[i] = {slots[n - 1].from, slots[n - 1].to, 0};
   }
 };
+
+// Outputs from the sums of a pair's vectors [first, first + n), the odd columns' kTileRows rows behind the even ones'.
+void StorePairs(const Vectors& vectors, Index strip, Index first, Index n, const float* even, const Finish& finish,
+                float* out) {
+  const Correlation& s = vectors.s;
+  const Pairs pairs;
+  for (Index m = 0; m < strip; ++m, even += kFlatFloats, out += s.out_plane) {
+    const float *odd = even + kTileRows * kFlatFloats, bias = finish.bias ? finish.bias[m] : 0.f;
+    Index row = first / vectors.row_vectors, column = first % vectors.row_vectors * 2 * kWidth;
+    for (Index i = 0; i < n * kWidth; i += kWidth, column += 2 * kWidth) {
+      if (column >= s.columns) {
+        column = 0;
+        ++row;
+      }
+      float* y = out + row * s.out_row + column;
+      const V a = Load(even + i), b = Load(odd + i);
+      const V halves[2] = {Shuffle(a, b, pairs.low), Shuffle(a, b, pairs.high)};
+      for (Index h = 0; h < 2; ++h, y += kWidth) {
+        const Index left = Min(kWidth, s.columns - column - h * kWidth);
+        if (left <= 0) break;
+        const V before = finish.add ? LoadPart(y, left) : Splat(bias);
+        StorePart(y, Activated(finish.act, before + halves[h]), left);
+      }
+    }
+  }
+}
 
 // `rows` rows of outputs, over channels that make at most kDepth steps. `other`: the odd columns' taps, for a pair.
 void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const Taps* other, const float* w,
@@ -141,11 +159,11 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
         for (Index v = 0; v < n; v += 2) __builtin_prefetch(field + c * s.field_channel + (first + group + v) * kWidth);
       }
       even.SetVectors(field, slots, n);
-      if (s.pair) odd.SetVectors(field, slots, n);
+      if (s.pair) odd.SetVectors(field + s.odd_field, slots, n);
       ForStrips(block_rows, [&](Index m, Index strip) {
         const Finish end{finish.bias ? finish.bias + first_row + m : nullptr, finish.add, finish.act}, raw{};
         float* y = out + (first_row + m) * s.out_plane;
-        if (!vectors.flat) {
+        if (!vectors.flat && !s.pair) {
           for (Index v = 0; v < n; v += kTileVectors) even.Tile(m, strip, v, end, y, s.out_plane);
           return;
         }
@@ -153,6 +171,7 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
           even.Tile(m, strip, v, raw, sums, kFlatFloats);
           if (s.pair) odd.Tile(m, strip, v, raw, sums + kTileRows * kFlatFloats, kFlatFloats);
         }
+        if (s.pair) return StorePairs(vectors, strip, first, n, sums, end, y);
         CopyFlat(s, strip, rows, first * kWidth, n * kWidth, sums, end, y);
       });
     }
@@ -165,7 +184,7 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
 template <typename Inside, typename F>
 void ForTapRows(const Correlation& s, const Taps& taps, Index kernel_rows, Index first, Index last, Inside inside,
                 F f) {
-  if (Vectors(s, 1).flat || Vectors(s, 1).count % kTileVectors != 0) return f(first, last - first, taps);
+  if (s.pair || Vectors(s, 1).flat || Vectors(s, 1).count % kTileVectors != 0) return f(first, last - first, taps);
   const Index row_taps = kernel_rows ? taps.count / kernel_rows : 0;
   for (Index q = first, end; q < last; q = end) {
     const Span rows = inside(q);

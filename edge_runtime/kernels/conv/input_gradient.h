@@ -39,13 +39,13 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
   }
   const Field field{s.OH, s.OW, lag_h, lag_w - columns.first, 1, 1, 1, 1, band.rows + lag_h, pitch};
 
-  // Phase (a, b...) of the band that starts at `first`, from some channels of g in `scratch`.
+  // Rows of phase a in the band that starts at `first`, from some channels of g in `scratch`: columns of phase b, or
+  // with `pair` those of both phases.
   auto phase = [&](Index a, Index b, bool pair, Index first, Index channels, const float* kernel, const float* scratch,
                    bool add, float* image) {
-    const PhaseAxis down(a, s.sh, s.ph, s.H, s.kh);
+    const PhaseAxis down(a, s.sh, s.ph, s.H, s.kh), across(b, s.sw, s.pw, s.W, s.kw);
+    const PhaseAxis other(pair ? 1 - b : b, s.sw, s.pw, s.W, s.kw);
     const Index q = Max(first, down.places.first), end = Min(first + band.rows, down.places.last);
-    PhaseAxis across(b, s.sw, s.pw, s.W, s.kw);
-    if (pair) across.places = columns;
     const Index r = across.places.first, n = across.places.last - r;
     if (q >= end || n <= 0) return;
     auto taps_of = [&](const PhaseAxis& axis) {
@@ -56,9 +56,9 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
       }
       return found;
     };
-    const Taps even = taps_of(across), odd = pair ? taps_of(PhaseAxis(1, s.sw, s.pw, s.W, s.kw)) : Taps{};
-    const Correlation product{s.group_channels, taps,        depth, field.Channel(), pitch, pair ? s.W : n,
-                              s.H * s.W,        s.sh * s.W, s.sw,  pair,            pair ? s.pw - 2 * r : 0, false};
+    const Taps even = taps_of(across), odd = pair ? taps_of(other) : Taps{};
+    const Correlation product{s.group_channels, taps,       depth, field.Channel(), pitch, pair ? s.W : n,
+                              s.H * s.W,        s.sh * s.W, s.sw,  pair,            other.places.first - r, false};
     // The rows of the phase's kernel for which dx's row meets one of g.
     auto inside = [&](Index row) {
       const Index k = Min(down.taps, Max(0, row - s.OH + 1));
@@ -89,8 +89,12 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
           const Index channels = Min(band.channels, s.group_outputs - o);
           field.Fill(outputs + o * places, channels, first, scratch);
           for (Index a = 0; a < s.sh; ++a) {
-            for (Index b = 0; b < (s.sw == 2 ? 1 : s.sw); ++b) {
-              phase(a, b, s.sw == 2, first, channels, kernel + o * depth, scratch, o > 0, image);
+            if (s.sw == 2) {
+              phase(a, s.pw % 2, true, first, channels, kernel + o * depth, scratch, o > 0, image);
+              continue;
+            }
+            for (Index b = 0; b < s.sw; ++b) {
+              phase(a, b, false, first, channels, kernel + o * depth, scratch, o > 0, image);
             }
           }
         }

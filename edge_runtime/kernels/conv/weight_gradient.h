@@ -52,6 +52,8 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
   alignas(64) float scratch[kFieldFloats + kFieldSlack];
   alignas(64) float panel[kDepth * kTileColumns];
   Step steps[kDepth];
+  Index tap_places[kMostFieldTaps];
+  for (Index t = 0; t < (in_place ? 0 : taps); ++t) tap_places[t] = TapPlace(s, field, t / s.kw, t % s.kw);
   bool add = false;
   auto block_of_places = [&](Index i, Index top, Index left) {
     const Places block{Min(images, s.N - i), Min(rows, s.OH - top), Min(columns, s.OW - left)};
@@ -90,14 +92,12 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
         for (; t < end; t += kTileColumns) {
           const Index width = Min(kTileColumns, end - t);
           Index at[kTileColumns];
-          Index c = t / taps - channel, k = t % taps / s.kw, l = t % s.kw;
+          Index c = t / taps - channel, tap = t % taps;
           for (Index j = 0; j < kTileColumns; ++j) {
-            at[j] = in_place ? c * s.H * s.W : c * field.Channel() + TapPlace(s, field, k, l);
+            at[j] = in_place ? c * s.H * s.W : c * field.Channel() + tap_places[tap];
             if (j + 1 >= width) continue;  // past the last column the last again
-            if (++l < s.kw) continue;
-            l = 0;
-            if (++k < s.kh) continue;
-            k = 0;
+            if (++tap < taps) continue;
+            tap = 0;
             ++c;
           }
           PackPlaces(block, from, image_step, pitch, at, panel);

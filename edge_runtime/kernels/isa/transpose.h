@@ -59,19 +59,16 @@ HEDGEROW_INLINE void Transpose(V (&rows)[kWidth]) {
   if constexpr (kWidth == 8) SwapBlocks<4>(rows);
 }
 
-// to[2 i] = even[i], to[2 i + 1] = odd[i] for i < n, a multiple of kWidth.
-HEDGEROW_INLINE void Interleave(Index n, const float* even, const float* odd, float* to) {
+// Lanes of two vectors by turns: the first half of the result, and the second.
+struct Pairs {
+  Pairs() {
+    for (int i = 0; i < kWidth; ++i) {
+      low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
+      high[i] = low[i] + static_cast<int>(kWidth) / 2;
+    }
+  }
   VI low, high;
-  for (int i = 0; i < kWidth; ++i) {
-    low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
-    high[i] = low[i] + static_cast<int>(kWidth) / 2;
-  }
-  for (Index i = 0; i < n; i += kWidth) {
-    const V a = Load(even + i), b = Load(odd + i);
-    Store(to + 2 * i, Shuffle(a, b, low));
-    Store(to + 2 * i + kWidth, Shuffle(a, b, high));
-  }
-}
+};
 
 // Lane i of the result is the sum of rows[i]'s lanes.
 HEDGEROW_INLINE V SumEach(V (&rows)[kWidth]) {
