@@ -24,8 +24,8 @@ struct Correlation {
   Index field_channel, pitch;
   Index columns;             // of one output row
   Index out_plane, out_row;  // strides of out
-  // Columns stand sw apart in out. With `pair` they stand side by side, `columns` in all: the even ones are one product,
-  // the odd ones another, with its own taps and odd_field further on. These are the phases of a stride of 2.
+  // Columns stand sw apart in out. With `pair` they stand side by side, `columns` in all: the even ones are one
+  // product, the odd ones another, with its own taps and odd_field further on: the phases of a stride of 2.
   Index sw;
   bool pair;
   Index odd_field;

@@ -75,7 +75,7 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
   };
   const Index bands = band.rows ? (s.OH + band.rows - 1) / band.rows : 1, units = s.N * s.groups * bands;
   const double work = static_cast<double>(s.N) * s.O * places * depth / units;
-  ForParts(call, units, work, [&](Index from, Index to) {
+  ForParts(call, units, work, 1, [&](Index from, Index to) {
     alignas(64) float scratch[kFieldFloats + kFieldSlack];
     for (Index unit = from; unit < to; ++unit) {
       const Index i = unit / bands, first = unit % bands * band.rows, g = i % s.groups;

@@ -65,8 +65,8 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
       return Span{k, Max(k, Min(down.taps, row + 1))};
     };
     ForTapRows(product, even, down.taps, q, end, inside, [&](Index row, Index n_rows, const Taps& met) {
-      CorrelateBand(product, channels, met, pair ? &odd : nullptr, kernel,
-                    scratch + (row - first + lag_h) * pitch + r - columns.first + lag_w, n_rows, Finish{nullptr, add, 0},
+      const float* at = scratch + (row - first + lag_h) * pitch + r - columns.first + lag_w;
+      CorrelateBand(product, channels, met, pair ? &odd : nullptr, kernel, at, n_rows, Finish{nullptr, add, 0},
                     image + (row * s.sh + down.offset) * s.W + (pair ? 0 : r * s.sw + across.offset));
     });
   };
@@ -74,7 +74,7 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
   const Index bands = band.rows ? (rows.last - rows.first + band.rows - 1) / band.rows : 1;
   const Index units = s.N * s.groups * bands;
   const double work = static_cast<double>(s.N) * s.O * places * depth / units;
-  ForParts(call, units, work, [&](Index from, Index to) {
+  ForParts(call, units, work, 1, [&](Index from, Index to) {
     alignas(64) float scratch[kFieldFloats + kFieldSlack];
     for (Index unit = from; unit < to; ++unit) {
       const Index i = unit / bands, first = rows.first + unit % bands * band.rows;

@@ -123,7 +123,8 @@ void ConvDw(const Call& call, const Geometry& given, const float* g, const float
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
   const Index panels = (depth + kTileColumns - 1) / kTileColumns;
   const double work = static_cast<double>(s.N) * places * s.group_outputs * kTileColumns;
-  ForParts(call, s.groups * panels, work, [&](Index first, Index last) {
+  // Every part copies the planes that its panels meet: few panels would be little but copies.
+  ForParts(call, s.groups * panels, work, 4, [&](Index first, Index last) {
     while (first < last) {
       const Index group = first / panels, from = first % panels, to = Min(panels, from + last - first);
       DwColumns(s, from * kTileColumns, Min(depth, to * kTileColumns), g + group * s.group_outputs * places,

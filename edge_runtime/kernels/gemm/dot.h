@@ -14,7 +14,7 @@ constexpr Index kDotDepthPerRow = 16;
 // A lane sums this many products at most before the sum is added to c.
 constexpr Index kDotBlock = 256 * kWidth;
 
-// kRows rows of a by kColumns rows of b; `ends` has for each row and column what the sums are added to.
+// kRows rows of a by kColumns rows of b, of which `columns` count.
 template <Index kRows, Index kColumns>
 void DotTile(Index depth, const float* a, Index lda, const float* b, Index ldb, Index columns, bool add,
              const float* bias, Index act, float* c, Index ldc) {

@@ -7,9 +7,10 @@
 namespace hedgerow {
 namespace {
 
-// c = a w^T + b; without b that is the product alone.
-void Affine(Index M, Index N, Index K, const float* a, Index lda, const float* w, const float* b, float* c, Index ldc) {
-  Gemm(Form::kNT, M, N, K, a, lda, w, K, Beta::kZero, c, ldc, {b, 0});
+// c = a w^T + b; without b that is the product alone. Shared by `call`'s team where that is not nullptr.
+void Affine(const Call* call, Index M, Index N, Index K, const float* a, Index lda, const float* w, const float* b,
+            float* c, Index ldc) {
+  Gemm(call, Form::kNT, M, N, K, a, lda, w, K, Beta::kZero, c, ldc, {b, 0});
 }
 
 Status linear(const Call& call) {

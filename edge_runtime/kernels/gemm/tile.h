@@ -42,7 +42,8 @@ struct Slot {
 
 // sums[r][v] of the products a[r outer + steps.a] b[slots[v].from + steps.b + lane]
 template <Index kRows>
-HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, Index outer, const float* b, const Slot* slots, V (&sum)[kRows][kTileVectors]) {
+HEDGEROW_INLINE void Multiply(Index depth, const Step* steps, const float* a, Index outer, const float* b,
+                              const Slot* slots, V (&sum)[kRows][kTileVectors]) {
   const float* vectors[kTileVectors];
   for (Index v = 0; v < kTileVectors; ++v) vectors[v] = b + slots[v].from;
   for (Index k = 0; k < depth; ++k) {
@@ -174,7 +175,7 @@ inline void FinishTile(Index rows, const float* sums, const Slot* slots, const F
 template <typename TileIsa>
 class Operands<TileIsa, true> {
  public:
-  static constexpr Index kMostRows = 64;
+  static constexpr Index kMostRows = 32;
   static constexpr Index kMostFloats = 6 * 1024;
 
   Operands(Index depth, const Step* steps, const float* a, Index outer)

@@ -12,11 +12,11 @@ void GruGates(const Call& call, bool given_y, float* y, float* gates, float* wor
   const Steps s(call);
   const Index H = s.H;
   const float *x = call.f32(0), *h0 = call.f32(1), *w_hh = call.f32(3), *b_hh = call.f32(5);
-  Affine(s.B * s.T, 3 * H, s.I, x, s.I, call.f32(2), call.f32(4), gates, 4 * H);
+  Affine(&call, s.B * s.T, 3 * H, s.I, x, s.I, call.f32(2), call.f32(4), gates, 4 * H);
   for (Index t = 0; t < s.T; ++t) {
     const Rows<const float*> h = Before(s, h0, y, t);
     const Rows<float*> out = StepOf(s, y, H, t), gate = StepOf(s, gates, 4 * H, t);
-    Affine(s.B, 3 * H, H, h.p, h.stride, w_hh, b_hh, work, 3 * H);
+    Affine(nullptr, s.B, 3 * H, H, h.p, h.stride, w_hh, b_hh, work, 3 * H);
     for (Index b = 0; b < s.B; ++b) {
       float *r = gate[b], *z = r + H, *n = z + H, *m = n + H;
       const float *sum = work + b * 3 * H, *before = h[b];
@@ -79,8 +79,8 @@ Status gru_grad(const Call& call) {
     Gemm(Form::kNN, s.B, H, H, dgate.p + 3 * H, dgate.stride, w_hh + 2 * H * H, H, Beta::kOne, dh, H);
   }
   CopyFloats(s.B * H, dh, dh0);
-  Gemm(Form::kNN, s.B * s.T, s.I, 3 * H, dgates, wide, w_ih, s.I, Beta::kZero, dx, s.I);
-  Gemm(Form::kTN, 3 * H, s.I, s.B * s.T, dgates, wide, x, s.I, Beta::kZero, dw_ih, s.I);
+  Gemm(&call, Form::kNN, s.B * s.T, s.I, 3 * H, dgates, wide, w_ih, s.I, Beta::kZero, dx, s.I, {});
+  Gemm(&call, Form::kTN, 3 * H, s.I, s.B * s.T, dgates, wide, x, s.I, Beta::kZero, dw_ih, s.I, {});
   AddStateWeights(s, 2 * H, dgates, h0, y, dw_hh);
   AddStateWeights(s, H, dgates + 3 * H, h0, y, dw_hh + 2 * H * H);
   SumRowsOf(s.B * s.T, 3 * H, dgates, wide, db_ih);

@@ -12,11 +12,11 @@ void LstmGates(const Call& call, bool given_y, float* y, float* gates, float* ce
   const Steps s(call);
   const Index H = s.H;
   const float *h0 = call.f32(1), *c0 = call.f32(2), *w_hh = call.f32(4), *b_hh = call.f32(6);
-  Affine(s.B * s.T, 4 * H, s.I, call.f32(0), s.I, call.f32(3), call.f32(5), gates, 4 * H);
+  Affine(&call, s.B * s.T, 4 * H, s.I, call.f32(0), s.I, call.f32(3), call.f32(5), gates, 4 * H);
   for (Index t = 0; t < s.T; ++t) {
     const Rows<const float*> h = Before(s, h0, y, t), c = Before(s, c0, cells, t);
     const Rows<float*> out = StepOf(s, y, H, t), cell = StepOf(s, cells, H, t), gate = StepOf(s, gates, 4 * H, t);
-    Affine(s.B, 4 * H, H, h.p, h.stride, w_hh, b_hh, work, 4 * H);
+    Affine(nullptr, s.B, 4 * H, H, h.p, h.stride, w_hh, b_hh, work, 4 * H);
     for (Index b = 0; b < s.B; ++b) {
       float* i = gate[b];
       const float *sum = work + b * 4 * H, *before = c[b];
@@ -86,8 +86,8 @@ Status lstm_grad(const Call& call) {
   }
   CopyFloats(s.B * H, dh, dh0);
   CopyFloats(s.B * H, dc, dc0);
-  Gemm(Form::kNN, s.B * s.T, s.I, wide, dgates, wide, w_ih, s.I, Beta::kZero, dx, s.I);
-  Gemm(Form::kTN, wide, s.I, s.B * s.T, dgates, wide, x, s.I, Beta::kZero, dw_ih, s.I);
+  Gemm(&call, Form::kNN, s.B * s.T, s.I, wide, dgates, wide, w_ih, s.I, Beta::kZero, dx, s.I, {});
+  Gemm(&call, Form::kTN, wide, s.I, s.B * s.T, dgates, wide, x, s.I, Beta::kZero, dw_ih, s.I, {});
   AddStateWeights(s, wide, dgates, h0, y, dw_hh);
   SumRowsOf(s.B * s.T, wide, dgates, wide, db_ih);
   CopyFloats(wide, db_ih, db_hh);
