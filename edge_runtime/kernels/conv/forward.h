@@ -19,7 +19,8 @@ Band FitBand(Index row, Index lag, Index most, Index channels) {
   if (row > kFieldFloats || lag > kFieldFloats) return {0, 0};
   for (;; channels = (channels + 1) / 2) {
     const Index rows = Min(most, kFieldFloats / (row * channels) - lag);
-    if (channels == 1 || rows >= Min(most, 4)) return {Max(0, rows), channels};
+    if (rows >= Min(most, 4) || (channels == 1 && rows > 0)) return {EvenPart(most, rows), channels};
+    if (channels == 1) return {0, 0};
   }
 }
 
@@ -39,17 +40,12 @@ void CorrelateInPlace(Index M, Index channels, Index places, const float* w, Ind
                       const float* x, const Finish& finish, float* out) {
   const Taps one{1, {}};
   const Correlation s{M, w_row, w_channel, places, places, places, places, places, 1, false, 0, true};
-  for (Index c = 0; c < channels; c += kDepth) {
-    const Index count = Min(kDepth, channels - c);
+  const Index part = EvenPart(channels, kDepth);
+  for (Index c = 0; c < channels; c += part) {
+    const Index count = Min(part, channels - c);
     CorrelateBand(s, count, one, nullptr, w + c * w_channel, x + c * places, 1,
                   Finish{finish.bias, c > 0, c + count == channels ? finish.act : 0}, out);
   }
-}
-
-// The bands of an image, as even as can be.
-Band Evened(Band band, Index rows) {
-  if (band.rows > 0) band.rows = (rows + (rows - 1) / band.rows) / ((rows - 1) / band.rows + 1);
-  return band;
 }
 
 void ConvForward(const Call& call, const Geometry& s, const float* x, const float* w, const float* b, Index act,
@@ -59,9 +55,8 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
   Band band{0, 0};
   if (fields) {
     const Field one = WindowField(s, 1);
-    band = Evened(FitBand(one.kept_h * one.kept_w * one.pitch, (s.kh - 1) / s.sh, s.OH,
-                          Min(s.group_channels, kDepth / taps)),
-                  s.OH);
+    band = FitBand(one.kept_h * one.kept_w * one.pitch, (s.kh - 1) / s.sh, s.OH,
+                   EvenPart(s.group_channels, kDepth / taps));
   }
   const Field field = WindowField(s, band.rows);
   Taps all{taps, {}};

@@ -34,8 +34,8 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
                       (lag_h + 1) * (lag_w + 1) <= kMostFieldTaps;
   Band band{0, 0};
   if (fields) {
-    const Index most = rows.last - rows.first, channels = Min(s.group_outputs, kDepth / ((lag_h + 1) * (lag_w + 1)));
-    band = Evened(FitBand(pitch, lag_h, most, channels), most);
+    const Index channels = EvenPart(s.group_outputs, kDepth / ((lag_h + 1) * (lag_w + 1)));
+    band = FitBand(pitch, lag_h, rows.last - rows.first, channels);
   }
   const Field field{s.OH, s.OW, lag_h, lag_w - columns.first, 1, 1, 1, 1, band.rows + lag_h, pitch};
 

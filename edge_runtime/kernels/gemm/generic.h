@@ -125,9 +125,10 @@ struct Product {
 void InPlace(const Product& p) {
   alignas(64) float edge[kDepth * kTileColumns];
   const Index whole = p.N / kTileColumns * kTileColumns;
+  const Index part = EvenPart(p.K, kDepth);
   Index k = 0;
   do {
-    const Index depth = Min(kDepth, p.K - k);
+    const Index depth = Min(part, p.K - k);
     const BlockEnd end = p.Block(k, depth);
     const float* b = p.b + k * p.ldb;
     if (whole < p.N) PackRows(b + whole, p.ldb, depth, p.N - whole, edge);
@@ -167,9 +168,10 @@ template <typename TileIsa>
 void Packed(const Product& p) {
   alignas(64) float packed[kPackedFloats];
   alignas(64) float rows_packed[TileIsa::kPacks ? kRowsFloats + kTileRows * kDepth : 1];
+  const Index part = EvenPart(p.K, kDepth);
   Index k = 0;
   do {
-    const Index depth = Min(kDepth, p.K - k);
+    const Index depth = Min(part, p.K - k);
     const BlockEnd end = p.Block(k, depth);
     const Index block = kPackedFloats / Max(1, depth) / kTileColumns * kTileColumns;
     const Index block_rows = Max(1, kRowsFloats / Max(1, depth) / kTileRows) * kTileRows;

@@ -19,6 +19,12 @@ constexpr Index kTileColumns = kTileVectors * kWidth;
 // A tile sums this many products at most in float32 before the sum is added to c.
 constexpr Index kDepth = 256;
 
+// The size of parts of at most `most` that are as even as can be: a small last one would cost as much as a large one.
+HEDGEROW_INLINE Index EvenPart(Index whole, Index most) {
+  const Index parts = Max(1, (whole + most - 1) / most);
+  return (whole + parts - 1) / parts;
+}
+
 // What one k takes from both sides, as distances from where the tile's operands start. With a table of these neither
 // side needs packing: a convolution's windows are read where they stand.
 struct Step {
