@@ -4,6 +4,7 @@
 
 #include "conv/depthwise_direct.h"
 #include "conv/phases.h"
+#include "isa/sums.h"
 
 namespace hedgerow {
 namespace {

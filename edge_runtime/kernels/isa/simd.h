@@ -58,13 +58,6 @@ HEDGEROW_INLINE V KeepFirst(V v, Index n) {
   return Bits<V>(Bits<VI>(v) & (lane < static_cast<int32_t>(n)));
 }
 
-// Lane by lane in a fixed order, in double.
-HEDGEROW_INLINE double SumLanes(V v) {
-  double sum = 0;
-  for (Index i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
-}
-
 // y[i] = f(x[i]), with the same f, and so the same bits, for every element wherever it stands.
 template <typename F>
 HEDGEROW_INLINE void Map(Index n, const float* x, float* y, F f) {
@@ -86,35 +79,6 @@ HEDGEROW_INLINE void ForVectors(Index n, F f) {
   Index i = 0;
   for (; i + kWidth <= n; i += kWidth) f(i, kWidth);
   if (i < n) f(i, n - i);
-}
-
-// Sum of n elements; f(i, k) gives elements i to i + k - 1. Blocks of kSumBlock vectors are summed in float32, the
-// blocks in double, so that the error does not grow with n.
-constexpr Index kSumBlock = 16;
-
-template <typename F>
-HEDGEROW_INLINE double SumOf(Index n, F f) {
-  double total = 0;
-  for (Index block = 0; block < n; block += kSumBlock * kWidth) {
-    const Index end = Min(n, block + kSumBlock * kWidth);
-    V even{}, odd{};  // two chains of additions instead of one to wait for
-    Index i = block;
-    for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
-      even += f(i, kWidth);
-      odd += f(i + kWidth, kWidth);
-    }
-    if (i + kWidth <= end) {
-      even += f(i, kWidth);
-      i += kWidth;
-    }
-    if (i < end) odd += KeepFirst(f(i, end - i), end - i);
-    total += SumLanes(even + odd);
-  }
-  return total;
-}
-
-HEDGEROW_INLINE double Sum(Index n, const float* x) {
-  return SumOf(n, [=](Index i, Index k) { return LoadPart(x + i, k); });
 }
 
 HEDGEROW_INLINE void Zero(Index n, float* y) { __builtin_memset(y, 0, static_cast<size_t>(n) * sizeof *y); }

@@ -6,7 +6,7 @@
 #ifndef HEDGEROW_MATH_GENERIC_H_
 #define HEDGEROW_MATH_GENERIC_H_
 
-#include "isa/simd.h"
+#include "isa/sums.h"
 
 namespace hedgerow {
 namespace {

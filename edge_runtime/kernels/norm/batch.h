@@ -8,85 +8,133 @@
 namespace hedgerow {
 namespace {
 
-// The sum of f(i) over the first `rows` planes of one channel.
+// A tensor (N, C, S), channel by channel: the planes of one stand C S elements apart. kS is S where that is known here,
+// so that the loops over a short plane unroll, or 0.
+template <Index kS>
+struct Channels {
+  Channels(Index n, Index c, Index s) : N(n), C(c), S(kS ? kS : s) {}
+  HEDGEROW_INLINE Index At(Index c, Index plane) const { return (plane * C + c) * (kS ? kS : S); }
+
+  // f(first channel, one past the last) for all channels, some at a time where together they are short: what is done
+  // once for a channel takes long to come out of the pipeline, and several can be in it.
+  template <typename F>
+  HEDGEROW_INLINE void ForGroups(F f) const {
+    const Index group = N * S <= kShort ? kMostAtOnce : 1;
+    for (Index c = 0; c < C; c += group) f(c, Min(C, c + group));
+  }
+  static constexpr Index kShort = 2048, kMostAtOnce = 8;
+
+  const Index N, C, S;
+};
+
+// f(Channels) for a tensor (N, C, S).
 template <typename F>
-HEDGEROW_INLINE double SumChannel(Index rows, F f) {
-  double total = 0;
-  for (Index i = 0; i < rows; ++i) total += f(i);
-  return total;
+HEDGEROW_INLINE void WithChannels(Index N, Index C, Index S, F f) {
+  if (S == 16) return f(Channels<16>(N, C, S));
+  if (S == 64) return f(Channels<64>(N, C, S));
+  f(Channels<0>(N, C, S));
 }
 
 // y = (x - mean)/sqrt(var + eps) w + b: the one place of the formula, so that every caller gets the same bits.
-void ApplyBatchNorm(Index N, Index C, Index S, const float* x, const float* w, const float* b, const float* mean,
-                    const float* var, float eps, float* y) {
-  for (Index i = 0; i < N; ++i) {
-    for (Index c = 0; c < C; ++c, x += S, y += S) {
-      const float m = mean[c], slope = w[c] / __builtin_sqrtf(var[c] + eps), shift = b[c];
-      Map(S, x, y, [=](V v) { return (v - m) * slope + shift; });
+template <typename Channels>
+HEDGEROW_INLINE void ApplyBatchNorm(const Channels& s, Index first, Index last, const float* x, const float* w,
+                                    const float* b, const float* mean, const float* var, float eps, float* y) {
+  float slopes[Channels::kMostAtOnce];
+  for (Index c = first; c < last; ++c) slopes[c - first] = w[c] / __builtin_sqrtf(var[c] + eps);
+  for (Index i = 0; i < s.N; ++i) {
+    for (Index c = first; c < last; ++c) {
+      const float m = mean[c], slope = slopes[c - first], shift = b[c];
+      Map(s.S, x + s.At(c, i), y + s.At(c, i), [=](V v) { return (v - m) * slope + shift; });
     }
+  }
+}
+
+template <typename Channels>
+HEDGEROW_INLINE void Statistics(const Channels& s, Index first, Index last, Index rows, const float* x, float* mean,
+                                float* var) {
+  const double n = static_cast<double>(rows) * static_cast<double>(s.S);
+  for (Index c = first; c < last; ++c) {
+    double sum[1];
+    SumRuns(rows, s.S, sum, [=](Index i, Index j, Index k, V (&terms)[1]) {
+      terms[0] = LoadPart(x + s.At(c, i) + j, k);
+    });
+    mean[c] = static_cast<float>(sum[0] / n);
+  }
+  for (Index c = first; c < last; ++c) {
+    double squares[1];
+    const float m = mean[c];
+    SumRuns(rows, s.S, squares, [=](Index i, Index j, Index k, V (&terms)[1]) {
+      const V d = LoadPart(x + s.At(c, i) + j, k) - m;
+      terms[0] = d * d;
+    });
+    var[c] = static_cast<float>(squares[0] / n);
   }
 }
 
 Status batch_norm(const Call& call) {
-  const Index N = call.size(0), C = call.size(1), S = call.size(2), B = call.size(3);
+  const Index N = call.size(0), S = call.size(2), B = call.size(3), rows = call.count(3, B) * (N / B);
   const float* x = call.f32(0);
-  float *mean = call.f32(5), *var = call.f32(6);
-  const Index rows = call.count(3, B) * (N / B);
-  const double n = static_cast<double>(rows) * static_cast<double>(S);
-  if (n <= 1) return kOneValue;
-  for (Index c = 0; c < C; ++c) {
-    const float* plane = x + c * S;
-    const float m = static_cast<float>(SumChannel(rows, [=](Index i) { return Sum(S, plane + i * C * S); }) / n);
-    const double squares = SumChannel(rows, [=](Index i) {
-      const float* p = plane + i * C * S;
-      return SumOf(S, [=](Index j, Index k) {
-        const V d = LoadPart(p + j, k) - m;
-        return d * d;
-      });
+  float *y = call.f32(4), *mean = call.f32(5), *var = call.f32(6);
+  if (rows == 0 || (rows == 1 && S == 1)) return kOneValue;
+  WithChannels(N, call.size(1), S, [&](const auto s) {
+    s.ForGroups([&](Index first, Index last) {
+      Statistics(s, first, last, rows, x, mean, var);
+      // While the channels are in the cache.
+      ApplyBatchNorm(s, first, last, x, call.f32(1), call.f32(2), mean, var, call.real(0), y);
     });
-    mean[c] = m;
-    var[c] = static_cast<float>(squares / n);
-  }
-  ApplyBatchNorm(N, C, S, x, call.f32(1), call.f32(2), mean, var, call.real(0), call.f32(4));
-  Activate(call.size(4), N * C * S, call.f32(4));
+  });
   return kOk;
 }
 
 Status batch_norm_apply(const Call& call) {
-  ApplyBatchNorm(call.size(0), call.size(1), call.size(2), call.f32(0), call.f32(1), call.f32(2), call.f32(3),
-                 call.f32(4), call.real(0), call.f32(5));
-  Activate(call.size(3), call.size(0) * call.size(1) * call.size(2), call.f32(5));
+  WithChannels(call.size(0), call.size(1), call.size(2), [&](const auto s) {
+    s.ForGroups([&](Index first, Index last) {
+      ApplyBatchNorm(s, first, last, call.f32(0), call.f32(1), call.f32(2), call.f32(3), call.f32(4), call.real(0),
+                     call.f32(5));
+    });
+  });
   return kOk;
 }
 
 Status batch_norm_grad(const Call& call) {
-  const Index N = call.size(0), C = call.size(1), S = call.size(2), B = call.size(3);
+  const Index N = call.size(0), B = call.size(3);
   const bool training = call.size(4) != 0;
   const float *g = call.f32(0), *x = call.f32(1), *w = call.f32(2), *mean = call.f32(3), *var = call.f32(4);
   float *dx = call.f32(6), *dw = call.f32(7), *db = call.f32(8);
   const Index rows = training ? call.count(5, B) * (N / B) : N;
-  const double n = static_cast<double>(rows) * static_cast<double>(S);
-  for (Index c = 0; c < C; ++c) {
-    const float m = mean[c], rstd = 1.f / __builtin_sqrtf(var[c] + call.real(0)), slope = w[c] * rstd;
-    const double sum_g = SumChannel(rows, [=](Index i) { return Sum(S, g + (i * C + c) * S); });
-    const double sum_gx = rstd * SumChannel(rows, [=](Index i) {
-      const float *gp = g + (i * C + c) * S, *xp = x + (i * C + c) * S;
-      return SumOf(S, [=](Index j, Index k) { return LoadPart(gp + j, k) * (LoadPart(xp + j, k) - m); });
-    });
-    // dx = slope (g - mean of g - xhat mean of g xhat), the last two only through the statistics.
-    const float mean_g = training && rows > 0 ? static_cast<float>(sum_g / n) : 0;
-    const float mean_gx = training && rows > 0 ? static_cast<float>(sum_gx / n) * rstd : 0;
-    for (Index i = 0; i < N; ++i) {
-      const Index at = (i * C + c) * S;
-      if (i < rows) {
-        Map(S, g + at, x + at, dx + at, [=](V d, V v) { return slope * (d - mean_g - (v - m) * mean_gx); });
-      } else {
-        Zero(S, dx + at);
+  WithChannels(N, call.size(1), call.size(2), [&](const auto s) {
+    const double n = static_cast<double>(rows) * static_cast<double>(s.S);
+    s.ForGroups([&](Index first, Index last) {
+      // dx = slope (g - mean of g - xhat mean of g xhat), the last two only through the statistics.
+      float slope[s.kMostAtOnce], mean_g[s.kMostAtOnce], mean_gx[s.kMostAtOnce];
+      for (Index c = first; c < last; ++c) {
+        const float m = mean[c], rstd = 1.f / __builtin_sqrtf(var[c] + call.real(0));
+        double sums[2];
+        SumRuns(rows, s.S, sums, [=](Index i, Index j, Index k, V (&terms)[2]) {
+          const Index at = s.At(c, i) + j;
+          terms[0] = LoadPart(g + at, k);
+          terms[1] = terms[0] * (LoadPart(x + at, k) - m);
+        });
+        const double sum_g = sums[0], sum_gx = rstd * sums[1];
+        slope[c - first] = w[c] * rstd;
+        mean_g[c - first] = training && rows > 0 ? static_cast<float>(sum_g / n) : 0;
+        mean_gx[c - first] = training && rows > 0 ? static_cast<float>(sum_gx / n) * rstd : 0;
+        dw[c] = static_cast<float>(sum_gx);
+        db[c] = static_cast<float>(sum_g);
       }
-    }
-    dw[c] = static_cast<float>(sum_gx);
-    db[c] = static_cast<float>(sum_g);
-  }
+      for (Index i = 0; i < N; ++i) {
+        for (Index c = first; c < last; ++c) {
+          const Index at = s.At(c, i);
+          const float m = mean[c], a = slope[c - first], mg = mean_g[c - first], mgx = mean_gx[c - first];
+          if (i < rows) {
+            Map(s.S, g + at, x + at, dx + at, [=](V d, V v) { return a * (d - mg - (v - m) * mgx); });
+          } else {
+            Zero(s.S, dx + at);
+          }
+        }
+      }
+    });
+  });
   return kOk;
 }
 
