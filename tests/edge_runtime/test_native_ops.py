@@ -419,6 +419,26 @@ CONVOLUTIONS = {
 }
 
 
+# Depthwise: every plane size from less than a vector to a few of them, channels that do not fill a vector, and others.
+CONVOLUTIONS |= {
+    f"depthwise {c}x{h}x{w} k{k} s{stride}": (n, c, h, w, c, k, k, stride, stride, k // 2, k // 2, c)
+    for k, stride in ((3, 1), (3, 2), (5, 1), (5, 2))
+    for n, c, h, w in (
+        *((2, 9, size, size) for size in range(1, 10)),
+        *((1, 3, 4, size) for size in (15, 16, 17, 18, 31, 33)),
+        (3, 17, 5, 4),
+        (1, 8, 16, 16),
+        (1, 2, 140, 9),
+        (1, 2, 270, 17),
+    )
+} | {
+    "depthwise no padding": (2, 9, 6, 7, 9, 3, 3, 1, 1, 0, 0, 9),
+    "depthwise much padding": (2, 9, 4, 3, 9, 3, 3, 1, 2, 3, 4, 9),
+    "depthwise stride past the kernel": (2, 9, 11, 10, 9, 2, 2, 3, 4, 1, 0, 9),
+    "depthwise last rows unused": (1, 8, 10, 9, 8, 3, 2, 3, 2, 0, 0, 8),
+}
+
+
 @pytest.mark.parametrize("shape", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
 @pytest.mark.parametrize("bias", [True, False])
 def test_conv2d_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:

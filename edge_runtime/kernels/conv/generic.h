@@ -16,8 +16,7 @@ Status conv2d(const Call& call) {
   const float *x = call.f32(0), *w = call.f32(1), *b = call.f32(2);
   float *y = call.f32(3), *work = call.f32(4);
   if (s.Depthwise()) {
-    DepthwiseForward(s, x, w, b, y);
-    Activate(call.size(12), s.N * s.O * s.OH * s.OW, y);
+    WithActivation(call.size(12), [&](auto act) { DepthwiseForward(call, s, x, w, b, y, act); });
     return kOk;
   }
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
@@ -41,7 +40,7 @@ Status conv2d_dx(const Call& call) {
   const float *g = call.f32(0), *w = call.f32(1);
   float *dx = call.f32(2), *work = call.f32(3);
   if (s.Depthwise()) {
-    DepthwiseDx(s, g, w, dx);
+    DepthwiseDx(call, s, g, w, dx);
     return kOk;
   }
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
@@ -61,7 +60,7 @@ Status conv2d_dw(const Call& call) {
   const float *g = call.f32(0), *x = call.f32(1);
   float *dw = call.f32(2), *work = call.f32(3);
   if (s.Depthwise()) {
-    DepthwiseDw(s, g, x, dw);
+    DepthwiseDw(call, s, g, x, dw);
     return kOk;
   }
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;

@@ -10,6 +10,14 @@ namespace {
 HEDGEROW_INLINE V Relu(V v) { return v < 0.f ? V{} : v; }
 HEDGEROW_INLINE V Relu6(V v) { return Clamp(v, 0.f, 6.f); }
 
+// f(what the op ends with): for ops that do it while they store.
+template <typename F>
+HEDGEROW_INLINE void WithActivation(Index act, F f) {
+  if (act == 1) return f([](V v) { return Relu(v); });
+  if (act == 2) return f([](V v) { return Relu6(v); });
+  f([](V v) { return v; });
+}
+
 void Activate(Index act, Index n, float* y) {
   if (act == 1) Map(n, y, y, [](V v) { return Relu(v); });
   if (act == 2) Map(n, y, y, [](V v) { return Relu6(v); });

@@ -1,0 +1,34 @@
+// Work over n items cut into ranges for the threads of a team.
+#ifndef HEDGEROW_PROGRAM_RANGES_H_
+#define HEDGEROW_PROGRAM_RANGES_H_
+
+#include "isa/simd.h"
+#include "program/call.h"
+
+namespace hedgerow {
+namespace {
+
+// Below this a thread would cost more to wake than it does; and a few ranges for each thread let a slow one take fewer.
+constexpr double kLeastTaskNs = 25'000;
+constexpr Index kRangesPerThread = 4;
+
+// f(first, one past the last) for ranges that together are [0, n), each but the last a multiple of `step` long. An item
+// takes about item_ns on a fast core. Ranges run on any thread, so f writes nothing that two of them share.
+template <typename F>
+HEDGEROW_INLINE void ForRanges(const Call& call, Index n, double item_ns, Index step, F f) {
+  const Index threads = call.threads();
+  const Index ranges = threads == 1 ? 1
+                                    : static_cast<Index>(__builtin_fmin(static_cast<double>(threads * kRangesPerThread),
+                                                                        static_cast<double>(n) * item_ns / kLeastTaskNs));
+  if (ranges <= 1) return f(Index{0}, n);
+  const Index length = ((n + ranges - 1) / ranges + step - 1) / step * step;
+  call.For((n + length - 1) / length, [&](Index i) { f(i * length, Min(n, (i + 1) * length)); });
+}
+
+// Ranges of floats: whole cache lines, so whole vectors too.
+constexpr Index kLine = 16;
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_PROGRAM_RANGES_H_
