@@ -422,15 +422,15 @@ CONVOLUTIONS = {
 # Depthwise: every plane size from less than a vector to a few of them, channels that do not fill a vector, and others.
 CONVOLUTIONS |= {
     f"depthwise {c}x{h}x{w} k{k} s{stride}": (n, c, h, w, c, k, k, stride, stride, k // 2, k // 2, c)
-    for k, stride in ((3, 1), (3, 2), (5, 1), (5, 2))
-    for n, c, h, w in (
-        *((2, 9, size, size) for size in range(1, 10)),
-        *((1, 3, 4, size) for size in (15, 16, 17, 18, 31, 33)),
-        (3, 17, 5, 4),
-        (1, 8, 16, 16),
-        (1, 2, 140, 9),
-        (1, 2, 270, 17),
+    for k, stride, sizes in (
+        (3, 1, [(2, 9, n, n) for n in range(1, 10)]),
+        (3, 2, [(2, 9, n, n) for n in (1, 2, 3, 4, 7, 8, 9)]),
+        (3, 1, [(1, 3, 4, 16), (3, 17, 3, 17), (1, 1, 4, 33), (1, 8, 16, 16), (1, 2, 140, 9)]),
+        (3, 2, [(1, 3, 5, 16), (3, 17, 4, 17), (1, 1, 4, 33), (1, 1, 5, 37), (1, 8, 16, 16), (1, 2, 270, 17)]),
+        (5, 1, [(2, 9, 1, 1), (2, 9, 6, 5), (1, 8, 16, 16)]),
+        (5, 2, [(2, 9, 2, 1), (2, 9, 7, 8)]),
     )
+    for n, c, h, w in sizes
 } | {
     "depthwise no padding": (2, 9, 6, 7, 9, 3, 3, 1, 1, 0, 0, 9),
     "depthwise much padding": (2, 9, 4, 3, 9, 3, 3, 1, 2, 3, 4, 9),

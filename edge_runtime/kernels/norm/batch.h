@@ -3,7 +3,7 @@
 #define HEDGEROW_NORM_BATCH_H_
 
 #include "elementwise/activation.h"
-#include "program/call.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -18,10 +18,12 @@ struct Channels {
   Channels(Index n, Index c, Index s) : N(n), C(c), S(kS ? kS : s), group(Max(1, Min(kMostAtOnce, kGroupFloats / S))) {}
   HEDGEROW_INLINE Index At(Index c, Index image) const { return (image * C + c) * (kS ? kS : S); }
 
-  // f(first channel, one past the last) for each group.
+  // f(first channel, one past the last) for each group; one element of the tensor takes element_ns.
   template <typename F>
-  HEDGEROW_INLINE void ForGroups(F f) const {
-    for (Index c = 0; c < C; c += group) f(c, Min(C, c + group));
+  HEDGEROW_INLINE void ForGroups(const Call& call, double element_ns, F f) const {
+    ForRanges(call, C, static_cast<double>(N * S) * element_ns, 1, [&](Index begin, Index end) {
+      for (Index c = begin; c < end; c += group) f(c, Min(end, c + group));
+    });
   }
 
   const Index N, C, S, group;
@@ -98,15 +100,15 @@ HEDGEROW_INLINE void SumGroup(const Channels& s, Index first, Index last, Index 
 }
 
 // y = (x - mean)/sqrt(var + eps) w + b: the one place of the formula, so that every caller gets the same bits.
-template <typename Channels>
+template <typename Channels, typename F>
 HEDGEROW_INLINE void ApplyBatchNorm(const Channels& s, Index first, Index last, const float* x, const float* w,
-                                    const float* b, const float* mean, const float* var, float eps, float* y) {
+                                    const float* b, const float* mean, const float* var, float eps, float* y, F act) {
   float slopes[Channels::kMostAtOnce];
   for (Index c = first; c < last; ++c) slopes[c - first] = w[c] / __builtin_sqrtf(var[c] + eps);
   for (Index i = 0; i < s.N; ++i) {
     for (Index c = first; c < last; ++c) {
       const float m = mean[c], slope = slopes[c - first], shift = b[c];
-      Map(s.S, x + s.At(c, i), y + s.At(c, i), [=](V v) { return (v - m) * slope + shift; });
+      Map(s.S, x + s.At(c, i), y + s.At(c, i), [=](V v) { return act((v - m) * slope + shift); });
     }
   }
 }
@@ -133,9 +135,11 @@ Status batch_norm(const Call& call) {
   float *y = call.f32(4), *mean = call.f32(5), *var = call.f32(6);
   if (images == 0 || (images == 1 && S == 1)) return kOneValue;
   WithChannels(N, call.size(1), S, [&](const auto s) {
-    s.ForGroups([&](Index first, Index last) {
-      Statistics(s, first, last, images, x, mean, var);
-      ApplyBatchNorm(s, first, last, x, call.f32(1), call.f32(2), mean, var, call.real(0), y);
+    WithActivation(call.size(4), [&](auto act) {
+      s.ForGroups(call, 0.4, [&](Index first, Index last) {
+        Statistics(s, first, last, images, x, mean, var);
+        ApplyBatchNorm(s, first, last, x, call.f32(1), call.f32(2), mean, var, call.real(0), y, act);
+      });
     });
   });
   return kOk;
@@ -143,9 +147,11 @@ Status batch_norm(const Call& call) {
 
 Status batch_norm_apply(const Call& call) {
   WithChannels(call.size(0), call.size(1), call.size(2), [&](const auto s) {
-    s.ForGroups([&](Index first, Index last) {
-      ApplyBatchNorm(s, first, last, call.f32(0), call.f32(1), call.f32(2), call.f32(3), call.f32(4), call.real(0),
-                     call.f32(5));
+    WithActivation(call.size(3), [&](auto act) {
+      s.ForGroups(call, 0.2, [&](Index first, Index last) {
+        ApplyBatchNorm(s, first, last, call.f32(0), call.f32(1), call.f32(2), call.f32(3), call.f32(4), call.real(0),
+                       call.f32(5), act);
+      });
     });
   });
   return kOk;
@@ -159,7 +165,7 @@ Status batch_norm_grad(const Call& call) {
   const Index images = training ? call.count(5, B) * (N / B) : N;
   WithChannels(N, call.size(1), call.size(2), [&](const auto s) {
     const double n = static_cast<double>(images) * static_cast<double>(s.S);
-    s.ForGroups([&](Index first, Index last) {
+    s.ForGroups(call, 0.4, [&](Index first, Index last) {
       double totals[2][s.kMostAtOnce];  // of g and of g (x - mean)
       SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[2]) {
         terms[0] = LoadPart(g + at, k);
