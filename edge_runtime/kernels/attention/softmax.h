@@ -24,11 +24,11 @@ float MaxOf(Index n, const float* x) {
 
 // sum of exp(x - top)
 double SumOfExp(Index n, const float* x, float top) {
-  return SumOf(n, [=](Index i, Index k) { return Exp(LoadPart(x + i, k) - top); });
+  return SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return Exp(LoadPart(x + i, k) - top); });
 }
 
 float Dot(Index n, const float* a, const float* b) {
-  return static_cast<float>(SumOf(n, [=](Index i, Index k) { return LoadPart(a + i, k) * LoadPart(b + i, k); }));
+  return static_cast<float>(SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return LoadPart(a + i, k) * LoadPart(b + i, k); }));
 }
 
 // Rows of neighbours where inner is 1, else kWidth columns at a time.
@@ -39,10 +39,10 @@ Status softmax(const Call& call) {
   for (Index o = 0; o < outer; ++o, x += n * inner, y += n * inner) {
     if (inner == 1) {
       const float top = MaxOf(n, x), part = static_cast<float>(1 / SumOfExp(n, x, top));
-      Map(n, x, y, [=](V v) { return Exp(v - top) * part; });
+      Map(n, x, y, [=](V v) HEDGEROW_INLINE_BODY { return Exp(v - top) * part; });
       continue;
     }
-    ForVectors(inner, [&](Index i, Index k) {
+    ForVectors(inner, [&](Index i, Index k) HEDGEROW_INLINE_BODY {
       V top = LoadPart(x + i, k), sum{};
       for (Index j = 1; j < n; ++j) {
         const V v = LoadPart(x + j * inner + i, k);
@@ -65,10 +65,10 @@ Status softmax_grad(const Call& call) {
   for (Index o = 0; o < outer; ++o, g += n * inner, y += n * inner, dx += n * inner) {
     if (inner == 1) {
       const float mean = Dot(n, g, y);
-      Map(n, g, y, dx, [=](V d, V p) { return p * (d - mean); });
+      Map(n, g, y, dx, [=](V d, V p) HEDGEROW_INLINE_BODY { return p * (d - mean); });
       continue;
     }
-    ForVectors(inner, [&](Index i, Index k) {
+    ForVectors(inner, [&](Index i, Index k) HEDGEROW_INLINE_BODY {
       V mean{};
       for (Index j = 0; j < n; ++j) mean += LoadPart(g + j * inner + i, k) * LoadPart(y + j * inner + i, k);
       for (Index j = 0; j < n; ++j) {

@@ -132,7 +132,7 @@ void CorrelateLanes(const LaneTaps& taps, V init, Index rows, Index columns, con
 template <typename F>
 void ForLaneGroups(const Call& call, const Geometry& s, F f) {
   const double ns = static_cast<double>(s.H * s.W + s.OH * s.OW * s.kh * s.kw);
-  ForRanges(call, (s.C + kWidth - 1) / kWidth * s.N, ns, 1, [&](Index first, Index last) {
+  ForRanges(call, (s.C + kWidth - 1) / kWidth * s.N, ns, 1, [=](Index first, Index last) {
     while (first < last) {
       const Index group = first / s.N, end = Min(last, (group + 1) * s.N);
       f(group * kWidth, first - group * s.N, end - group * s.N);
@@ -144,7 +144,7 @@ void ForLaneGroups(const Call& call, const Geometry& s, F f) {
 template <typename F>
 void LanesForward(const Call& call, const Geometry& s, const float* x, const float* w, const float* b, float* y, F f) {
   const Frame frame = FrameOfX(s);
-  ForLaneGroups(call, s, [&](Index c, Index first, Index last) {
+  ForLaneGroups(call, s, [=](Index c, Index first, Index last) {
     alignas(64) float in[Frame::kPlaces * kWidth], out[Frame::kPlaces * kWidth];
     const Index lanes = Min(kWidth, s.C - c);
     LaneTaps taps;
@@ -165,7 +165,7 @@ void LanesForward(const Call& call, const Geometry& s, const float* x, const flo
 // is the same for all elements of one of sh x sw phases, so each phase is a convolution of g.
 void LanesDx(const Call& call, const Geometry& s, const float* g, const float* w, float* dx) {
   const Frame frame = FrameOfG(s);
-  ForLaneGroups(call, s, [&](Index c, Index first, Index last) {
+  ForLaneGroups(call, s, [=](Index c, Index first, Index last) {
     alignas(64) float in[Frame::kPlaces * kWidth], out[Frame::kPlaces * kWidth];
     const Index lanes = Min(kWidth, s.C - c);
     V weight[kLaneTaps];
@@ -250,7 +250,7 @@ void LanesDw(const Call& call, const Geometry& s, const float* g, const float* x
   const Frame frame = FrameOfX(s);
   const Index taps = s.kh * s.kw, groups = (s.C + kWidth - 1) / kWidth;
   const double ns = static_cast<double>(s.N * (s.H * s.W + s.OH * s.OW * taps));
-  ForRanges(call, groups, ns, 1, [&](Index begin, Index end) {
+  ForRanges(call, groups, ns, 1, [=](Index begin, Index end) {
     alignas(64) float in[Frame::kPlaces * kWidth], outputs[Frame::kPlaces * kWidth];
     GroupSums sums[kGroups];
     Index offset[kLaneTaps];

@@ -128,7 +128,7 @@ HEDGEROW_INLINE void RowsOfStrip(const Geometry& s, const Strip strip, const flo
 
 template <Index kStride, typename F>
 void RowsForward(const Call& call, const Geometry& s, const float* x, const float* w, const float* b, float* y, F act) {
-  ForRanges(call, s.N * s.C, static_cast<double>(s.OH * s.OW) * 0.5, 1, [&](Index begin, Index end) {
+  ForRanges(call, s.N * s.C, static_cast<double>(s.OH * s.OW) * 0.5, 1, [=](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
       V weights[9];
       for (Index t = 0; t < 9; ++t) weights[t] = Splat(w[i % s.C * 9 + t]);
@@ -162,7 +162,7 @@ HEDGEROW_INLINE void SpreadStrip(const Geometry& s, const Strip strip, const flo
 }
 
 void RowsDx(const Call& call, const Geometry& s, const float* g, const float* w, float* dx) {
-  ForRanges(call, s.N * s.C, static_cast<double>(s.H * s.W) * 0.5, 1, [&](Index begin, Index end) {
+  ForRanges(call, s.N * s.C, static_cast<double>(s.H * s.W) * 0.5, 1, [=](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
       V weights[9];
       // With a stride of 1 it is the convolution of g with the kernel turned round.
@@ -255,7 +255,7 @@ template <Index kStride>
 void RowsDw(const Call& call, const Geometry& s, const float* g, const float* x, float* dw) {
   // Neighbouring channels go together through the images, for memory is fast where it is read in order.
   constexpr Index kGroup = 16;
-  ForRanges(call, s.C, static_cast<double>(s.N * s.OH * s.OW) * 0.7, 1, [&](Index begin, Index end) {
+  ForRanges(call, s.C, static_cast<double>(s.N * s.OH * s.OW) * 0.7, 1, [=](Index begin, Index end) {
     for (Index first = begin; first < end; first += kGroup) {
       const Index last = Min(end, first + kGroup);
       ChannelSums sums[kGroup];

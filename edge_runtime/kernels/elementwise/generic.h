@@ -31,15 +31,15 @@ Status unary(const Call& call) {
   float* y = call.f32(1);
   const float a = call.real(0), b = call.real(1);
   switch (call.size(0)) {
-    case 0: Map(n, x, y, [](V v) { return Relu(v); }); break;
-    case 1: Map(n, x, y, [](V v) { return Relu6(v); }); break;
-    case 2: Map(n, x, y, [](V v) { return Gelu(v); }); break;
-    case 3: Map(n, x, y, [](V v) { return Sigmoid(v); }); break;
-    case 4: Map(n, x, y, [](V v) { return v * Sigmoid(v); }); break;
-    case 5: Map(n, x, y, [](V v) { return Tanh(v); }); break;
-    case 6: Map(n, x, y, [](V v) { return Exp(v); }); break;
-    case 7: Map(n, x, y, [=](V v) { return a * v + b; }); break;
-    case 8: Map(n, x, y, [=](V v) { return Clamp(v, a, b); }); break;
+    case 0: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Relu(v); }); break;
+    case 1: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Relu6(v); }); break;
+    case 2: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Gelu(v); }); break;
+    case 3: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Sigmoid(v); }); break;
+    case 4: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return v * Sigmoid(v); }); break;
+    case 5: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Tanh(v); }); break;
+    case 6: Map(n, x, y, [](V v) HEDGEROW_INLINE_BODY { return Exp(v); }); break;
+    case 7: Map(n, x, y, [=](V v) HEDGEROW_INLINE_BODY { return a * v + b; }); break;
+    case 8: Map(n, x, y, [=](V v) HEDGEROW_INLINE_BODY { return Clamp(v, a, b); }); break;
   }
   return kOk;
 }
@@ -49,13 +49,13 @@ Status unary_grad(const Call& call) {
   const float *g = call.f32(0), *t = call.f32(1);
   float* dx = call.f32(2);
   switch (call.size(0)) {
-    case 0: Map(n, g, t, dx, [](V d, V y) { return y > 0.f ? d : V{}; }); break;
-    case 1: Map(n, g, t, dx, [](V d, V y) { return y > 0.f ? (y < 6.f ? d : V{}) : V{}; }); break;
-    case 2: Map(n, g, t, dx, [](V d, V x) { return d * GeluSlope(x); }); break;
-    case 3: Map(n, g, t, dx, [](V d, V y) { return d * (y * (1.f - y)); }); break;
-    case 4: Map(n, g, t, dx, [](V d, V x) { return d * SiluSlope(x); }); break;
-    case 5: Map(n, g, t, dx, [](V d, V y) { return d * (1.f - y * y); }); break;
-    case 6: Map(n, g, t, dx, [](V d, V y) { return d * y; }); break;
+    case 0: Map(n, g, t, dx, [](V d, V y) HEDGEROW_INLINE_BODY { return y > 0.f ? d : V{}; }); break;
+    case 1: Map(n, g, t, dx, [](V d, V y) HEDGEROW_INLINE_BODY { return y > 0.f ? (y < 6.f ? d : V{}) : V{}; }); break;
+    case 2: Map(n, g, t, dx, [](V d, V x) HEDGEROW_INLINE_BODY { return d * GeluSlope(x); }); break;
+    case 3: Map(n, g, t, dx, [](V d, V y) HEDGEROW_INLINE_BODY { return d * (y * (1.f - y)); }); break;
+    case 4: Map(n, g, t, dx, [](V d, V x) HEDGEROW_INLINE_BODY { return d * SiluSlope(x); }); break;
+    case 5: Map(n, g, t, dx, [](V d, V y) HEDGEROW_INLINE_BODY { return d * (1.f - y * y); }); break;
+    case 6: Map(n, g, t, dx, [](V d, V y) HEDGEROW_INLINE_BODY { return d * y; }); break;
   }
   return kOk;
 }

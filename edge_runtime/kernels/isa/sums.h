@@ -8,7 +8,7 @@
 namespace hedgerow {
 namespace {
 
-// Vectors of a block. One that ends inside a run of elements takes the rest of that run too, so up to twice as many.
+// Vectors of a block; where a run of elements ends inside one it may get the rest of that run too, so nearly twice as many.
 constexpr Index kSumBlock = 16;
 
 // A double for each lane, in two vectors of the CPU's own width.
@@ -44,62 +44,29 @@ HEDGEROW_INLINE double SumLanes(V v) {
   return sums.Total();
 }
 
-// kSums sums at once over `runs` runs of n elements; f(run, i, k, terms) sets terms[0] to terms[kSums - 1] to elements
-// i to i + k - 1 of that run, and what stands in their lanes from k on does not matter.
-template <int kSums, typename F>
-HEDGEROW_INLINE void SumRuns(Index runs, Index n, double (&totals)[kSums], F f) {
-  constexpr int kChains = kSums == 1 ? 4 : 2;  // of additions that do not wait for one another
-  constexpr Index kStep = kChains * kWidth;
-  LaneSums wide[kSums];
-  V block[kSums][kChains] = {};
-  Index used = 0;  // vectors in the block
-  auto flush = [&] {
-    for (int s = 0; s < kSums; ++s) {
-      for (int c = kChains; c > 1; c /= 2) {
-        for (int i = 0; i < c / 2; ++i) block[s][i] += block[s][i + c / 2];
-      }
-      wide[s].Add(block[s][0]);
-      for (int c = 0; c < kChains; ++c) block[s][c] = V{};
-    }
-    used = 0;
-  };
-  for (Index run = 0; run < runs; ++run) {
-    for (Index first = 0; first < n; first += kSumBlock * kWidth) {
-      const Index end = Min(n, first + kSumBlock * kWidth);
-      V terms[kSums];
-      Index i = first;
-      for (; i + kStep <= end; i += kStep) {
-        for (int c = 0; c < kChains; ++c) {
-          f(run, i + c * kWidth, kWidth, terms);
-          for (int s = 0; s < kSums; ++s) block[s][c] += terms[s];
-        }
-      }
-      for (; i + kWidth <= end; i += kWidth) {
-        f(run, i, kWidth, terms);
-        for (int s = 0; s < kSums; ++s) block[s][0] += terms[s];
-      }
-      if (i < end) {
-        f(run, i, end - i, terms);
-        for (int s = 0; s < kSums; ++s) block[s][1] += KeepFirst(terms[s], end - i);
-      }
-      used += (end - first + kWidth - 1) / kWidth;
-      if (used >= kSumBlock) flush();
-    }
-  }
-  flush();
-  for (int s = 0; s < kSums; ++s) totals[s] = wide[s].Total();
-}
-
-// Sum of n elements; f(i, k) gives elements i to i + k - 1.
+// Sum of n elements; f(i, k) gives elements i to i + k - 1, and what stands in its lanes from k on does not matter.
 template <typename F>
 HEDGEROW_INLINE double SumOf(Index n, F f) {
-  double total[1];
-  SumRuns(1, n, total, [&](Index, Index i, Index k, V (&terms)[1]) { terms[0] = f(i, k); });
-  return total[0];
+  LaneSums total;
+  for (Index i = 0; i < n;) {
+    const Index end = Min(n, i + kSumBlock * kWidth);
+    V a{}, b{}, c{}, d{};  // four chains of additions instead of one to wait for
+    for (; i + 4 * kWidth <= end; i += 4 * kWidth) {
+      a += f(i, kWidth);
+      b += f(i + kWidth, kWidth);
+      c += f(i + 2 * kWidth, kWidth);
+      d += f(i + 3 * kWidth, kWidth);
+    }
+    for (; i + kWidth <= end; i += kWidth) a += f(i, kWidth);
+    if (i < end) b += KeepFirst(f(i, end - i), end - i);
+    i = end;
+    total.Add((a + b) + (c + d));
+  }
+  return total.Total();
 }
 
 HEDGEROW_INLINE double Sum(Index n, const float* x) {
-  return SumOf(n, [=](Index i, Index k) { return LoadPart(x + i, k); });
+  return SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return LoadPart(x + i, k); });
 }
 
 }  // namespace

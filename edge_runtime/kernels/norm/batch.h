@@ -21,7 +21,7 @@ struct Channels {
   // f(first channel, one past the last) for each group; one element of the tensor takes element_ns.
   template <typename F>
   HEDGEROW_INLINE void ForGroups(const Call& call, double element_ns, F f) const {
-    ForRanges(call, C, static_cast<double>(N * S) * element_ns, 1, [&](Index begin, Index end) {
+    ForRanges(call, C, static_cast<double>(N * S) * element_ns, 1, [=, *this](Index begin, Index end) HEDGEROW_INLINE_BODY {
       for (Index c = begin; c < end; c += group) f(c, Min(end, c + group));
     });
   }
@@ -61,7 +61,7 @@ HEDGEROW_INLINE void SumGroup(const Channels& s, Index first, Index last, Index 
     for (Index c = first; c < last; ++c) {
       const Index plane = s.At(c, i);
       V even[kSums] = {}, odd[kSums] = {}, terms[kSums];
-      auto add = [&](Index j, Index k, V (&sums)[kSums]) {
+      auto add = [&](Index j, Index k, V (&sums)[kSums]) HEDGEROW_INLINE_BODY {
         f(c, plane + j, k, terms);
         for (int t = 0; t < kSums; ++t) sums[t] += k == kWidth ? terms[t] : KeepFirst(terms[t], k);
       };
@@ -108,7 +108,7 @@ HEDGEROW_INLINE void ApplyBatchNorm(const Channels& s, Index first, Index last, 
   for (Index i = 0; i < s.N; ++i) {
     for (Index c = first; c < last; ++c) {
       const float m = mean[c], slope = slopes[c - first], shift = b[c];
-      Map(s.S, x + s.At(c, i), y + s.At(c, i), [=](V v) { return act((v - m) * slope + shift); });
+      Map(s.S, x + s.At(c, i), y + s.At(c, i), [=](V v) HEDGEROW_INLINE_BODY { return act((v - m) * slope + shift); });
     }
   }
 }
@@ -118,11 +118,11 @@ HEDGEROW_INLINE void Statistics(const Channels& s, Index first, Index last, Inde
                                 float* var) {
   const double n = static_cast<double>(images) * static_cast<double>(s.S);
   double totals[1][Channels::kMostAtOnce];
-  SumGroup(s, first, last, images, totals, [=](Index, Index at, Index k, V (&terms)[1]) {
+  SumGroup(s, first, last, images, totals, [=](Index, Index at, Index k, V (&terms)[1]) HEDGEROW_INLINE_BODY {
     terms[0] = LoadPart(x + at, k);
   });
   for (Index c = first; c < last; ++c) mean[c] = static_cast<float>(totals[0][c - first] / n);
-  SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[1]) {
+  SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[1]) HEDGEROW_INLINE_BODY {
     const V d = LoadPart(x + at, k) - mean[c];
     terms[0] = d * d;
   });
@@ -136,7 +136,7 @@ Status batch_norm(const Call& call) {
   if (images == 0 || (images == 1 && S == 1)) return kOneValue;
   WithChannels(N, call.size(1), S, [&](const auto s) {
     WithActivation(call.size(4), [&](auto act) {
-      s.ForGroups(call, 0.4, [&](Index first, Index last) {
+      s.ForGroups(call, 0.4, [=](Index first, Index last) HEDGEROW_INLINE_BODY {
         Statistics(s, first, last, images, x, mean, var);
         ApplyBatchNorm(s, first, last, x, call.f32(1), call.f32(2), mean, var, call.real(0), y, act);
       });
@@ -148,7 +148,7 @@ Status batch_norm(const Call& call) {
 Status batch_norm_apply(const Call& call) {
   WithChannels(call.size(0), call.size(1), call.size(2), [&](const auto s) {
     WithActivation(call.size(3), [&](auto act) {
-      s.ForGroups(call, 0.2, [&](Index first, Index last) {
+      s.ForGroups(call, 0.2, [=](Index first, Index last) HEDGEROW_INLINE_BODY {
         ApplyBatchNorm(s, first, last, call.f32(0), call.f32(1), call.f32(2), call.f32(3), call.f32(4), call.real(0),
                        call.f32(5), act);
       });
@@ -165,9 +165,9 @@ Status batch_norm_grad(const Call& call) {
   const Index images = training ? call.count(5, B) * (N / B) : N;
   WithChannels(N, call.size(1), call.size(2), [&](const auto s) {
     const double n = static_cast<double>(images) * static_cast<double>(s.S);
-    s.ForGroups(call, 0.4, [&](Index first, Index last) {
+    s.ForGroups(call, 0.4, [=](Index first, Index last) HEDGEROW_INLINE_BODY {
       double totals[2][s.kMostAtOnce];  // of g and of g (x - mean)
-      SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[2]) {
+      SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[2]) HEDGEROW_INLINE_BODY {
         terms[0] = LoadPart(g + at, k);
         terms[1] = terms[0] * (LoadPart(x + at, k) - mean[c]);
       });
@@ -186,7 +186,7 @@ Status batch_norm_grad(const Call& call) {
         for (Index c = first; c < last; ++c) {
           const Index at = s.At(c, i);
           const float m = mean[c], a = slope[c - first], mg = mean_g[c - first], mgx = mean_gx[c - first];
-          Map(s.S, g + at, x + at, dx + at, [=](V d, V v) { return a * (d - mg - (v - m) * mgx); });
+          Map(s.S, g + at, x + at, dx + at, [=](V d, V v) HEDGEROW_INLINE_BODY { return a * (d - mg - (v - m) * mgx); });
         }
       }
     });

@@ -14,7 +14,7 @@ struct Moments {
 
 Moments MomentsOf(Index n, const float* x, double eps) {
   const float m = static_cast<float>(Sum(n, x) / static_cast<double>(n));
-  const double squares = SumOf(n, [=](Index i, Index k) {
+  const double squares = SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY {
     const V d = LoadPart(x + i, k) - m;
     return d * d;
   });
@@ -31,7 +31,7 @@ Status group_norm(const Call& call) {
     rstd[i] = moments.rstd;
     for (Index c = i % G * channels; c < (i % G + 1) * channels; ++c, x += S, y += S) {
       const float m = moments.mean, slope = w[c] * moments.rstd, shift = b[c];
-      Map(S, x, y, [=](V v) { return (v - m) * slope + shift; });
+      Map(S, x, y, [=](V v) HEDGEROW_INLINE_BODY { return (v - m) * slope + shift; });
     }
   }
   return kOk;
@@ -51,7 +51,7 @@ Status group_norm_grad(const Call& call) {
       const float *gp = g + (i / G * C + c) * S, *xp = x + (i / G * C + c) * S;
       const double plane_g = Sum(S, gp);
       const double plane_gx =
-          r * SumOf(S, [=](Index j, Index k) { return LoadPart(gp + j, k) * (LoadPart(xp + j, k) - m); });
+          r * SumOf(S, [=](Index j, Index k) HEDGEROW_INLINE_BODY { return LoadPart(gp + j, k) * (LoadPart(xp + j, k) - m); });
       db[c] += static_cast<float>(plane_g);
       dw[c] += static_cast<float>(plane_gx);
       sum_g += w[c] * plane_g;
@@ -61,7 +61,7 @@ Status group_norm_grad(const Call& call) {
     for (Index c = i % G * channels; c < (i % G + 1) * channels; ++c) {
       const Index at = (i / G * C + c) * S;
       const float weight = w[c];
-      Map(S, g + at, x + at, dx + at, [=](V d, V v) { return r * (weight * d - mean_g - (v - m) * mean_gx); });
+      Map(S, g + at, x + at, dx + at, [=](V d, V v) HEDGEROW_INLINE_BODY { return r * (weight * d - mean_g - (v - m) * mean_gx); });
     }
   }
   return kOk;
@@ -75,7 +75,7 @@ Status layer_norm(const Call& call) {
     const Moments moments = MomentsOf(D, x, call.op.floats[0]);
     mean[i] = moments.mean;
     rstd[i] = moments.rstd;
-    ForVectors(D, [&](Index j, Index k) {
+    ForVectors(D, [&](Index j, Index k) HEDGEROW_INLINE_BODY {
       const V scaled = (LoadPart(x + j, k) - moments.mean) * moments.rstd * (w ? LoadPart(w + j, k) : Splat(1));
       StorePart(y + j, b ? scaled + LoadPart(b + j, k) : scaled, k);
     });
@@ -88,7 +88,7 @@ Status layer_norm_grad(const Call& call) {
   const float *g = call.f32(0), *x = call.f32(1), *w = call.f32(2), *mean = call.f32(3), *rstd = call.f32(4);
   float *dx = call.f32(5), *dw = call.f32(6), *db = call.f32(7);
   // Parameters first: dx may take g's place.
-  ForVectors(D, [&](Index j, Index k) {
+  ForVectors(D, [&](Index j, Index k) HEDGEROW_INLINE_BODY {
     double sum_g[kWidth] = {}, sum_gx[kWidth] = {};
     for (Index i = 0; i < R;) {
       V block_g{}, block_gx{};
@@ -109,12 +109,12 @@ Status layer_norm_grad(const Call& call) {
   });
   for (Index i = 0; i < R; ++i, g += D, x += D, dx += D) {
     const float m = mean[i], r = rstd[i];
-    auto weighted = [=](Index j, Index k) { return w ? LoadPart(g + j, k) * LoadPart(w + j, k) : LoadPart(g + j, k); };
+    auto weighted = [=](Index j, Index k) HEDGEROW_INLINE_BODY { return w ? LoadPart(g + j, k) * LoadPart(w + j, k) : LoadPart(g + j, k); };
     const double n = static_cast<double>(D);
     const float mean_g = static_cast<float>(SumOf(D, weighted) / n);
     const float mean_gx = static_cast<float>(
-        SumOf(D, [=](Index j, Index k) { return weighted(j, k) * (LoadPart(x + j, k) - m); }) / n * r * r);
-    ForVectors(D, [&](Index j, Index k) {
+        SumOf(D, [=](Index j, Index k) HEDGEROW_INLINE_BODY { return weighted(j, k) * (LoadPart(x + j, k) - m); }) / n * r * r);
+    ForVectors(D, [&](Index j, Index k) HEDGEROW_INLINE_BODY {
       StorePart(dx + j, r * (weighted(j, k) - mean_g - (LoadPart(x + j, k) - m) * mean_gx), k);
     });
   }

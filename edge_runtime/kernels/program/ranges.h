@@ -13,16 +13,24 @@ constexpr double kLeastTaskNs = 25'000;
 constexpr Index kRangesPerThread = 4;
 
 // f(first, one past the last) for ranges that together are [0, n), each but the last a multiple of `step` long. An item
-// takes about item_ns on a fast core. Ranges run on any thread, so f writes nothing that two of them share.
+// takes about item_ns on a fast core. Ranges run on any thread, so f writes nothing that two of them share. It should
+// hold copies, not references: each range has a copy of f to itself, and so the compiler knows that nothing which is
+// stored through a pointer changes what f holds.
 template <typename F>
 HEDGEROW_INLINE void ForRanges(const Call& call, Index n, double item_ns, Index step, F f) {
   const Index threads = call.threads();
   const Index ranges = threads == 1 ? 1
                                     : static_cast<Index>(__builtin_fmin(static_cast<double>(threads * kRangesPerThread),
                                                                         static_cast<double>(n) * item_ns / kLeastTaskNs));
-  if (ranges <= 1) return f(Index{0}, n);
+  if (ranges <= 1) {
+    const F own = f;
+    return own(Index{0}, n);
+  }
   const Index length = ((n + ranges - 1) / ranges + step - 1) / step * step;
-  call.For((n + length - 1) / length, [&](Index i) { f(i * length, Min(n, (i + 1) * length)); });
+  call.For((n + length - 1) / length, [=](Index i) {
+    const F own = f;
+    own(i * length, Min(n, (i + 1) * length));
+  });
 }
 
 // Ranges of floats: whole cache lines, so whole vectors too.
