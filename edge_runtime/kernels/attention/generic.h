@@ -62,7 +62,7 @@ void AttendBand(const Attention& s, Index i, Index rows, const float* q, const f
         Map(s.Dv, y + r * s.Dv, y + r * s.Dv, [=](V x) { return x * shrink; });
       }
       top[r] = now;
-      Map(seen, scores, scores, [=](V x) { return Exp(x - now); });
+      Map(seen, scores, scores, [=](V x) { return ExpOfNegative(x - now); });
       sum[r] += Sum(seen, scores);
     }
     Gemm(Form::kNN, rows, s.Dv, keys, tile, kKeys, v + j * s.Dv, s.Dv, j == 0 ? Beta::kZero : Beta::kOne, y, s.Dv);
@@ -99,7 +99,7 @@ void BandGradient(const Attention& s, Index i, Index rows, const float* g, const
       float *prob = probs + r * kKeys, *dscore = dscores + r * kKeys;
       const Index seen = s.Seen(i + r, j, keys);
       const float scale = s.scale, log_sum = lse[r], shift = mean[r];
-      Map(seen, prob, prob, [=](V x) { return Exp(scale * x - log_sum); });
+      Map(seen, prob, prob, [=](V x) { return ExpOfNegative(scale * x - log_sum); });
       Map(seen, prob, dscore, dscore, [=](V p, V d) { return scale * p * (d - shift); });
       Zero(keys - seen, prob + seen);
       Zero(keys - seen, dscore + seen);

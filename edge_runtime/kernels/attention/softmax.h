@@ -24,7 +24,7 @@ float MaxOf(Index n, const float* x) {
 
 // sum of exp(x - top)
 double SumOfExp(Index n, const float* x, float top) {
-  return SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return Exp(LoadPart(x + i, k) - top); });
+  return SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return ExpOfNegative(LoadPart(x + i, k) - top); });
 }
 
 float Dot(Index n, const float* a, const float* b) {
@@ -39,7 +39,7 @@ Status softmax(const Call& call) {
   for (Index o = 0; o < outer; ++o, x += n * inner, y += n * inner) {
     if (inner == 1) {
       const float top = MaxOf(n, x), part = static_cast<float>(1 / SumOfExp(n, x, top));
-      Map(n, x, y, [=](V v) HEDGEROW_INLINE_BODY { return Exp(v - top) * part; });
+      Map(n, x, y, [=](V v) HEDGEROW_INLINE_BODY { return ExpOfNegative(v - top) * part; });
       continue;
     }
     ForVectors(inner, [&](Index i, Index k) HEDGEROW_INLINE_BODY {
@@ -48,9 +48,9 @@ Status softmax(const Call& call) {
         const V v = LoadPart(x + j * inner + i, k);
         top = v > top ? v : top;
       }
-      for (Index j = 0; j < n; ++j) sum += Exp(LoadPart(x + j * inner + i, k) - top);
+      for (Index j = 0; j < n; ++j) sum += ExpOfNegative(LoadPart(x + j * inner + i, k) - top);
       for (Index j = 0; j < n; ++j) {
-        StorePart(y + j * inner + i, Exp(LoadPart(x + j * inner + i, k) - top) / sum, k);
+        StorePart(y + j * inner + i, ExpOfNegative(LoadPart(x + j * inner + i, k) - top) / sum, k);
       }
     });
   }

@@ -1,4 +1,6 @@
 // aarch64 NEON: 32 registers, of which a tile of 8 x 8 floats takes 16.
+#include <arm_neon.h>
+
 #include "isa/four_lanes.h"
 
 namespace {
@@ -6,6 +8,13 @@ namespace {
 struct Isa : FourLanes {
   static constexpr int kTileRows = 8;
   static constexpr int kTileVectors = 2;
+
+  static inline __attribute__((always_inline)) float32x4_t AtLeast(float32x4_t low, float32x4_t x) {
+    return vmaxq_f32(low, x);
+  }
+  static inline __attribute__((always_inline)) float32x4_t AtMost(float32x4_t high, float32x4_t x) {
+    return vminq_f32(high, x);
+  }
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Vectors of the ISA at hand, in GCC's and Clang's own vector notation. The file that includes this has defined
 // `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h), and LoadPart and
-// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them.
+// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them, and AtLeast and AtMost.
 //
 // Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and
 // a linker that merged two copies of a function could hand AVX2 code to a CPU without it.
@@ -53,6 +53,10 @@ HEDGEROW_INLINE To Bits(From from) {
   __builtin_memcpy(&to, &from, sizeof to);
   return to;
 }
+
+// The larger and the smaller of x and a number; x where it is NaN.
+HEDGEROW_INLINE V AtLeast(float low, V x) { return (V)Isa::AtLeast(Splat(low), x); }
+HEDGEROW_INLINE V AtMost(float high, V x) { return (V)Isa::AtMost(Splat(high), x); }
 
 // v with zeros from lane n on, whatever stood there.
 HEDGEROW_INLINE V KeepFirst(V v, Index n) {

@@ -55,7 +55,7 @@ struct ClassRows {
 // dz = slope (softmax(z) - [c = t]); the one gradient that cross entropy and focal are made of.
 void SoftmaxMinusOneHot(Index C, const float* z, const LogSoftmax& row, Index t, double slope, float* dz) {
   const float top = row.top, part = static_cast<float>(slope / row.sum);
-  Map(C, z, dz, [=](V v) HEDGEROW_INLINE_BODY { return Exp(v - top) * part; });
+  Map(C, z, dz, [=](V v) HEDGEROW_INLINE_BODY { return ExpOfNegative(v - top) * part; });
   dz[t] -= static_cast<float>(slope);
 }
 
@@ -99,7 +99,7 @@ Status cross_entropy_grad(const Call& call) {
         const float pull = static_cast<float>(scale * share), top = row.top;
         ForVectors(C, [&](Index c, Index k) HEDGEROW_INLINE_BODY {
           const V weight = rows.weight ? LoadPart(rows.weight + c, k) : Splat(1);
-          StorePart(out + c, Exp(LoadPart(z + c, k) - top) * part - pull * weight, k);
+          StorePart(out + c, ExpOfNegative(LoadPart(z + c, k) - top) * part - pull * weight, k);
         });
         out[t] -= static_cast<float>(scale * own);
       },
