@@ -29,7 +29,21 @@ struct ClassRows {
   // f(row, target) for every row that counts, other(row) for the rest.
   template <typename F, typename Other>
   Status ForEach(F f, Other other) const {
-    for (Index r = 0; r < R; ++r) {
+    return ForSome(0, R, f, other);
+  }
+  // The same for f and other that write what belongs to their row and nothing else.
+  template <typename F, typename Other>
+  Status ForEachShared(const Call& call, F f, Other other) const {
+    int32_t status = kOk, *const found = &status;
+    ForRanges(call, R, static_cast<double>(C) * 1.2 + 20, 1, [=, *this](Index first, Index last) {
+      const Status own = ForSome(first, last, f, other);
+      if (own != kOk) __atomic_store_n(found, int32_t{own}, __ATOMIC_RELAXED);
+    });
+    return static_cast<Status>(status);
+  }
+  template <typename F, typename Other>
+  HEDGEROW_INLINE Status ForSome(Index first, Index last, F f, Other other) const {
+    for (Index r = first; r < last; ++r) {
       // Arena contents: read once, and looked at before it is used.
       const int64_t t = r < counted ? *static_cast<const volatile int64_t*>(target + r) : ignore;
       if (r >= counted || t == ignore) {
@@ -88,8 +102,9 @@ Status cross_entropy_grad(const Call& call) {
   const double scale = call.value(0) * rows.norm, smoothing = call.op.floats[0];
   const double share = smoothing / static_cast<double>(C);
   const double all_weights = rows.weight ? Sum(C, rows.weight) : static_cast<double>(C);
-  return rows.ForEach(
-      [&](Index r, Index t) HEDGEROW_INLINE_BODY {
+  return rows.ForEachShared(
+      call,
+      [=](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * C;
         float* out = dz + r * C;
         const LogSoftmax row(C, z);
@@ -103,7 +118,7 @@ Status cross_entropy_grad(const Call& call) {
         });
         out[t] -= static_cast<float>(scale * own);
       },
-      [&](Index r) HEDGEROW_INLINE_BODY { Zero(C, dz + r * C); });
+      [=](Index r) HEDGEROW_INLINE_BODY { Zero(C, dz + r * C); });
 }
 
 Status focal(const Call& call) {
@@ -125,8 +140,9 @@ Status focal_grad(const Call& call) {
   const ClassRows rows(call, 1);
   float* dz = call.f32(6);
   const double scale = call.value(0) * rows.norm, gamma = call.op.floats[0];
-  return rows.ForEach(
-      [&](Index r, Index t) HEDGEROW_INLINE_BODY {
+  return rows.ForEachShared(
+      call,
+      [=](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * rows.C;
         const LogSoftmax row(rows.C, z);
         const double log_p = row(z[t]), rest = -std::expm1(log_p);
@@ -135,7 +151,7 @@ Status focal_grad(const Call& call) {
         if (rest != 0) slope -= gamma * std::pow(rest, gamma - 1) * std::exp(log_p) * log_p;
         SoftmaxMinusOneHot(rows.C, z, row, t, scale * rows.WeightOf(t) * slope, dz + r * rows.C);
       },
-      [&](Index r) HEDGEROW_INLINE_BODY { Zero(rows.C, dz + r * rows.C); });
+      [=](Index r) HEDGEROW_INLINE_BODY { Zero(rows.C, dz + r * rows.C); });
 }
 
 // log softmax of a row of z / temperature, in double.
