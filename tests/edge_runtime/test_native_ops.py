@@ -469,6 +469,7 @@ MAX_POOLS = [
     (1, 15, 17, 15, 17, 1, 1, 7, 8),
     (2, 28, 28, 2, 2, 2, 2, 0, 0),
     (2, 9, 11, 2, 2, 2, 2, 0, 0),
+    *((3, 4, width, 2, 2, 2, 2, 0, 0) for width in (2, 4, 6, 10, 14, 16, 18, 34)),
 ]
 
 
@@ -491,6 +492,11 @@ def test_a_nan_wins_its_window() -> None:
     y, index = run("max_pool2d", [x, Out((1, 1, 2)), Out((1, 1, 2), np.uint8)], (1, 2, 4, 2, 2, 2, 2, 0, 0))
     assert np.isnan(y).all()
     assert index.ravel().tolist() == [1, 2]
+    # In every place of a vector, first and later than numbers.
+    wide = np.tile(x, (1, 1, 5))
+    y, index = run("max_pool2d", [wide, Out((1, 1, 10)), Out((1, 1, 10), np.uint8)], (1, 2, 20, 2, 2, 2, 2, 0, 0))
+    assert np.isnan(y).all()
+    assert index.ravel().tolist() == [1, 2] * 5
 
 
 @pytest.mark.parametrize("x", [-np.inf, -3e38], ids=["-inf", "lowest"])

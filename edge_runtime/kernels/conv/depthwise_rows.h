@@ -6,7 +6,7 @@
 
 #include "conv/geometry.h"
 #include "elementwise/activation.h"
-#include "isa/transpose.h"
+#include "isa/deal.h"
 #include "program/ranges.h"
 
 namespace hedgerow {
@@ -26,27 +26,6 @@ HEDGEROW_INLINE V Before(V v, V after) {
   VI from;
   for (int i = 0; i < kWidth; ++i) from[i] = 1 + i;
   return Shuffle(v, after, from);
-}
-
-// The lanes of two vectors in turn, and back.
-HEDGEROW_INLINE V Evens(V a, V b) {
-  VI from;
-  for (int i = 0; i < kWidth; ++i) from[i] = 2 * i;
-  return Shuffle(a, b, from);
-}
-HEDGEROW_INLINE V Odds(V a, V b) {
-  VI from;
-  for (int i = 0; i < kWidth; ++i) from[i] = 2 * i + 1;
-  return Shuffle(a, b, from);
-}
-HEDGEROW_INLINE void StoreInTurn(V evens, V odds, Index n, float* y) {
-  VI low, high;
-  for (int i = 0; i < kWidth; ++i) {
-    low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
-    high[i] = low[i] + static_cast<int>(kWidth) / 2;
-  }
-  Store(y, Shuffle(evens, odds, low));
-  StorePart(y + kWidth, Shuffle(evens, odds, high), n - kWidth);
 }
 
 // What a row of x gives kWidth outputs next to one another: their columns of taps.

@@ -37,7 +37,7 @@
 //       P planes; index (u8, like y): place kw k + l of the first maximum in its window. kh kw <= 255, padding never
 //       wins, 2 p <= k. A NaN in the window wins.
 //   max_pool2d_grad   g index dx                                   as max_pool2d
-//       An index that points outside the image adds nothing.
+//       An index that points outside its window or the image adds nothing.
 //   avg_pool2d        x y                                          P H W kh kw sh sw
 //   avg_pool2d_grad   g dx                                         as avg_pool2d
 //   batch_norm        x w b rows y mean var                        N C S B act                   eps
