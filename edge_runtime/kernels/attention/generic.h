@@ -37,7 +37,9 @@ struct Attention {
   }
 
   // What a row takes: its products and its exponentials.
-  double RowNs() const { return static_cast<double>(Tk) * (static_cast<double>(D + Dv) / 20 + 0.5) * (causal ? 0.5 : 1); }
+  double RowNs() const {
+    return static_cast<double>(Tk) * (static_cast<double>(D + Dv) / 20 + 0.5) * (causal ? 0.5 : 1);
+  }
 
   Index P, Tq, Tk, D, Dv;
   bool causal;

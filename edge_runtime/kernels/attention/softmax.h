@@ -28,7 +28,9 @@ double SumOfExp(Index n, const float* x, float top) {
 }
 
 float Dot(Index n, const float* a, const float* b) {
-  return static_cast<float>(SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return LoadPart(a + i, k) * LoadPart(b + i, k); }));
+  return static_cast<float>(SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY {
+    return LoadPart(a + i, k) * LoadPart(b + i, k);
+  }));
 }
 
 // Rows of neighbours where inner is 1, else kWidth columns at a time.

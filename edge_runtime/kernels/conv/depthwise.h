@@ -1,5 +1,5 @@
-// Depthwise convolutions: planes a few vectors wide row by row (depthwise_rows.h), small ones with a channel in each lane
-// (depthwise_lanes.h), others each by itself from its phases, and windows that fit nowhere place by place
+// Depthwise convolutions: planes a few vectors wide row by row (depthwise_rows.h), small ones with a channel in each
+// lane (depthwise_lanes.h), others each by itself from its phases, and windows that fit nowhere place by place
 // (depthwise_direct.h).
 #ifndef HEDGEROW_CONV_DEPTHWISE_H_
 #define HEDGEROW_CONV_DEPTHWISE_H_

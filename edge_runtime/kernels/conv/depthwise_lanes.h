@@ -67,8 +67,8 @@ HEDGEROW_INLINE Frame FrameOfG(const Geometry& s) {
 constexpr Index kLaneTaps = 49;
 
 HEDGEROW_INLINE bool FitsLanes(const Geometry& s) {
-  return 2 * s.C >= kWidth && s.kh <= kLaneTaps && s.kw <= kLaneTaps && s.kh * s.kw <= kLaneTaps && FrameOfX(s).Fits() &&
-         FrameOfG(s).Fits() && s.H * s.W <= Frame::kPlaces && s.OH * s.OW <= Frame::kPlaces;
+  return 2 * s.C >= kWidth && s.kh <= kLaneTaps && s.kw <= kLaneTaps && s.kh * s.kw <= kLaneTaps &&
+         FrameOfX(s).Fits() && FrameOfG(s).Fits() && s.H * s.W <= Frame::kPlaces && s.OH * s.OW <= Frame::kPlaces;
 }
 
 // Taps of a window in lanes: what they weigh, and how many floats from the window's place they stand.
@@ -178,11 +178,14 @@ void LanesDx(const Call& call, const Geometry& s, const float* g, const float* w
           LaneTaps taps;
           const Index k0 = (y + s.ph) % s.sh, l0 = (x + s.pw) % s.sw;
           for (Index k = k0; k < s.kh; k += s.sh) {
-            for (Index l = l0; l < s.kw; l += s.sw) taps.Add(weight[k * s.kw + l], -(k / s.sh * frame.columns + l / s.sw));
+            for (Index l = l0; l < s.kw; l += s.sw) {
+              taps.Add(weight[k * s.kw + l], -(k / s.sh * frame.columns + l / s.sw));
+            }
           }
-          const float* from = in + ((frame.top + (y + s.ph) / s.sh) * frame.columns + frame.left + (x + s.pw) / s.sw) * kWidth;
-          CorrelateLanes(taps, V{}, (s.H - y + s.sh - 1) / s.sh, (s.W - x + s.sw - 1) / s.sw, from,
-                         Walk(frame.columns, 1), out + (y * s.W + x) * kWidth, Walk(s.sh * s.W, s.sw), [](V v) { return v; });
+          const Index row = frame.top + (y + s.ph) / s.sh, column = frame.left + (x + s.pw) / s.sw;
+          CorrelateLanes(taps, V{}, (s.H - y + s.sh - 1) / s.sh, (s.W - x + s.sw - 1) / s.sw,
+                         in + (row * frame.columns + column) * kWidth, Walk(frame.columns, 1),
+                         out + (y * s.W + x) * kWidth, Walk(s.sh * s.W, s.sw), [](V v) { return v; });
         }
       }
       StorePlaces(out, s.H * s.W, dx + (i * s.C + c) * s.H * s.W, s.H * s.W, lanes);

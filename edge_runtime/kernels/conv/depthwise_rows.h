@@ -1,5 +1,5 @@
-// Depthwise 3x3 convolutions with a padding of 1 and a stride of 1 or 2, of planes at least a vector wide: the rows of a
-// few columns pass through registers, where each meets the three rows of the kernel. A plane is cut into strips of
+// Depthwise 3x3 convolutions with a padding of 1 and a stride of 1 or 2, of planes at least a vector wide: the rows of
+// a few columns pass through registers, where each meets the three rows of the kernel. A plane is cut into strips of
 // kWidth output columns, of which the last may overlap the one before it.
 #ifndef HEDGEROW_CONV_DEPTHWISE_ROWS_H_
 #define HEDGEROW_CONV_DEPTHWISE_ROWS_H_
@@ -16,7 +16,7 @@ HEDGEROW_INLINE bool FitsRows(const Geometry& s) {
   return s.kh == 3 && s.kw == 3 && s.ph == 1 && s.pw == 1 && s.sh == s.sw && s.sw <= 2 && s.OW >= kWidth;
 }
 
-// {before, v[0], v[1] ...}, of which only the last lane of `before` counts, and {v[1], v[2] ..., after}, only the first.
+// {before, v[0], v[1] ...}, where only the last lane of `before` counts, and {v[1], v[2] ..., after}, only the first.
 HEDGEROW_INLINE V After(V before, V v) {
   VI from;
   for (int i = 0; i < kWidth; ++i) from[i] = static_cast<int>(kWidth) - 1 + i;
@@ -77,8 +77,8 @@ HEDGEROW_INLINE void ForStrips(Index outputs, Index width, F f) {
 
 // y = act(correlation of x and w + init): one strip.
 template <Index kStride, typename Strip, typename F>
-HEDGEROW_INLINE void RowsOfStrip(const Geometry& s, const Strip strip, const float* x, const V (&w)[9], V init, float* y,
-                                 F act) {
+HEDGEROW_INLINE void RowsOfStrip(const Geometry& s, const Strip strip, const float* x, const V (&w)[9], V init,
+                                 float* y, F act) {
   y += strip.first;
   if constexpr (kStride == 1) {
     Taps3 row = strip.Read(x);

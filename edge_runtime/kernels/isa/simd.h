@@ -1,6 +1,6 @@
 // Vectors of the ISA at hand, in GCC's and Clang's own vector notation. The file that includes this has defined
 // `struct Isa` with kWidth (floats in a vector), kTileRows and kTileVectors (gemm/generic.h), and LoadPart and
-// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them, and AtLeast and AtMost.
+// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them, AtLeast and AtMost.
 //
 // Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and
 // a linker that merged two copies of a function could hand AVX2 code to a CPU without it.

@@ -8,7 +8,7 @@
 namespace hedgerow {
 namespace {
 
-// Vectors of a block; where a run of elements ends inside one it may get the rest of that run too, so nearly twice as many.
+// Vectors of a block; where a run of elements ends inside one it may get the rest of that run too: nearly twice as many.
 constexpr Index kSumBlock = 16;
 
 // A double for each lane, in two vectors of the CPU's own width.
@@ -26,7 +26,9 @@ struct LaneSums {
     low += a;
     high += b;
   }
-  HEDGEROW_INLINE double operator[](Index lane) const { return lane < kWidth / 2 ? low[lane] : high[lane - kWidth / 2]; }
+  HEDGEROW_INLINE double operator[](Index lane) const {
+    return lane < kWidth / 2 ? low[lane] : high[lane - kWidth / 2];
+  }
   HEDGEROW_INLINE double Total() const {
     Half both = low + high;
     double total = both[0];

@@ -42,9 +42,14 @@ Status pair_loss_grad(const Call& call) {
   const float scale = call.value(0) * call.value(4), delta = call.real(0);
   switch (call.size(0)) {
     case 0: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * 2.f * (a - b); }); break;
-    case 1: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * (a > b ? Splat(1) : a < b ? Splat(-1) : a - b); });
+    case 1:
+      Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY {
+        return scale * (a > b ? Splat(1) : a < b ? Splat(-1) : a - b);
+      });
       break;
-    case 2: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * Clamp(a - b, -delta, delta); }); break;
+    case 2:
+      Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * Clamp(a - b, -delta, delta); });
+      break;
     case 3: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * (Sigmoid(a) - b); }); break;
   }
   Zero(n - counted, dp + counted);

@@ -21,7 +21,8 @@ struct Channels {
   // f(first channel, one past the last) for each group; one element of the tensor takes element_ns.
   template <typename F>
   HEDGEROW_INLINE void ForGroups(const Call& call, double element_ns, F f) const {
-    ForRanges(call, C, static_cast<double>(N * S) * element_ns, 1, [=, *this](Index begin, Index end) HEDGEROW_INLINE_BODY {
+    const double ns = static_cast<double>(N * S) * element_ns;
+    ForRanges(call, C, ns, 1, [=, *this](Index begin, Index end) HEDGEROW_INLINE_BODY {
       for (Index c = begin; c < end; c += group) f(c, Min(end, c + group));
     });
   }

@@ -55,7 +55,9 @@ Status group_norm_grad(const Call& call) {
       const float *gp = g + (i / G * C + c) * S, *xp = x + (i / G * C + c) * S;
       const double plane_g = Sum(S, gp);
       const double plane_gx =
-          r * SumOf(S, [=](Index j, Index k) HEDGEROW_INLINE_BODY { return LoadPart(gp + j, k) * (LoadPart(xp + j, k) - m); });
+          r * SumOf(S, [=](Index j, Index k) HEDGEROW_INLINE_BODY {
+            return LoadPart(gp + j, k) * (LoadPart(xp + j, k) - m);
+          });
       db[c] += static_cast<float>(plane_g);
       dw[c] += static_cast<float>(plane_gx);
       sum_g += w[c] * plane_g;
@@ -65,7 +67,9 @@ Status group_norm_grad(const Call& call) {
     for (Index c = i % G * channels; c < (i % G + 1) * channels; ++c) {
       const Index at = (i / G * C + c) * S;
       const float weight = w[c];
-      Map(S, g + at, x + at, dx + at, [=](V d, V v) HEDGEROW_INLINE_BODY { return r * (weight * d - mean_g - (v - m) * mean_gx); });
+      Map(S, g + at, x + at, dx + at, [=](V d, V v) HEDGEROW_INLINE_BODY {
+        return r * (weight * d - mean_g - (v - m) * mean_gx);
+      });
     }
   }
   return kOk;

@@ -27,9 +27,9 @@ __attribute__((noinline)) void DoRange(const F& f, Index first, Index last) {
 template <typename F>
 HEDGEROW_INLINE void ForRanges(const Call& call, Index n, double item_ns, Index step, F f) {
   const Index threads = call.threads();
-  const Index ranges = threads == 1 ? 1
-                                    : static_cast<Index>(__builtin_fmin(static_cast<double>(threads * kRangesPerThread),
-                                                                        static_cast<double>(n) * item_ns / kLeastTaskNs));
+  const double worth_it = static_cast<double>(n) * item_ns / kLeastTaskNs;
+  const Index ranges =
+      threads == 1 ? 1 : static_cast<Index>(__builtin_fmin(static_cast<double>(threads * kRangesPerThread), worth_it));
   if (ranges <= 1) return DoRange(f, 0, n);
   const Index length = ((n + ranges - 1) / ranges + step - 1) / step * step;
   call.For((n + length - 1) / length, [=](Index i) { DoRange(f, i * length, Min(n, (i + 1) * length)); });
