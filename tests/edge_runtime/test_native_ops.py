@@ -441,6 +441,26 @@ CONVOLUTIONS = {
 }
 
 
+# Depthwise: every plane size from less than a vector to a few of them, channels that do not fill a vector, and others.
+CONVOLUTIONS |= {
+    f"depthwise {c}x{h}x{w} k{k} s{stride}": (n, c, h, w, c, k, k, stride, stride, k // 2, k // 2, c)
+    for k, stride, sizes in (
+        (3, 1, [(2, 9, n, n) for n in range(1, 10)]),
+        (3, 2, [(2, 9, n, n) for n in (1, 2, 3, 4, 7, 8, 9)]),
+        (3, 1, [(1, 3, 4, 16), (3, 17, 3, 17), (1, 1, 4, 33), (1, 8, 16, 16), (1, 2, 140, 9)]),
+        (3, 2, [(1, 3, 5, 16), (3, 17, 4, 17), (1, 1, 4, 33), (1, 1, 5, 37), (1, 8, 16, 16), (1, 2, 270, 17)]),
+        (5, 1, [(2, 9, 1, 1), (2, 9, 6, 5), (1, 8, 16, 16)]),
+        (5, 2, [(2, 9, 2, 1), (2, 9, 7, 8)]),
+    )
+    for n, c, h, w in sizes
+} | {
+    "depthwise no padding": (2, 9, 6, 7, 9, 3, 3, 1, 1, 0, 0, 9),
+    "depthwise much padding": (2, 9, 4, 3, 9, 3, 3, 1, 2, 3, 4, 9),
+    "depthwise stride past the kernel": (2, 9, 11, 10, 9, 2, 2, 3, 4, 1, 0, 9),
+    "depthwise last rows unused": (1, 8, 10, 9, 8, 3, 2, 3, 2, 0, 0, 8),
+}
+
+
 @pytest.mark.parametrize("shape", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
 @pytest.mark.parametrize("bias", [True, False])
 def test_conv2d_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:
@@ -469,6 +489,7 @@ MAX_POOLS = [
     (1, 15, 17, 15, 17, 1, 1, 7, 8),
     (2, 28, 28, 2, 2, 2, 2, 0, 0),
     (2, 9, 11, 2, 2, 2, 2, 0, 0),
+    *((3, 4, width, 2, 2, 2, 2, 0, 0) for width in (2, 4, 6, 10, 14, 16, 18, 34)),
 ]
 
 
@@ -491,6 +512,11 @@ def test_a_nan_wins_its_window() -> None:
     y, index = run("max_pool2d", [x, Out((1, 1, 2)), Out((1, 1, 2), np.uint8)], (1, 2, 4, 2, 2, 2, 2, 0, 0))
     assert np.isnan(y).all()
     assert index.ravel().tolist() == [1, 2]
+    # In every place of a vector, first and later than numbers.
+    wide = np.tile(x, (1, 1, 5))
+    y, index = run("max_pool2d", [wide, Out((1, 1, 10)), Out((1, 1, 10), np.uint8)], (1, 2, 20, 2, 2, 2, 2, 0, 0))
+    assert np.isnan(y).all()
+    assert index.ravel().tolist() == [1, 2] * 5
 
 
 @pytest.mark.parametrize("x", [-np.inf, -3e38], ids=["-inf", "lowest"])
@@ -593,6 +619,24 @@ def test_batch_norm_gradients_with_given_statistics(n: int, c: int, s: int, b: i
     close(dx, x64.grad)
     close(dw, w64.grad)
     close(db, b64.grad)
+
+
+@pytest.mark.parametrize(("n", "c", "s", "b", "rows"), [*BATCH_NORMS, (3, 70, 16, 3, 3), (2, 3, 300, 2, 1)])
+@pytest.mark.parametrize("training", [0, 1])
+@pytest.mark.parametrize("act", [1, 2])
+def test_batch_norm_gradients_through_an_activation(
+    n: int, c: int, s: int, b: int, rows: int, training: int, act: int
+) -> None:
+    x, g, weight, mean, var = normal(n, c, s), normal(n, c, s, seed=1), normal(c), normal(c, seed=3), normal(c) ** 2
+    (t,) = run("unary", [4 * normal(n, c, s, seed=5), Out(x.shape)], [act - 1, x.size], [0, 0])
+    (through,) = run("unary_grad", [g, t, Out(x.shape)], [act - 1, x.size])
+    inputs, outs, ints = [x, weight, mean, var, i64(rows)], [Out(x.shape), Out((c,)), Out((c,))], [n, c, s, b, training]
+    expected = run("batch_norm_grad", [through, *inputs, *outs], ints, [1e-3])
+    assert list(map(bits, run("batch_norm_grad", [g, *inputs, *outs, t], [*ints, act], [1e-3]))) == [
+        *map(bits, expected)
+    ]
+    in_place = [update(g), *inputs, Out(x.shape, place_of=0), *outs[1:], t]
+    assert bits(run("batch_norm_grad", in_place, [*ints, act], [1e-3])[1]) == bits(expected[0])
 
 
 @pytest.mark.parametrize("rows", [0, 1])

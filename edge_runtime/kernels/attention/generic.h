@@ -8,6 +8,7 @@
 
 #include "attention/softmax.h"
 #include "gemm/generic.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -33,6 +34,11 @@ struct Attention {
   HEDGEROW_INLINE void ForKeys(Index last, F f) const {
     const Index end = causal ? Min(Tk, last) : Tk;
     for (Index j = 0; j < end; j += kKeys) f(j, Min(kKeys, end - j));
+  }
+
+  // What a row takes: its products and its exponentials.
+  double RowNs() const {
+    return static_cast<double>(Tk) * (static_cast<double>(D + Dv) / 20 + 0.5) * (causal ? 0.5 : 1);
   }
 
   Index P, Tq, Tk, D, Dv;
@@ -62,7 +68,7 @@ void AttendBand(const Attention& s, Index i, Index rows, const float* q, const f
         Map(s.Dv, y + r * s.Dv, y + r * s.Dv, [=](V x) { return x * shrink; });
       }
       top[r] = now;
-      Map(seen, scores, scores, [=](V x) { return Exp(x - now); });
+      Map(seen, scores, scores, [=](V x) { return ExpOfNegative(x - now); });
       sum[r] += Sum(seen, scores);
     }
     Gemm(Form::kNN, rows, s.Dv, keys, tile, kKeys, v + j * s.Dv, s.Dv, j == 0 ? Beta::kZero : Beta::kOne, y, s.Dv);
@@ -78,12 +84,14 @@ Status attention(const Call& call) {
   const Attention s(call);
   const float *q = call.f32(0), *k = call.f32(1), *v = call.f32(2);
   float *y = call.f32(3), *lse = call.f32(4);
-  for (Index p = 0; p < s.P; ++p, k += s.Tk * s.D, v += s.Tk * s.Dv) {
-    s.ForQueries([&](Index i, Index rows) {
-      const Index row = p * s.Tq + i;
-      AttendBand(s, i, rows, q + row * s.D, k, v, y + row * s.Dv, lse + row);
-    });
-  }
+  const Index bands = (s.Tq + kQueries - 1) / kQueries;
+  ForRanges(call, s.P * bands, s.RowNs() * kQueries, 1, [=](Index first, Index last) {
+    for (Index band = first; band < last; ++band) {
+      const Index p = band / bands, i = band % bands * kQueries, row = p * s.Tq + i;
+      AttendBand(s, i, Min(kQueries, s.Tq - i), q + row * s.D, k + p * s.Tk * s.D, v + p * s.Tk * s.Dv, y + row * s.Dv,
+                 lse + row);
+    }
+  });
   return kOk;
 }
 
@@ -99,7 +107,7 @@ void BandGradient(const Attention& s, Index i, Index rows, const float* g, const
       float *prob = probs + r * kKeys, *dscore = dscores + r * kKeys;
       const Index seen = s.Seen(i + r, j, keys);
       const float scale = s.scale, log_sum = lse[r], shift = mean[r];
-      Map(seen, prob, prob, [=](V x) { return Exp(scale * x - log_sum); });
+      Map(seen, prob, prob, [=](V x) { return ExpOfNegative(scale * x - log_sum); });
       Map(seen, prob, dscore, dscore, [=](V p, V d) { return scale * p * (d - shift); });
       Zero(keys - seen, prob + seen);
       Zero(keys - seen, dscore + seen);
@@ -115,16 +123,18 @@ Status attention_grad(const Call& call) {
   const float *g = call.f32(0), *q = call.f32(1), *k = call.f32(2), *v = call.f32(3), *y = call.f32(4);
   const float* lse = call.f32(5);
   float *dq = call.f32(6), *dk = call.f32(7), *dv = call.f32(8);
-  Zero(s.P * s.Tk * s.D, dk);
-  Zero(s.P * s.Tk * s.Dv, dv);
-  for (Index p = 0; p < s.P; ++p) {
-    const Index key = p * s.Tk;
-    s.ForQueries([&](Index i, Index rows) {
-      const Index row = p * s.Tq + i;
-      BandGradient(s, i, rows, g + row * s.Dv, q + row * s.D, k + key * s.D, v + key * s.Dv, y + row * s.Dv, lse + row,
-                   dq + row * s.D, dk + key * s.D, dv + key * s.Dv);
-    });
-  }
+  ForRanges(call, s.P, s.RowNs() * 2.5 * static_cast<double>(s.Tq), 1, [=](Index first, Index last) {
+    Zero((last - first) * s.Tk * s.D, dk + first * s.Tk * s.D);
+    Zero((last - first) * s.Tk * s.Dv, dv + first * s.Tk * s.Dv);
+    for (Index p = first; p < last; ++p) {
+      const Index key = p * s.Tk;
+      s.ForQueries([&](Index i, Index rows) {
+        const Index row = p * s.Tq + i;
+        BandGradient(s, i, rows, g + row * s.Dv, q + row * s.D, k + key * s.D, v + key * s.Dv, y + row * s.Dv,
+                     lse + row, dq + row * s.D, dk + key * s.D, dv + key * s.Dv);
+      });
+    }
+  });
   return kOk;
 }
 

@@ -1,9 +1,14 @@
-// Depthwise convolutions: each plane by itself, from its phases; depthwise_direct.h has the windows that do not fit.
+// Depthwise convolutions: planes a few vectors wide row by row (depthwise_rows.h), small ones with a channel in each
+// lane (depthwise_lanes.h), others each by itself from its phases, and windows that fit nowhere place by place
+// (depthwise_direct.h).
 #ifndef HEDGEROW_CONV_DEPTHWISE_H_
 #define HEDGEROW_CONV_DEPTHWISE_H_
 
 #include "conv/depthwise_direct.h"
+#include "conv/depthwise_lanes.h"
+#include "conv/depthwise_rows.h"
 #include "conv/phases.h"
+#include "isa/sums.h"
 
 namespace hedgerow {
 namespace {
@@ -33,7 +38,7 @@ void Spread(const Phases& p, const float* g, Index first, Index rows, float* fla
   for (Index r = 0; r < rows; ++r) CopyShort(p.s.OW, g + (first + r) * p.s.OW, flat + r * p.columns);
 }
 
-void DepthwiseForward(const Geometry& s, const float* x, const float* w, const float* b, float* y) {
+void PhasesForward(const Geometry& s, const float* x, const float* w, const float* b, float* y) {
   const Phases p(s);
   if (!p.fits) return DirectForward(s, x, w, b, y);
   float padded[kPhaseFloats + kSlack] = {}, phases[kPhaseFloats + kSlack] = {}, out[kPhaseFloats + kSlack];
@@ -48,7 +53,7 @@ void DepthwiseForward(const Geometry& s, const float* x, const float* w, const f
   }
 }
 
-void DepthwiseDx(const Geometry& s, const float* g, const float* w, float* dx) {
+void PhasesDx(const Geometry& s, const float* g, const float* w, float* dx) {
   const Phases p(s);
   if (!p.fits) return DirectDx(s, g, w, dx);
   float padded[kPhaseFloats + kSlack], phases[kPhaseFloats + kSlack], flat[2 * kPhaseFloats + 2 * kSlack] = {};
@@ -112,7 +117,7 @@ struct TapSums {
   Index vectors = 0;
 };
 
-void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
+void PhasesDw(const Geometry& s, const float* g, const float* x, float* dw) {
   const Phases p(s);
   if (!p.fits) return DirectDw(s, g, x, dw);
   float padded[kPhaseFloats + kSlack] = {}, phases[kPhaseFloats + kSlack] = {}, outputs[kPhaseFloats + kSlack] = {};
@@ -130,6 +135,27 @@ void DepthwiseDw(const Geometry& s, const float* g, const float* x, float* dw) {
     sums.Flush(p.taps);
     for (Index t = 0; t < p.taps; ++t) dw[c * p.taps + t] = static_cast<float>(sums.total[t]);
   }
+}
+
+template <typename F>
+void DepthwiseForward(const Call& call, const Geometry& s, const float* x, const float* w, const float* b, float* y,
+                      F act) {
+  if (FitsRows(s)) return (s.sw == 1 ? RowsForward<1, F> : RowsForward<2, F>)(call, s, x, w, b, y, act);
+  if (FitsLanes(s)) return LanesForward(call, s, x, w, b, y, act);
+  PhasesForward(s, x, w, b, y);
+  Map(s.N * s.O * s.OH * s.OW, y, y, act);
+}
+
+void DepthwiseDx(const Call& call, const Geometry& s, const float* g, const float* w, float* dx) {
+  if (FitsRows(s)) return RowsDx(call, s, g, w, dx);
+  if (FitsLanes(s)) return LanesDx(call, s, g, w, dx);
+  PhasesDx(s, g, w, dx);
+}
+
+void DepthwiseDw(const Call& call, const Geometry& s, const float* g, const float* x, float* dw) {
+  if (FitsRows(s)) return (s.sw == 1 ? RowsDw<1> : RowsDw<2>)(call, s, g, x, dw);
+  if (FitsLanes(s)) return LanesDw(call, s, g, x, dw);
+  PhasesDw(s, g, x, dw);
 }
 
 }  // namespace

@@ -21,8 +21,7 @@ Status conv2d(const Call& call) {
     ConvForward(call, s, x, w, b, call.size(12), y);
     return kOk;
   }
-  DepthwiseForward(s, x, w, b, y);
-  Activate(call.size(12), s.N * s.O * s.OH * s.OW, y);
+  WithActivation(call.size(12), [&](auto act) { DepthwiseForward(call, s, x, w, b, y, act); });
   return kOk;
 }
 
@@ -30,7 +29,7 @@ Status conv2d_dx(const Call& call) {
   const Geometry s(call);
   const float *g = call.f32(0), *w = call.f32(1);
   float* dx = call.f32(2);
-  s.Depthwise() ? DepthwiseDx(s, g, w, dx) : ConvDx(call, s, g, w, dx);
+  s.Depthwise() ? DepthwiseDx(call, s, g, w, dx) : ConvDx(call, s, g, w, dx);
   return kOk;
 }
 
@@ -38,7 +37,7 @@ Status conv2d_dw(const Call& call) {
   const Geometry s(call);
   const float *g = call.f32(0), *x = call.f32(1);
   float* dw = call.f32(2);
-  s.Depthwise() ? DepthwiseDw(s, g, x, dw) : ConvDw(call, s, g, x, dw);
+  s.Depthwise() ? DepthwiseDw(call, s, g, x, dw) : ConvDw(call, s, g, x, dw);
   return kOk;
 }
 

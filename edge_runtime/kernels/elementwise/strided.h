@@ -3,7 +3,7 @@
 #define HEDGEROW_ELEMENTWISE_STRIDED_H_
 
 #include "elementwise/activation.h"
-#include "program/call.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -79,8 +79,13 @@ Status copy(const Call& call) {
 }
 
 template <typename F>
-HEDGEROW_INLINE void BinaryRuns(const Nest<3>& nest, const float* a, const float* b, float* y, F f) {
+HEDGEROW_INLINE void BinaryRuns(const Call& call, const Nest<3>& nest, const float* a, const float* b, float* y, F f) {
   const Index n = nest.Run(), sa = nest.RunStride(0), sb = nest.RunStride(1);
+  if (nest.rank == 1 && sa == 1 && sb == 1) {
+    return ForRanges(call, n, 0.2, kLine, [=](Index first, Index last) {
+      Map(last - first, a + first, b + first, y + first, f);
+    });
+  }
   nest.ForRuns([&](const Index* offset) {
     const float *p = a + offset[0], *q = b + offset[1];
     float* out = y + offset[2];
@@ -88,10 +93,10 @@ HEDGEROW_INLINE void BinaryRuns(const Nest<3>& nest, const float* a, const float
       Map(n, p, q, out, f);
     } else if (sa == 1 && sb == 0) {
       const V other = Splat(*q);
-      Map(n, p, out, [=](V v) { return f(v, other); });
+      Map(n, p, out, [=](V v) HEDGEROW_INLINE_BODY { return f(v, other); });
     } else if (sa == 0 && sb == 1) {
       const V other = Splat(*p);
-      Map(n, q, out, [=](V v) { return f(other, v); });
+      Map(n, q, out, [=](V v) HEDGEROW_INLINE_BODY { return f(other, v); });
     } else {
       for (Index i = 0; i < n; ++i) out[i] = f(Splat(p[i * sa]), Splat(q[i * sb]))[0];
     }
@@ -106,12 +111,15 @@ Status binary(const Call& call) {
     next *= ints[2 + d];
   }
   const Nest<3> nest(call.size(1), ints + 2, {ints + 8, ints + 14, ys});
-  if (call.size(0) == 0) {
-    BinaryRuns(nest, call.f32(0), call.f32(1), call.f32(2), [](V a, V b) { return a + b; });
-  } else {
-    BinaryRuns(nest, call.f32(0), call.f32(1), call.f32(2), [](V a, V b) { return a * b; });
-  }
-  Activate(call.size(20), next, call.f32(2));
+  const float *a = call.f32(0), *b = call.f32(1);
+  float* y = call.f32(2);
+  WithActivation(call.size(20), [&](auto act) {
+    if (call.size(0) == 0) {
+      BinaryRuns(call, nest, a, b, y, [=](V p, V q) HEDGEROW_INLINE_BODY { return act(p + q); });
+    } else {
+      BinaryRuns(call, nest, a, b, y, [=](V p, V q) HEDGEROW_INLINE_BODY { return act(p * q); });
+    }
+  });
   return kOk;
 }
 

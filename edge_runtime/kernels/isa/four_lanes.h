@@ -10,6 +10,10 @@ struct FourLanes {
   static constexpr int kWidth = 4;
   using Vector = float __attribute__((vector_size(16)));
 
+  // The larger and the smaller of x and a number; x where it is NaN.
+  static inline __attribute__((always_inline)) Vector AtLeast(Vector low, Vector x) { return x < low ? low : x; }
+  static inline __attribute__((always_inline)) Vector AtMost(Vector high, Vector x) { return x > high ? high : x; }
+
   static inline __attribute__((always_inline)) Vector LoadPart(const float* p, ptrdiff_t n) {
     Vector v{};
     if (n > 0) v[0] = p[0];

@@ -1,6 +1,6 @@
 // Vectors of the ISA at hand, in GCC's and Clang's own vector notation. The file that includes this has defined
-// `struct Isa` with kWidth (floats in a vector), kTileRows, kTileVectors and kPacks (gemm/tile.h), and LoadPart and
-// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them.
+// `struct Isa` with kWidth (floats in a vector), kTileRows, kTileVectors and kPacks (gemm/tile.h), LoadPart and
+// StorePart for the first n < kWidth floats of a vector, which read and write nothing past them, and AtLeast and AtMost.
 //
 // Everything under the families' generic.h has internal linkage: the same source is compiled once for each ISA, and
 // a linker that merged two copies of a function could hand AVX2 code to a CPU without it.
@@ -21,6 +21,9 @@ using VI = int32_t __attribute__((vector_size(Isa::kWidth * 4)));
 using VU = uint32_t __attribute__((vector_size(Isa::kWidth * 4)));
 
 #define HEDGEROW_INLINE inline __attribute__((always_inline))
+// The same for a lambda, between its parameters and its body: for one whose caller hands it a constant, as Map and
+// ForVectors do, a call would cost that knowledge.
+#define HEDGEROW_INLINE_BODY __attribute__((always_inline))
 
 HEDGEROW_INLINE Index Min(Index a, Index b) { return a < b ? a : b; }
 HEDGEROW_INLINE Index Max(Index a, Index b) { return a > b ? a : b; }
@@ -51,18 +54,15 @@ HEDGEROW_INLINE To Bits(From from) {
   return to;
 }
 
+// The larger and the smaller of x and a number; x where it is NaN.
+HEDGEROW_INLINE V AtLeast(float low, V x) { return (V)Isa::AtLeast(Splat(low), x); }
+HEDGEROW_INLINE V AtMost(float high, V x) { return (V)Isa::AtMost(Splat(high), x); }
+
 // v with zeros from lane n on, whatever stood there.
 HEDGEROW_INLINE V KeepFirst(V v, Index n) {
   VI lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
   return Bits<V>(Bits<VI>(v) & (lane < static_cast<int32_t>(n)));
-}
-
-// Lane by lane in a fixed order, in double.
-HEDGEROW_INLINE double SumLanes(V v) {
-  double sum = 0;
-  for (Index i = 0; i < kWidth; ++i) sum += v[i];
-  return sum;
 }
 
 // y[i] = f(x[i]), with the same f, and so the same bits, for every element wherever it stands.
@@ -86,35 +86,6 @@ HEDGEROW_INLINE void ForVectors(Index n, F f) {
   Index i = 0;
   for (; i + kWidth <= n; i += kWidth) f(i, kWidth);
   if (i < n) f(i, n - i);
-}
-
-// Sum of n elements; f(i, k) gives elements i to i + k - 1. Blocks of kSumBlock vectors are summed in float32, the
-// blocks in double, so that the error does not grow with n.
-constexpr Index kSumBlock = 16;
-
-template <typename F>
-HEDGEROW_INLINE double SumOf(Index n, F f) {
-  double total = 0;
-  for (Index block = 0; block < n; block += kSumBlock * kWidth) {
-    const Index end = Min(n, block + kSumBlock * kWidth);
-    V even{}, odd{};  // two chains of additions instead of one to wait for
-    Index i = block;
-    for (; i + 2 * kWidth <= end; i += 2 * kWidth) {
-      even += f(i, kWidth);
-      odd += f(i + kWidth, kWidth);
-    }
-    if (i + kWidth <= end) {
-      even += f(i, kWidth);
-      i += kWidth;
-    }
-    if (i < end) odd += KeepFirst(f(i, end - i), end - i);
-    total += SumLanes(even + odd);
-  }
-  return total;
-}
-
-HEDGEROW_INLINE double Sum(Index n, const float* x) {
-  return SumOf(n, [=](Index i, Index k) { return LoadPart(x + i, k); });
 }
 
 HEDGEROW_INLINE void Zero(Index n, float* y) { __builtin_memset(y, 0, static_cast<size_t>(n) * sizeof *y); }

@@ -15,6 +15,10 @@ struct Isa {
   static constexpr int kTileVectors = 2;
   static constexpr bool kPacks = false;
 
+  // The larger and the smaller of x and a number; x where it is NaN.
+  static inline __attribute__((always_inline)) __m256 AtLeast(__m256 low, __m256 x) { return _mm256_max_ps(low, x); }
+  static inline __attribute__((always_inline)) __m256 AtMost(__m256 high, __m256 x) { return _mm256_min_ps(high, x); }
+
   static inline __attribute__((always_inline)) __m256 LoadPart(const float* p, ptrdiff_t n) {
     return _mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes + 8 - n)));
   }

@@ -29,7 +29,21 @@ struct ClassRows {
   // f(row, target) for every row that counts, other(row) for the rest.
   template <typename F, typename Other>
   Status ForEach(F f, Other other) const {
-    for (Index r = 0; r < R; ++r) {
+    return ForSome(0, R, f, other);
+  }
+  // The same for f and other that write what belongs to their row and nothing else.
+  template <typename F, typename Other>
+  Status ForEachShared(const Call& call, F f, Other other) const {
+    int32_t status = kOk, *const found = &status;
+    ForRanges(call, R, static_cast<double>(C) * 1.2 + 20, 1, [=, *this](Index first, Index last) {
+      const Status own = ForSome(first, last, f, other);
+      if (own != kOk) __atomic_store_n(found, int32_t{own}, __ATOMIC_RELAXED);
+    });
+    return static_cast<Status>(status);
+  }
+  template <typename F, typename Other>
+  HEDGEROW_INLINE Status ForSome(Index first, Index last, F f, Other other) const {
+    for (Index r = first; r < last; ++r) {
       // Arena contents: read once, and looked at before it is used.
       const int64_t t = r < counted ? *static_cast<const volatile int64_t*>(target + r) : ignore;
       if (r >= counted || t == ignore) {
@@ -55,7 +69,7 @@ struct ClassRows {
 // dz = slope (softmax(z) - [c = t]); the one gradient that cross entropy and focal are made of.
 void SoftmaxMinusOneHot(Index C, const float* z, const LogSoftmax& row, Index t, double slope, float* dz) {
   const float top = row.top, part = static_cast<float>(slope / row.sum);
-  Map(C, z, dz, [=](V v) { return Exp(v - top) * part; });
+  Map(C, z, dz, [=](V v) HEDGEROW_INLINE_BODY { return ExpOfNegative(v - top) * part; });
   dz[t] -= static_cast<float>(slope);
 }
 
@@ -65,18 +79,18 @@ Status cross_entropy(const Call& call) {
   const double smoothing = call.op.floats[0];
   double loss = 0;
   const Status status = rows.ForEach(
-      [&](Index r, Index t) {
+      [&](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * C;
         const LogSoftmax row(C, z);
         loss -= (1 - smoothing) * rows.WeightOf(t) * row(z[t]);
         if (smoothing == 0) return;
-        const double others = SumOf(C, [&](Index c, Index k) {
+        const double others = SumOf(C, [&](Index c, Index k) HEDGEROW_INLINE_BODY {
           const V distance = (row.top - LoadPart(z + c, k)) + static_cast<float>(row.log_sum);
           return rows.weight ? LoadPart(rows.weight + c, k) * distance : distance;
         });
         loss += smoothing / static_cast<double>(C) * others;
       },
-      [](Index) {});
+      [](Index) HEDGEROW_INLINE_BODY {});
   *call.f32(5) = static_cast<float>(rows.norm * loss);
   return status;
 }
@@ -88,8 +102,9 @@ Status cross_entropy_grad(const Call& call) {
   const double scale = call.value(0) * rows.norm, smoothing = call.op.floats[0];
   const double share = smoothing / static_cast<double>(C);
   const double all_weights = rows.weight ? Sum(C, rows.weight) : static_cast<double>(C);
-  return rows.ForEach(
-      [&](Index r, Index t) {
+  return rows.ForEachShared(
+      call,
+      [=](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * C;
         float* out = dz + r * C;
         const LogSoftmax row(C, z);
@@ -97,13 +112,13 @@ Status cross_entropy_grad(const Call& call) {
         if (smoothing == 0) return SoftmaxMinusOneHot(C, z, row, t, scale * own, out);
         const float part = static_cast<float>(scale * (own + share * all_weights) / row.sum);
         const float pull = static_cast<float>(scale * share), top = row.top;
-        ForVectors(C, [&](Index c, Index k) {
+        ForVectors(C, [&](Index c, Index k) HEDGEROW_INLINE_BODY {
           const V weight = rows.weight ? LoadPart(rows.weight + c, k) : Splat(1);
-          StorePart(out + c, Exp(LoadPart(z + c, k) - top) * part - pull * weight, k);
+          StorePart(out + c, ExpOfNegative(LoadPart(z + c, k) - top) * part - pull * weight, k);
         });
         out[t] -= static_cast<float>(scale * own);
       },
-      [&](Index r) { Zero(C, dz + r * C); });
+      [=](Index r) HEDGEROW_INLINE_BODY { Zero(C, dz + r * C); });
 }
 
 Status focal(const Call& call) {
@@ -111,12 +126,12 @@ Status focal(const Call& call) {
   const double gamma = call.op.floats[0];
   double loss = 0;
   const Status status = rows.ForEach(
-      [&](Index r, Index t) {
+      [&](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * rows.C;
         const double log_p = LogSoftmax(rows.C, z)(z[t]);
         loss -= rows.WeightOf(t) * std::pow(-std::expm1(log_p), gamma) * log_p;
       },
-      [](Index) {});
+      [](Index) HEDGEROW_INLINE_BODY {});
   *call.f32(5) = static_cast<float>(rows.norm * loss);
   return status;
 }
@@ -125,8 +140,9 @@ Status focal_grad(const Call& call) {
   const ClassRows rows(call, 1);
   float* dz = call.f32(6);
   const double scale = call.value(0) * rows.norm, gamma = call.op.floats[0];
-  return rows.ForEach(
-      [&](Index r, Index t) {
+  return rows.ForEachShared(
+      call,
+      [=](Index r, Index t) HEDGEROW_INLINE_BODY {
         const float* z = rows.z + r * rows.C;
         const LogSoftmax row(rows.C, z);
         const double log_p = row(z[t]), rest = -std::expm1(log_p);
@@ -135,7 +151,7 @@ Status focal_grad(const Call& call) {
         if (rest != 0) slope -= gamma * std::pow(rest, gamma - 1) * std::exp(log_p) * log_p;
         SoftmaxMinusOneHot(rows.C, z, row, t, scale * rows.WeightOf(t) * slope, dz + r * rows.C);
       },
-      [&](Index r) { Zero(rows.C, dz + r * rows.C); });
+      [=](Index r) HEDGEROW_INLINE_BODY { Zero(rows.C, dz + r * rows.C); });
 }
 
 // log softmax of a row of z / temperature, in double.

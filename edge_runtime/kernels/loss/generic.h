@@ -12,14 +12,14 @@ Status pair_loss(const Call& call) {
   const float *p = call.f32(0), *t = call.f32(1);
   const float delta = call.real(0);
   auto sum_of = [=](auto f) {
-    return SumOf(n, [=](Index i, Index k) { return f(LoadPart(p + i, k) - LoadPart(t + i, k)); });
+    return SumOf(n, [=](Index i, Index k) HEDGEROW_INLINE_BODY { return f(LoadPart(p + i, k) - LoadPart(t + i, k)); });
   };
   double loss = 0;
   switch (call.size(0)) {
-    case 0: loss = sum_of([](V d) { return d * d; }); break;
-    case 1: loss = sum_of([](V d) { return Abs(d); }); break;
+    case 0: loss = sum_of([](V d) HEDGEROW_INLINE_BODY { return d * d; }); break;
+    case 1: loss = sum_of([](V d) HEDGEROW_INLINE_BODY { return Abs(d); }); break;
     case 2:
-      loss = sum_of([=](V d) {
+      loss = sum_of([=](V d) HEDGEROW_INLINE_BODY {
         const V far = delta * (Abs(d) - 0.5f * delta);
         return Abs(d) <= delta ? 0.5f * d * d : far;
       });
@@ -41,11 +41,16 @@ Status pair_loss_grad(const Call& call) {
   float* dp = call.f32(5);
   const float scale = call.value(0) * call.value(4), delta = call.real(0);
   switch (call.size(0)) {
-    case 0: Map(counted, p, t, dp, [=](V a, V b) { return scale * 2.f * (a - b); }); break;
-    case 1: Map(counted, p, t, dp, [=](V a, V b) { return scale * (a > b ? Splat(1) : a < b ? Splat(-1) : a - b); });
+    case 0: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * 2.f * (a - b); }); break;
+    case 1:
+      Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY {
+        return scale * (a > b ? Splat(1) : a < b ? Splat(-1) : a - b);
+      });
       break;
-    case 2: Map(counted, p, t, dp, [=](V a, V b) { return scale * Clamp(a - b, -delta, delta); }); break;
-    case 3: Map(counted, p, t, dp, [=](V a, V b) { return scale * (Sigmoid(a) - b); }); break;
+    case 2:
+      Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * Clamp(a - b, -delta, delta); });
+      break;
+    case 3: Map(counted, p, t, dp, [=](V a, V b) HEDGEROW_INLINE_BODY { return scale * (Sigmoid(a) - b); }); break;
   }
   Zero(n - counted, dp + counted);
   return kOk;

@@ -4,6 +4,8 @@
 
 #include "conv/geometry.h"
 #include "isa/transpose.h"
+#include "pool/two_by_two.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -14,6 +16,10 @@ struct Pooling {
       : P(call.size(0)), H(call.size(1)), W(call.size(2)), kh(call.size(3)), kw(call.size(4)), sh(call.size(5)),
         sw(call.size(6)), ph(padded ? call.size(7) : 0), pw(padded ? call.size(8) : 0), OH((H + 2 * ph - kh) / sh + 1),
         OW((W + 2 * pw - kw) / sw + 1) {}
+
+  bool TilesTwoByTwo() const {
+    return kh == 2 && kw == 2 && sh == 2 && sw == 2 && ph == 0 && pw == 0 && H % 2 == 0 && W % 2 == 0;
+  }
 
   Index P, H, W, kh, kw, sh, sw, ph, pw, OH, OW;
 };
@@ -68,15 +74,15 @@ void MaxOfWindows(const Pooling& s, const float* x, Index top, Index k0, Index k
   for (Index i = 0; i < n; ++i) index[i] = static_cast<uint8_t>(place[i]);
 }
 
-Status max_pool2d(const Call& call) {
-  const Pooling s(call, true);
-  const float* x = call.f32(0);
-  float* y = call.f32(1);
-  uint8_t* index = call.u8(2);
+// Planes [begin, end).
+void MaxOfPlanes(const Pooling& s, Index begin, Index end, const float* x, float* y, uint8_t* index) {
+  x += begin * s.H * s.W;
+  y += begin * s.OH * s.OW;
+  index += begin * s.OH * s.OW;
   // Output columns whose windows stand inside the image.
   const Index first = Inside(s.OW, s.sw, -s.pw, s.W).first;
   const Index last = s.sw > 2 ? first : Max(first, Inside(s.OW, s.sw, s.kw - 1 - s.pw, s.W).last);
-  for (Index p = 0; p < s.P; ++p, x += s.H * s.W) {
+  for (Index p = begin; p < end; ++p, x += s.H * s.W) {
     for (Index oy = 0; oy < s.OH; ++oy, y += s.OW, index += s.OW) {
       const Index top = oy * s.sh - s.ph, k0 = Max(0, -top), k1 = Min(s.kh, s.H - top);
       for (Index ox = 0; ox < s.OW;) {
@@ -93,7 +99,41 @@ Status max_pool2d(const Call& call) {
       }
     }
   }
+}
+
+Status max_pool2d(const Call& call) {
+  const Pooling s(call, true);
+  const float* x = call.f32(0);
+  float* y = call.f32(1);
+  uint8_t* index = call.u8(2);
+  ForRanges(call, s.P, static_cast<double>(s.OH * s.OW * s.kh * s.kw) * 0.3, 1, [=](Index first, Index last) {
+    if (s.TilesTwoByTwo()) return MaxOfPairs(first, last, s.H, s.W, x, y, index);
+    MaxOfPlanes(s, first, last, x, y, index);
+  });
   return kOk;
+}
+
+void SpreadPlanes(const Pooling& s, Index first, Index last, const float* g, const uint8_t* index, float* dx) {
+  // Where each place of a window stands.
+  const Index places = s.kh * s.kw;
+  uint8_t row[256], column[256];
+  for (Index i = 0; i < places; ++i) {
+    row[i] = static_cast<uint8_t>(i / s.kw);
+    column[i] = static_cast<uint8_t>(i % s.kw);
+  }
+  Zero((last - first) * s.H * s.W, dx + first * s.H * s.W);
+  for (Index p = first; p < last; ++p) {
+    for (Index oy = 0; oy < s.OH; ++oy) {
+      const Index at = (p * s.OH + oy) * s.OW;
+      for (Index ox = 0; ox < s.OW; ++ox) {
+        // The index comes from the arena, so it may be anything.
+        const Index place = index[at + ox];
+        if (place >= places) continue;
+        const Index iy = oy * s.sh - s.ph + row[place], ix = ox * s.sw - s.pw + column[place];
+        if (iy >= 0 && iy < s.H && ix >= 0 && ix < s.W) dx[(p * s.H + iy) * s.W + ix] += g[at + ox];
+      }
+    }
+  }
 }
 
 Status max_pool2d_grad(const Call& call) {
@@ -101,17 +141,10 @@ Status max_pool2d_grad(const Call& call) {
   const float* g = call.f32(0);
   const uint8_t* index = call.u8(1);
   float* dx = call.f32(2);
-  Zero(s.P * s.H * s.W, dx);
-  for (Index p = 0; p < s.P; ++p, dx += s.H * s.W) {
-    for (Index oy = 0; oy < s.OH; ++oy) {
-      for (Index ox = 0; ox < s.OW; ++ox, ++g, ++index) {
-        const Index place = *index;
-        const Index iy = oy * s.sh - s.ph + place / s.kw, ix = ox * s.sw - s.pw + place % s.kw;
-        // The index comes from the arena, so it may be anything.
-        if (iy >= 0 && iy < s.H && ix >= 0 && ix < s.W) dx[iy * s.W + ix] += *g;
-      }
-    }
-  }
+  ForRanges(call, s.P, static_cast<double>(s.OH * s.OW * 2 + s.H * s.W) * 0.3, 1, [=](Index first, Index last) {
+    if (s.TilesTwoByTwo()) return SpreadPairs(first, last, s.H, s.W, g, index, dx);
+    SpreadPlanes(s, first, last, g, index, dx);
+  });
   return kOk;
 }
 

@@ -36,7 +36,7 @@
 //       P planes; index (u8, like y): place kw k + l of the first maximum in its window. kh kw <= 255, padding never
 //       wins, 2 p <= k. A NaN in the window wins.
 //   max_pool2d_grad   g index dx                                   as max_pool2d
-//       An index that points outside the image adds nothing.
+//       An index that points outside its window or the image adds nothing.
 //   avg_pool2d        x y                                          P H W kh kw sh sw
 //   avg_pool2d_grad   g dx                                         as avg_pool2d
 //   batch_norm        x w b rows y mean var                        N C S B act                   eps
@@ -44,9 +44,10 @@
 //       y = act((x - mean)/sqrt(var + eps) w + b). Status 3 where a channel has one value or none. y may be x.
 //   batch_norm_apply  x w b mean var y                             N C S act                     eps
 //       The same formula with given statistics, and bit for bit the same result. y may be x.
-//   batch_norm_grad   g x w mean var rows dx dw db                 N C S B training              eps
+//   batch_norm_grad   g x w mean var rows dx dw db t?              N C S B training act          eps
 //       Training: the gradient through the statistics; dx of padding rows is 0. Otherwise mean and var are constants
-//       and all rows count. dx may be g.
+//       and all rows count. dx may be g, or t. With act, t is what batch_norm gave with it, and g first becomes what
+//       unary_grad makes of g and t; the bits are those of the two ops.
 //   running_stats     mean var rows rmean rvar                     N C S B                       momentum
 //       r = (1 - momentum) r + momentum stat, with the unbiased var (times n/(n-1), n = rows N/B S). Status 3
 //       where n is 0 or 1.
