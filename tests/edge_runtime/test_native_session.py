@@ -63,9 +63,7 @@ CASES: dict[str, Case] = {
     "avg_pool2d_grad": Case([f(12), f(60)], [2, 5, 6, 3, 2, 2, 2]),
     "batch_norm": Case([f(60), f(3), f(3), ROWS, f(60), f(3), f(3)], [4, 3, 5, 2, 2], [1e-5]),
     "batch_norm_apply": Case([f(60), f(3), f(3), f(3), f(3), f(60)], [4, 3, 5, 1], [1e-5]),
-    "batch_norm_grad": Case(
-        [f(60), f(60), f(3), f(3), f(3), ROWS, f(60), f(3), f(3), f(60)], [4, 3, 5, 2, 1, 0], [1e-5]
-    ),
+    "batch_norm_grad": Case([f(60), f(60), f(3), f(3), f(3), ROWS, f(60), f(3), f(3)], [4, 3, 5, 2, 1], [1e-5]),
     "running_stats": Case([f(3), f(3), ROWS, f(3), f(3)], [4, 3, 5, 2], [0.1]),
     "group_norm": Case([f(60), f(6), f(6), f(60), f(6), f(6)], [2, 6, 5, 3], [1e-5]),
     "group_norm_grad": Case([f(60), f(60), f(6), f(6), f(6), f(60), f(6), f(6)], [2, 6, 5, 3]),
@@ -106,7 +104,6 @@ CASES: dict[str, Case] = {
     "check_finite": Case([f(13)], [13]),
 }  # fmt: skip
 OPTIONAL = {
-    "batch_norm_grad": [9],
     "attention": [5], "attention_grad": [9], "linear": [2], "conv2d": [2], "layer_norm": [1, 2],
     "layer_norm_grad": [2, 6, 7], "gru": [4, 5], "gru_gates": [4, 5],
     "lstm": [5, 6], "lstm_gates": [5, 6], "cross_entropy": [2],
@@ -303,7 +300,6 @@ def test_a_huge_or_negative_int_is_refused_or_harmless(name: str, value: int) ->
         ("cross_entropy", 2, 3, "not a multiple"),
         ("unary", 0, 9, "kind"),
         ("batch_norm_grad", 4, 2, "switch"),
-        ("batch_norm_grad", 5, 3, "switch"),
         ("copy", 0, 2, "4 or 8"),
         ("copy", 1, 7, "rank"),
         ("copy", 8, -1, "stride"),
@@ -485,10 +481,3 @@ def test_an_arena_of_another_kind_is_refused() -> None:
     for bad in (arena.view(np.int8), arena.view(np.float32), arena[::2], read_only, arena[:128], arena[32:], arena[1:]):
         with pytest.raises(ValueError, match="arena"):
             program.run(bad, 0, 3)
-
-
-def test_an_activation_needs_its_output() -> None:
-    op, end = lay_out("batch_norm_grad")
-    op["ints"][0, 5], op["buffers"][0, 9] = 1, -1
-    with pytest.raises(ProgramError, match="without its output"):
-        NativeProgram(op, end)
