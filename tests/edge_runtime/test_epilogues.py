@@ -84,28 +84,3 @@ def test_what_is_not_the_same_elements_in_place_stays_apart(other: NativeOp) -> 
 
 def test_an_op_takes_one_activation() -> None:
     assert len(join_activations([LINEAR, RELU, RELU])) == 2
-
-
-RELU6_GRAD = op("unary_grad", 4096, 8192, 4096, ints=(1, 64))
-BATCH_NORM_GRAD = op("batch_norm_grad", 4096, 0, 512, 576, 640, 704, 4096, 768, 832, ints=(2, 8, 4, 2, 1))
-
-
-def test_the_gradient_of_an_activation_joins_that_of_the_batch_norm_before_it() -> None:
-    joined = dataclasses.replace(
-        BATCH_NORM_GRAD, buffers=(*BATCH_NORM_GRAD.buffers, 8192), ints=(*BATCH_NORM_GRAD.ints, 2)
-    )
-    assert join_activations([RELU6_GRAD, BATCH_NORM_GRAD]) == [joined]
-
-
-@pytest.mark.parametrize(
-    "unary",
-    [
-        op("unary_grad", 4096, 8192, 4096, ints=(2, 64)),  # gelu
-        op("unary_grad", 4096, 8192, 4096, ints=(1, 32)),  # of a part
-        op("unary_grad", 4096, 8192, 12288, ints=(1, 64)),  # of something else
-        op("unary_grad", 640, 8192, 4096, ints=(1, 64)),  # dw takes the place of g
-        op("unary_grad", 4096, 840, 4096, ints=(1, 64)),  # db that of the activation's output
-    ],
-)
-def test_a_gradient_that_is_not_batch_norms_alone_stays_apart(unary: NativeOp) -> None:
-    assert join_activations([unary, BATCH_NORM_GRAD]) == [unary, BATCH_NORM_GRAD]

@@ -621,24 +621,6 @@ def test_batch_norm_gradients_with_given_statistics(n: int, c: int, s: int, b: i
     close(db, b64.grad)
 
 
-@pytest.mark.parametrize(("n", "c", "s", "b", "rows"), [*BATCH_NORMS, (3, 70, 16, 3, 3), (2, 3, 300, 2, 1)])
-@pytest.mark.parametrize("training", [0, 1])
-@pytest.mark.parametrize("act", [1, 2])
-def test_batch_norm_gradients_through_an_activation(
-    n: int, c: int, s: int, b: int, rows: int, training: int, act: int
-) -> None:
-    x, g, weight, mean, var = normal(n, c, s), normal(n, c, s, seed=1), normal(c), normal(c, seed=3), normal(c) ** 2
-    (t,) = run("unary", [4 * normal(n, c, s, seed=5), Out(x.shape)], [act - 1, x.size], [0, 0])
-    (through,) = run("unary_grad", [g, t, Out(x.shape)], [act - 1, x.size])
-    inputs, outs, ints = [x, weight, mean, var, i64(rows)], [Out(x.shape), Out((c,)), Out((c,))], [n, c, s, b, training]
-    expected = run("batch_norm_grad", [through, *inputs, *outs], ints, [1e-3])
-    assert list(map(bits, run("batch_norm_grad", [g, *inputs, *outs, t], [*ints, act], [1e-3]))) == [
-        *map(bits, expected)
-    ]
-    in_place = [update(g), *inputs, Out(x.shape, place_of=0), *outs[1:], t]
-    assert bits(run("batch_norm_grad", in_place, [*ints, act], [1e-3])[1]) == bits(expected[0])
-
-
 @pytest.mark.parametrize("rows", [0, 1])
 def test_batch_norm_over_one_value_is_refused(rows: int) -> None:
     buffers = [normal(2, 3, 1), normal(3), normal(3), i64(rows), Out((2, 3, 1)), Out((3,)), Out((3,))]

@@ -10,10 +10,6 @@ namespace {
 HEDGEROW_INLINE V Relu(V v) { return v < 0.f ? V{} : v; }
 HEDGEROW_INLINE V Relu6(V v) { return Clamp(v, 0.f, 6.f); }
 
-// d times the slope of the activation whose output is y.
-HEDGEROW_INLINE V ReluGrad(V d, V y) { return y > 0.f ? d : V{}; }
-HEDGEROW_INLINE V Relu6Grad(V d, V y) { return y > 0.f ? (y < 6.f ? d : V{}) : V{}; }
-
 // f(what the op ends with): for ops that do it while they store.
 template <typename F>
 HEDGEROW_INLINE void WithActivation(Index act, F f) {

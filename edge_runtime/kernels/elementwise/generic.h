@@ -66,8 +66,10 @@ Status unary_grad(const Call& call) {
   float* dx = call.f32(2);
   auto map = [&](double ns, auto f) { MapShared(call, ns, n, g, t, dx, f); };
   switch (call.size(0)) {
-    case 0: map(kCheapNs, [](V d, V y) HEDGEROW_INLINE_BODY { return ReluGrad(d, y); }); break;
-    case 1: map(kCheapNs, [](V d, V y) HEDGEROW_INLINE_BODY { return Relu6Grad(d, y); }); break;
+    case 0: map(kCheapNs, [](V d, V y) HEDGEROW_INLINE_BODY { return y > 0.f ? d : V{}; }); break;
+    case 1:
+      map(kCheapNs, [](V d, V y) HEDGEROW_INLINE_BODY { return y > 0.f ? (y < 6.f ? d : V{}) : V{}; });
+      break;
     case 2: map(kNormalNs, [](V d, V x) HEDGEROW_INLINE_BODY { return d * GeluSlope(x); }); break;
     case 3: map(kCheapNs, [](V d, V y) HEDGEROW_INLINE_BODY { return d * (y * (1.f - y)); }); break;
     case 4: map(kExpNs, [](V d, V x) HEDGEROW_INLINE_BODY { return d * SiluSlope(x); }); break;

@@ -158,62 +158,40 @@ Status batch_norm_apply(const Call& call) {
   return kOk;
 }
 
-// gradient(at, k): the elements of g, or of g through the activation, from `at` on.
-template <typename Channels, typename F>
-HEDGEROW_INLINE void BatchNormGradient(const Call& call, const Channels& s, Index images, F gradient) {
-  const bool training = call.size(4) != 0;
-  const float *x = call.f32(1), *w = call.f32(2), *mean = call.f32(3), *var = call.f32(4), eps = call.real(0);
-  float *dx = call.f32(6), *dw = call.f32(7), *db = call.f32(8);
-  const double n = static_cast<double>(images) * static_cast<double>(s.S);
-  s.ForGroups(call, 0.4, [=](Index first, Index last) HEDGEROW_INLINE_BODY {
-    double totals[2][Channels::kMostAtOnce];  // of g and of g (x - mean)
-    SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[2]) HEDGEROW_INLINE_BODY {
-      terms[0] = gradient(at, k);
-      terms[1] = terms[0] * (LoadPart(x + at, k) - mean[c]);
-    });
-    // dx = slope (g - mean of g - xhat mean of g xhat), the last two only through the statistics.
-    float slope[Channels::kMostAtOnce], mean_g[Channels::kMostAtOnce], mean_gx[Channels::kMostAtOnce];
-    for (Index c = first; c < last; ++c) {
-      const float rstd = 1.f / __builtin_sqrtf(var[c] + eps);
-      const double sum_g = totals[0][c - first], sum_gx = rstd * totals[1][c - first];
-      slope[c - first] = w[c] * rstd;
-      mean_g[c - first] = training && images > 0 ? static_cast<float>(sum_g / n) : 0;
-      mean_gx[c - first] = training && images > 0 ? static_cast<float>(sum_gx / n) * rstd : 0;
-      dw[c] = static_cast<float>(sum_gx);
-      db[c] = static_cast<float>(sum_g);
-    }
-    for (Index i = 0; i < images; ++i) {
-      for (Index c = first; c < last; ++c) {
-        const Index at = s.At(c, i);
-        const float m = mean[c], a = slope[c - first], mg = mean_g[c - first], mgx = mean_gx[c - first];
-        ForVectors(s.S, [=](Index j, Index k) HEDGEROW_INLINE_BODY {
-          StorePart(dx + at + j, a * (gradient(at + j, k) - mg - (LoadPart(x + at + j, k) - m) * mgx), k);
-        });
-      }
-    }
-  });
-  Zero((s.N - images) * s.C * s.S, dx + images * s.C * s.S);
-}
-
 Status batch_norm_grad(const Call& call) {
   const Index N = call.size(0), B = call.size(3);
-  const float *g = call.f32(0), *t = call.f32(9);
-  const Index images = call.size(4) != 0 ? call.count(5, B) * (N / B) : N;
+  const bool training = call.size(4) != 0;
+  const float *g = call.f32(0), *x = call.f32(1), *w = call.f32(2), *mean = call.f32(3), *var = call.f32(4);
+  float *dx = call.f32(6), *dw = call.f32(7), *db = call.f32(8);
+  const Index images = training ? call.count(5, B) * (N / B) : N;
   WithChannels(N, call.size(1), call.size(2), [&](const auto s) {
-    switch (call.size(5)) {
-      case 0:
-        return BatchNormGradient(call, s, images, [=](Index at, Index k) HEDGEROW_INLINE_BODY {
-          return LoadPart(g + at, k);
-        });
-      case 1:
-        return BatchNormGradient(call, s, images, [=](Index at, Index k) HEDGEROW_INLINE_BODY {
-          return ReluGrad(LoadPart(g + at, k), LoadPart(t + at, k));
-        });
-      case 2:
-        return BatchNormGradient(call, s, images, [=](Index at, Index k) HEDGEROW_INLINE_BODY {
-          return Relu6Grad(LoadPart(g + at, k), LoadPart(t + at, k));
-        });
-    }
+    const double n = static_cast<double>(images) * static_cast<double>(s.S);
+    s.ForGroups(call, 0.4, [=](Index first, Index last) HEDGEROW_INLINE_BODY {
+      double totals[2][s.kMostAtOnce];  // of g and of g (x - mean)
+      SumGroup(s, first, last, images, totals, [=](Index c, Index at, Index k, V (&terms)[2]) HEDGEROW_INLINE_BODY {
+        terms[0] = LoadPart(g + at, k);
+        terms[1] = terms[0] * (LoadPart(x + at, k) - mean[c]);
+      });
+      // dx = slope (g - mean of g - xhat mean of g xhat), the last two only through the statistics.
+      float slope[s.kMostAtOnce], mean_g[s.kMostAtOnce], mean_gx[s.kMostAtOnce];
+      for (Index c = first; c < last; ++c) {
+        const float rstd = 1.f / __builtin_sqrtf(var[c] + call.real(0));
+        const double sum_g = totals[0][c - first], sum_gx = rstd * totals[1][c - first];
+        slope[c - first] = w[c] * rstd;
+        mean_g[c - first] = training && images > 0 ? static_cast<float>(sum_g / n) : 0;
+        mean_gx[c - first] = training && images > 0 ? static_cast<float>(sum_gx / n) * rstd : 0;
+        dw[c] = static_cast<float>(sum_gx);
+        db[c] = static_cast<float>(sum_g);
+      }
+      for (Index i = 0; i < images; ++i) {
+        for (Index c = first; c < last; ++c) {
+          const Index at = s.At(c, i);
+          const float m = mean[c], a = slope[c - first], mg = mean_g[c - first], mgx = mean_gx[c - first];
+          Map(s.S, g + at, x + at, dx + at, [=](V d, V v) HEDGEROW_INLINE_BODY { return a * (d - mg - (v - m) * mgx); });
+        }
+      }
+    });
+    Zero((N - images) * s.C * s.S, dx + images * s.C * s.S);
   });
   return kOk;
 }

@@ -63,10 +63,6 @@ const char* MaxPool(const Op&, Numbers& n) {
   return Window(n);
 }
 
-const char* ActivationOutput(const Op& op, Numbers& n) {
-  return n['e'] != 0 && op.buffers[9] == -1 ? "an activation without its output" : nullptr;
-}
-
 const char* AvgPool(const Op&, Numbers& n) { return Window(n); }
 
 // A shape of up to six extents; entries past `rank` are 0 (or 1), and so are their strides.

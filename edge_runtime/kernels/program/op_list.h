@@ -35,8 +35,7 @@
   X(avg_pool2d_grad, HEDGEROW_AVG_POOL_INTS, "g=Phw dx=PHW", "", AvgPool)                                         \
   X(batch_norm, "N C S B|N e<3", "x=NCS w=C b=C rows:i64=1 y=NCS mean=C var=C", "eps", Any)                       \
   X(batch_norm_apply, "N C S e<3", "x=NCS w=C b=C mean=C var=C y=NCS", "eps", Any)                                \
-  X(batch_norm_grad, "N C S B|N t<2 e<3",                                                                         \
-    "g=NCS x=NCS w=C mean=C var=C rows:i64=1 dx=NCS dw=C db=C t?=NCS", "eps", ActivationOutput)                   \
+  X(batch_norm_grad, "N C S B|N t<2", "g=NCS x=NCS w=C mean=C var=C rows:i64=1 dx=NCS dw=C db=C", "eps", Any)     \
   X(running_stats, "N C S B|N", "mean=C var=C rows:i64=1 rmean=C rvar=C", "momentum", Any)                        \
   X(group_norm, "N C S G|C", "x=NCS w=C b=C y=NCS mean=NG rstd=NG", "eps", Any)                                   \
   X(group_norm_grad, "N C S G|C", "g=NCS x=NCS w=C mean=NG rstd=NG dx=NCS dw=C db=C", "", Any)                    \

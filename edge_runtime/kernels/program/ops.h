@@ -44,10 +44,9 @@
 //       y = act((x - mean)/sqrt(var + eps) w + b). Status 3 where a channel has one value or none. y may be x.
 //   batch_norm_apply  x w b mean var y                             N C S act                     eps
 //       The same formula with given statistics, and bit for bit the same result. y may be x.
-//   batch_norm_grad   g x w mean var rows dx dw db t?              N C S B training act          eps
+//   batch_norm_grad   g x w mean var rows dx dw db                 N C S B training              eps
 //       Training: the gradient through the statistics; dx of padding rows is 0. Otherwise mean and var are constants
-//       and all rows count. dx may be g, or t. With act, t is what batch_norm gave with it, and g first becomes what
-//       unary_grad makes of g and t; the bits are those of the two ops.
+//       and all rows count. dx may be g.
 //   running_stats     mean var rows rmean rvar                     N C S B                       momentum
 //       r = (1 - momentum) r + momentum stat, with the unbiased var (times n/(n-1), n = rows N/B S). Status 3
 //       where n is 0 or 1.
