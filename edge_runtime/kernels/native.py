@@ -185,6 +185,8 @@ class NativeProgram:
             where = f"op {bad.value}" if bad.value >= 0 else "op table"
             raise ProgramError(f"{where}: {(why.value or b'').decode()}")
         weakref.finalize(self, _core().hr_session_free, self._session)
+        self._run = _core().hr_session_run
+        self._checked: tuple[NDArray[np.uint8] | None, int] = (None, 0)  # the last arena, and its address
 
     def run(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> tuple[int, int]:
         """Run ops `first` to `first + count - 1` in order, up to the first that fails; without the GIL.
@@ -196,17 +198,24 @@ class NativeProgram:
             ValueError: the arena is not uint8, contiguous, writable, 64-byte aligned and long enough.
 
         """
-        if arena.dtype != np.uint8 or not arena.flags.c_contiguous or not arena.flags.writeable:
-            raise ValueError(f"expected a contiguous, writable uint8 arena, got {arena.dtype}")
-        if arena.nbytes < self._arena_bytes or arena.ctypes.data % ARENA_ALIGNMENT != 0:
-            raise ValueError(
-                f"the arena has {arena.nbytes} bytes at {arena.ctypes.data:#x}; "
-                f"it must have {self._arena_bytes}, aligned to {ARENA_ALIGNMENT}"
-            )
+        checked = self._checked  # read and written whole: another thread may run with another arena
+        if checked[0] is not arena:
+            self._checked = checked = (arena, self._address_of(arena))
         bad = ctypes.c_int64()
         handle = team.handle if team else None
-        status = _core().hr_session_run(self._session, handle, arena.ctypes.data, first, count, ctypes.byref(bad))
+        status = self._run(self._session, handle, checked[1], first, count, ctypes.byref(bad))
         return int(status), bad.value
+
+    def _address_of(self, arena: NDArray[np.uint8]) -> int:
+        if arena.dtype != np.uint8 or not arena.flags.c_contiguous or not arena.flags.writeable:
+            raise ValueError(f"expected a contiguous, writable uint8 arena, got {arena.dtype}")
+        address = arena.ctypes.data
+        if arena.nbytes < self._arena_bytes or address % ARENA_ALIGNMENT != 0:
+            raise ValueError(
+                f"the arena has {arena.nbytes} bytes at {address:#x}; "
+                f"it must have {self._arena_bytes}, aligned to {ARENA_ALIGNMENT}"
+            )
+        return address
 
 
 def _check(array: NDArray[np.generic], dtype: type[np.generic]) -> None:

@@ -4,7 +4,7 @@
 
 #include "conv/anywhere.h"
 #include "conv/correlate.h"
-#include "program/parts.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -69,8 +69,8 @@ void ConvForward(const Call& call, const Geometry& s, const float* x, const floa
     return Span{from, Max(from, Min(s.kh, s.H - top))};
   };
   const Index bands = band.rows ? (s.OH + band.rows - 1) / band.rows : 1, units = s.N * s.groups * bands;
-  const double work = static_cast<double>(s.N) * s.O * places * depth / units;
-  ForParts(call, units, work, 1, [&](Index from, Index to) {
+  const double ns = kNsPerMultiplication * static_cast<double>(s.N * s.O * places) / units * depth;
+  ForRanges(call, units, ns, 1, [&](Index from, Index to) {
     alignas(64) float scratch[kFieldFloats + kFieldSlack];
     for (Index unit = from; unit < to; ++unit) {
       const Index i = unit / bands, first = unit % bands * band.rows, g = i % s.groups;

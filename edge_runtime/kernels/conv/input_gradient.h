@@ -73,8 +73,8 @@ void ConvDx(const Call& call, const Geometry& s, const float* g, const float* w,
 
   const Index bands = band.rows ? (rows.last - rows.first + band.rows - 1) / band.rows : 1;
   const Index units = s.N * s.groups * bands;
-  const double work = static_cast<double>(s.N) * s.O * places * depth / units;
-  ForParts(call, units, work, 1, [&](Index from, Index to) {
+  const double ns = kNsPerMultiplication * static_cast<double>(s.N * s.O * places) / units * depth;
+  ForRanges(call, units, ns, 1, [&](Index from, Index to) {
     alignas(64) float scratch[kFieldFloats + kFieldSlack];
     for (Index unit = from; unit < to; ++unit) {
       const Index i = unit / bands, first = rows.first + unit % bands * band.rows;

@@ -118,18 +118,30 @@ void DwColumns(const Geometry& s, Index column, Index last, const float* g, Inde
   }
 }
 
+// Outputs as far as they give the threads something to share where there are few panels, and every part of them still
+// has the work of some panels' packing behind it.
+Index OutputParts(const Call& call, const Geometry& s, Index panels) {
+  const Index wanted = (4 * call.threads() + panels - 1) / panels;
+  return call.threads() == 1 || !s.Pointwise() ? 1 : Max(1, Min(wanted, s.group_outputs / (2 * kTileRows)));
+}
+
 void ConvDw(const Call& call, const Geometry& given, const float* g, const float* x, float* dw) {
   const Geometry s = given.Pointwise() ? given.AsOneRow() : given;
   const Index places = s.OH * s.OW, depth = s.group_channels * s.kh * s.kw;
-  const Index panels = (depth + kTileColumns - 1) / kTileColumns;
-  const double work = static_cast<double>(s.N) * places * s.group_outputs * kTileColumns;
-  // Every part copies the planes that its panels meet: few panels would be little but copies.
-  ForParts(call, s.groups * panels, work, 4, [&](Index first, Index last) {
+  const Index panels = (depth + kTileColumns - 1) / kTileColumns, parts = OutputParts(call, given, s.groups * panels);
+  const double ns = kNsPerMultiplication * kTileColumns * static_cast<double>(s.N * places * s.group_outputs / parts);
+  // With few outputs, few panels would be little but copies of the planes that they meet.
+  const Index least = given.Pointwise() || s.group_outputs >= 2 * kTileRows ? 1 : 4;
+  ForRanges(call, s.groups * parts * panels, ns, least, [=](Index first, Index last) {
     while (first < last) {
-      const Index group = first / panels, from = first % panels, to = Min(panels, from + last - first);
-      DwColumns(s, from * kTileColumns, Min(depth, to * kTileColumns), g + group * s.group_outputs * places,
-                s.O * places, x + group * s.group_channels * s.H * s.W, s.C * s.H * s.W,
-                dw + group * s.group_outputs * depth);
+      const Index group = first / panels / parts, part = first / panels % parts;
+      const Index from = first % panels, to = Min(panels, from + last - first);
+      const Index row = part * s.group_outputs / parts, rows = (part + 1) * s.group_outputs / parts - row;
+      const Index output = group * s.group_outputs + row;
+      Geometry own = s;
+      own.group_outputs = rows;
+      DwColumns(own, from * kTileColumns, Min(depth, to * kTileColumns), g + output * places, s.O * places,
+                x + group * s.group_channels * s.H * s.W, s.C * s.H * s.W, dw + output * depth);
       first += to - from;
     }
   });

@@ -11,7 +11,7 @@
 #include "gemm/dot.h"
 #include "gemm/gemm.h"
 #include "gemm/pack.h"
-#include "program/parts.h"
+#include "program/ranges.h"
 
 namespace hedgerow {
 namespace {
@@ -266,12 +266,14 @@ void Gemm(const Call* call, Form form, Index M, Index N, Index K, const float* a
   if (call == nullptr) return way(p);
   const Index panels = (N + kTileColumns - 1) / kTileColumns, strips = (M + kTileRows - 1) / kTileRows;
   if (strips > panels) {
-    ForParts(*call, strips, static_cast<double>(kTileRows) * N * K, 1, [&](Index first, Index last) {
+    const double ns = kNsPerMultiplication * kTileRows * static_cast<double>(N * K);
+    ForRanges(*call, strips, ns, 1, [=](Index first, Index last) {
       const Index m = first * kTileRows;
       way(p.Part(m, Min(M, last * kTileRows) - m, 0, N));
     });
   } else {
-    ForParts(*call, panels, static_cast<double>(kTileColumns) * M * K, 1, [&](Index first, Index last) {
+    const double ns = kNsPerMultiplication * kTileColumns * static_cast<double>(M * K);
+    ForRanges(*call, panels, ns, 1, [=](Index first, Index last) {
       const Index n = first * kTileColumns;
       way(p.Part(0, M, n, Min(N, last * kTileColumns) - n));
     });

@@ -19,13 +19,9 @@ HEDGEROW_INLINE V Odds(V a, V b) {
 }
 // n of 2 kWidth floats, n > kWidth.
 HEDGEROW_INLINE void StoreInTurn(V evens, V odds, Index n, float* y) {
-  VI low, high;
-  for (int i = 0; i < kWidth; ++i) {
-    low[i] = i / 2 + i % 2 * static_cast<int>(kWidth);
-    high[i] = low[i] + static_cast<int>(kWidth) / 2;
-  }
-  Store(y, Shuffle(evens, odds, low));
-  StorePart(y + kWidth, Shuffle(evens, odds, high), n - kWidth);
+  const Pairs pairs;
+  Store(y, Shuffle(evens, odds, pairs.low));
+  StorePart(y + kWidth, Shuffle(evens, odds, pairs.high), n - kWidth);
 }
 
 }  // namespace

@@ -11,6 +11,8 @@ namespace {
 // Below this a thread would cost more to wake than it does; and a few ranges for each thread let a slow one take fewer.
 constexpr double kLeastTaskNs = 25'000;
 constexpr Index kRangesPerThread = 4;
+// What the items of a matrix product take.
+constexpr double kNsPerMultiplication = 1 / 35.;
 
 // One range. A function of its own, so that there is one copy of f's code: in two, a compiler that may fuse a multiply
 // and an add is free to choose differently, and the bits would tell how many threads there were.

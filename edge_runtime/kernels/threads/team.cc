@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kStackBytes = 1 << 20;
 // How long a thread watches for work within a run: longer than most stretches that one thread does alone, and about
 // what waking it would cost.
-constexpr int64_t kWatchNanoseconds = 50'000;
+constexpr int64_t kWatchNanoseconds = 100'000;
 
 // The state word: how many workers are inside the job, whether more may join, and the job's number.
 constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16, kNextJob = 1 << 17;
