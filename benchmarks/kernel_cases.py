@@ -147,7 +147,6 @@ def convolution(n: int, c: int, h: int, w: int, o: int, k: int, s: int, p: int, 
     x, weight, g = randn(n, c, h, w), randn(o, c // groups, k, k), randn(n, o, out, out)
     arrays = {
         "x": x, "w": weight, "g": g, "y": zeros(*g.shape), "dx": zeros(*x.shape), "dw": zeros(*weight.shape),
-        "work": zeros(c // groups * k * k * out * out),
     }  # fmt: skip
     ints = (n, c, h, w, o, k, k, s, s, p, p, groups)
     tx, tw, tg = tensor(x), tensor(weight), tensor(g)
@@ -159,11 +158,11 @@ def convolution(n: int, c: int, h: int, w: int, o: int, k: int, s: int, p: int, 
 
     arena = Arena(arrays)
     yield Case(
-        f"{label} forward", arena, ("conv2d", "x w - y work", ints, ()),
+        f"{label} forward", arena, ("conv2d", "x w - y", ints, ()),
         lambda: functional.conv2d(tx, tw, None, s, p, 1, groups), "y",
     )  # fmt: skip
-    yield Case(f"{label} dx", arena, ("conv2d_dx", "g w dx work", ints, ()), backward(0), "dx")
-    yield Case(f"{label} dw", arena, ("conv2d_dw", "g x dw work", ints, ()), backward(1), "dw")
+    yield Case(f"{label} dx", arena, ("conv2d_dx", "g w dx", ints, ()), backward(0), "dx")
+    yield Case(f"{label} dw", arena, ("conv2d_dw", "g x dw", ints, ()), backward(1), "dw")
 
 
 def linear(m: int, n: int, k: int) -> Iterator[Case]:

@@ -430,6 +430,7 @@ CONVOLUTIONS = {
     "depthwise large stride": (1, 2, 150, 131, 2, 3, 3, 2, 2, 1, 1, 2),
     "depthwise stride": (2, 4, 9, 10, 4, 3, 3, 2, 2, 1, 1, 4),
     "depthwise stride even": (2, 4, 8, 8, 4, 3, 3, 2, 2, 1, 1, 4),
+    "stride of many channels": (2, 32, 16, 16, 64, 3, 3, 2, 2, 1, 1, 1),
     "depthwise tiny": (2, 3, 2, 2, 3, 3, 3, 1, 1, 1, 1, 3),
     "depthwise tiny stride": (2, 3, 1, 1, 3, 3, 3, 2, 2, 1, 1, 3),
     "depthwise 5x5": (1, 3, 7, 11, 3, 5, 5, 1, 1, 2, 2, 3),

@@ -94,7 +94,8 @@ def train(model: str, threads: str, path: str, hook: str) -> None:
     program = er.Program.load(Path(path))
     trainer = er.Trainer(program, threads=int(threads))
     del counts[1:]
-    core.hr_session_run = counted(core.hr_session_run)
+    for phase in trainer._session._native.values():
+        phase._run = counted(phase._run)
     x, y = batch(model)
     for _ in range(STEPS):
         trainer.step(x, y)

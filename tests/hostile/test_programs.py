@@ -365,7 +365,8 @@ def test_an_arena_larger_than_the_memory_is_refused_and_not_a_crash(tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
     words = ran.stdout.split()
     assert words[:3] == ["ProgramError"] * 3
-    assert words[3] in ("ran", "ProgramError", "NumericsError")
+    # A second pass over the ops may find that the first has written over its classes.
+    assert words[3] in ("ran", "ProgramError", "NumericsError", "ValueError")
 
 
 def test_a_caller_can_bound_the_arena_before_anything_is_believed():

@@ -144,7 +144,8 @@ void CorrelateBand(const Correlation& s, Index channels, const Taps& taps, const
   const Index depth = taps.Steps(s, channels, steps), odd_depth = other ? other->Steps(s, channels, odd_steps) : 0;
   const Vectors vectors(s, rows);
   Index group = Min(kFlatFloats, kGroupFloats / channels) / kTileColumns;
-  if (depth > 0) group = Min(group, TileOperands::kMostFloats / (kTileColumns * depth));
+  const Index deepest = Max(depth, odd_depth);  // either side of a pair may have more taps
+  if (deepest > 0) group = Min(group, TileOperands::kMostFloats / (kTileColumns * deepest));
   group = kTileVectors * Max(1, group);
   alignas(64) float sums[2 * kTileRows * kFlatFloats];
   Slot slots[kGroupVectors + kTileVectors];
