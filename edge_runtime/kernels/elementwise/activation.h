@@ -10,7 +10,9 @@ namespace {
 HEDGEROW_INLINE V Relu(V v) { return v < 0.f ? V{} : v; }
 HEDGEROW_INLINE V Relu6(V v) { return Clamp(v, 0.f, 6.f); }
 
-// f(what the op ends with): for ops that do it while they store.
+HEDGEROW_INLINE V Activated(Index act, V v) { return act == 0 ? v : act == 1 ? Relu(v) : Relu6(v); }
+
+// f(what the op ends with), for loops that are compiled once for each: they store nothing else.
 template <typename F>
 HEDGEROW_INLINE void WithActivation(Index act, F f) {
   if (act == 1) return f([](V v) { return Relu(v); });

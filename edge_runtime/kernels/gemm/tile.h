@@ -39,8 +39,6 @@ struct Finish {
   Index act;
 };
 
-HEDGEROW_INLINE V Activated(Index act, V v) { return act == 0 ? v : act == 1 ? Relu(v) : Relu6(v); }
-
 // Where a tile's vector is read, where it goes, and how many of its lanes count; none for a vector that only fills up.
 struct Slot {
   Index from, to, lanes;
