@@ -1,4 +1,4 @@
-"""What the kernels' Python sides share: finding a function of the core, and checking an array before it is passed."""
+"""What the kernels' Python sides share: declaring functions of the core, and checking an array before it is passed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.kernels import native
 
-
-def bind(signatures: Iterable[tuple[str, Sequence[Any], Any]]) -> ctypes.CDLL:
-    """The native core, with these functions' argument and result types declared."""
-    core = native._core()
+def declare(core: ctypes.CDLL, signatures: Iterable[tuple[str, Sequence[Any], Any]]) -> ctypes.CDLL:
+    """`core`, with these functions' argument and result types declared."""
     for name, arguments, result in signatures:
         function = getattr(core, name)
         function.argtypes, function.restype = arguments, result

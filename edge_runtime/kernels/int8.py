@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.kernels import native
-from edge_runtime.kernels.checks import bind, check, check_output, float32
+from edge_runtime.kernels.checks import check, check_output, declare, float32
 
 GEMM_S8_EXACT_DEPTH = 131071  # a longer sum of products of bytes may not fit 32 bits
 PACK_ALIGNMENT = 64
@@ -24,7 +24,8 @@ PACK_ALIGNMENT = 64
 @cache
 def _core() -> ctypes.CDLL:
     size, pointer, byte, i32 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int8, ctypes.c_int32
-    return bind(
+    return declare(
+        native._core(),
         (
             ("hr_gemm_s8_pack_bytes", [size, size], size),
             ("hr_gemm_s8_pack", [size, size, pointer, pointer, size], i32),
@@ -34,7 +35,7 @@ def _core() -> ctypes.CDLL:
             ("hr_range_f32", [size, size, pointer, pointer, pointer], None),
             ("hr_requantize_rows_s8", [size, size, pointer, pointer, pointer, byte, pointer], None),
             ("hr_requantize_columns_s8", [size, size, pointer, pointer, pointer, byte, pointer], None),
-        )
+        ),
     )
 
 

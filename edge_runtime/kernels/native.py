@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import edge_runtime.kernels
 from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageError, ProgramError
+from edge_runtime.kernels.checks import check, declare
 
 LIBRARY = "libhedgerow_core.so"
 ABI_VERSION = 4
@@ -58,23 +59,24 @@ def _core() -> ctypes.CDLL:
     if (version := core.hr_abi_version()) != ABI_VERSION:
         raise EdgeRuntimeError(f"{found[0]} has ABI {version}, this package needs {ABI_VERSION}; reinstall hedgerow")
     size, pointer, text, i64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
-    for name, arguments, result in (
-        ("hr_isa_name", [ctypes.c_int32], text),
-        ("hr_select_isa", [text], ctypes.c_int32),
-        ("hr_selected_isa", [], text),
-        ("hr_refused_isa", [], text),
-        ("hr_all_finite_f32", [size, pointer], ctypes.c_int32),
-        ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
-        ("hr_op_code", [text], ctypes.c_int32),
-        ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
-        ("hr_session_run", [pointer, pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
-        ("hr_session_free", [pointer], None),
-        ("hr_team_create", [ctypes.c_int32], pointer),
-        ("hr_team_threads", [pointer], ctypes.c_int32),
-        ("hr_team_free", [pointer], None),
-    ):
-        function = getattr(core, name)
-        function.argtypes, function.restype = arguments, result
+    declare(
+        core,
+        (
+            ("hr_isa_name", [ctypes.c_int32], text),
+            ("hr_select_isa", [text], ctypes.c_int32),
+            ("hr_selected_isa", [], text),
+            ("hr_refused_isa", [], text),
+            ("hr_all_finite_f32", [size, pointer], ctypes.c_int32),
+            ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
+            ("hr_op_code", [text], ctypes.c_int32),
+            ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
+            ("hr_session_run", [pointer, pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
+            ("hr_session_free", [pointer], None),
+            ("hr_team_create", [ctypes.c_int32], pointer),
+            ("hr_team_threads", [pointer], ctypes.c_int32),
+            ("hr_team_free", [pointer], None),
+        ),
+    )
     if refused := core.hr_refused_isa():
         raise ConfigError(f"HEDGEROW_ISA is {os.fsdecode(refused)!r}, and here are only {', '.join(_isas(core))}")
     return core
@@ -107,14 +109,14 @@ def select_isa(name: str) -> None:
 
 def all_finite(x: NDArray[np.float32]) -> bool:
     """Whether no element of the contiguous float32 array `x` is NaN or infinite."""
-    _check(x, np.float32)
+    check(x, "x", np.float32)
     return bool(_core().hr_all_finite_f32(x.size, x.ctypes.data))
 
 
 def accumulate(acc: NDArray[np.float64], x: NDArray[np.float32], weight: float) -> None:
     """`acc += weight * x` in place; contiguous float64 and float32 arrays of one size, bit-identical on every ISA."""
-    _check(acc, np.float64)
-    _check(x, np.float32)
+    check(acc, "acc", np.float64)
+    check(x, "x", np.float32)
     if acc.size != x.size or not acc.flags.writeable or np.may_share_memory(acc, x):
         raise ValueError(f"acc ({acc.size} elements) must be writable, apart from x, and as long as x ({x.size})")
     _core().hr_accumulate_f32_f64(x.size, x.ctypes.data, weight, acc.ctypes.data)
@@ -216,8 +218,3 @@ class NativeProgram:
                 f"it must have {self._arena_bytes}, aligned to {ARENA_ALIGNMENT}"
             )
         return address
-
-
-def _check(array: NDArray[np.generic], dtype: type[np.generic]) -> None:
-    if array.dtype != dtype or not array.flags.c_contiguous or not array.flags.aligned:
-        raise ValueError(f"expected a contiguous, aligned {np.dtype(dtype)} array, got {array.dtype}")

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import NumericsError
-from edge_runtime.kernels.checks import bind, check, check_output, float32
+from edge_runtime.kernels import native
+from edge_runtime.kernels.checks import check, check_output, declare, float32
 
 MAX_VALUES = 2**59  # so that no count of bits overflows
 
@@ -36,7 +37,8 @@ _MASKS = {
 @cache
 def _core() -> ctypes.CDLL:
     size, pointer, width, real = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_float
-    return bind(
+    return declare(
+        native._core(),
         (
             ("hr_packed_bytes", [size, width], size),
             *((name, [size, width, pointer, pointer], None) for names in _BITS.values() for name in names),
@@ -44,7 +46,7 @@ def _core() -> ctypes.CDLL:
             ("hr_count_at_least", [size, pointer, real], size),
             ("hr_kth_magnitude", [size, pointer, size, ctypes.POINTER(real)], ctypes.c_int32),
             ("hr_take_at_least", [size, pointer, real, size, pointer, pointer], size),
-        )
+        ),
     )
 
 

@@ -5,6 +5,7 @@
 
 #include "conv/geometry.h"
 #include "elementwise/activation.h"
+#include "isa/sums.h"
 #include "isa/transpose.h"
 #include "program/ranges.h"
 
@@ -209,43 +210,24 @@ HEDGEROW_INLINE void DotLanes(const Index* offset, Index rows, Index columns, co
   for (Index t = 0; t < kTaps; ++t) sum[t] = taps[t];
 }
 
-// kWidth channels' sums on their way through the images.
-struct GroupSums {
-  static constexpr Index kBlock = 128;  // products that a lane sums in float32, or one row of more
+using LaneSumsOfTaps = TapBlocks<kLaneTaps>;
 
-  void Add(const Geometry& s, const Frame& frame, const Index* offset, const float* g, const float* x) {
-    const Index taps = s.kh * s.kw, rows_at_once = Max(1, kBlock / s.OW);
-    const Walk step(s.sh * frame.columns, s.sw);
-    for (Index r = 0; r < s.OH; r += rows_at_once) {
-      const Index rows = Min(rows_at_once, s.OH - r);
-      const float *from = x + r * step.row, *gs = g + r * s.OW * kWidth;
-      if (used + rows * s.OW > kBlock) Flush(taps);
-      Index t = 0;
-      for (; t + 9 <= taps; t += 9) DotLanes<9>(offset + t, rows, s.OW, gs, from, step, block + t);
-      for (; t + 3 <= taps; t += 3) DotLanes<3>(offset + t, rows, s.OW, gs, from, step, block + t);
-      for (; t < taps; ++t) DotLanes<1>(offset + t, rows, s.OW, gs, from, step, block + t);
-      used += rows * s.OW;
-    }
+// kWidth channels of one image: g and x in lanes, x with its frame.
+void AddImage(const Geometry& s, const Frame& frame, const Index* offset, const float* g, const float* x,
+              LaneSumsOfTaps& sums) {
+  const Index rows_at_once = Max(1, LaneSumsOfTaps::kBlock / s.OW);
+  const Walk step(s.sh * frame.columns, s.sw);
+  for (Index r = 0; r < s.OH; r += rows_at_once) {
+    const Index rows = Min(rows_at_once, s.OH - r);
+    const float *from = x + r * step.row, *gs = g + r * s.OW * kWidth;
+    sums.Make(rows * s.OW);
+    V* block = sums.block;
+    Index t = 0;
+    for (; t + 9 <= sums.taps; t += 9) DotLanes<9>(offset + t, rows, s.OW, gs, from, step, block + t);
+    for (; t + 3 <= sums.taps; t += 3) DotLanes<3>(offset + t, rows, s.OW, gs, from, step, block + t);
+    for (; t < sums.taps; ++t) DotLanes<1>(offset + t, rows, s.OW, gs, from, step, block + t);
   }
-  void Clear(Index taps) {
-    for (Index t = 0; t < taps; ++t) {
-      total[t] = LaneSums();
-      block[t] = V{};
-    }
-    used = 0;
-  }
-  void Flush(Index taps) {
-    for (Index t = 0; t < taps; ++t) {
-      total[t].Add(block[t]);
-      block[t] = V{};
-    }
-    used = 0;
-  }
-
-  LaneSums total[kLaneTaps];
-  V block[kLaneTaps];
-  Index used;
-};
+}
 
 void LanesDw(const Call& call, const Geometry& s, const float* g, const float* x, float* dw) {
   // Neighbouring channels go together through the images, for memory is fast where it is read in order.
@@ -255,7 +237,7 @@ void LanesDw(const Call& call, const Geometry& s, const float* g, const float* x
   const double ns = static_cast<double>(s.N * (s.H * s.W + s.OH * s.OW * taps));
   ForRanges(call, groups, ns, 1, [=](Index begin, Index end) {
     alignas(64) float in[Frame::kPlaces * kWidth], outputs[Frame::kPlaces * kWidth];
-    GroupSums sums[kGroups];
+    LaneSumsOfTaps sums[kGroups];
     Index offset[kLaneTaps];
     for (Index t = 0; t < taps; ++t) offset[t] = (t / s.kw * frame.columns + t % s.kw) * kWidth;
     frame.Clear(in);
@@ -268,12 +250,12 @@ void LanesDw(const Call& call, const Geometry& s, const float* g, const float* x
           frame.Fill(x + (i * s.C + c) * s.H * s.W, s.H * s.W, lanes, s.H * s.W, in);
           ForPlaces(g + (i * s.C + c) * s.OH * s.OW, s.OH * s.OW, lanes, s.OH * s.OW,
                     [&](Index o, V v) { Store(outputs + o * kWidth, v); });
-          sums[group - first].Add(s, frame, offset, outputs, in);
+          AddImage(s, frame, offset, outputs, in, sums[group - first]);
         }
       }
       for (Index group = first; group < last; ++group) {
-        GroupSums& own = sums[group - first];
-        own.Flush(taps);
+        LaneSumsOfTaps& own = sums[group - first];
+        own.Flush();
         for (Index c = group * kWidth; c < Min(s.C, (group + 1) * kWidth); ++c) {
           for (Index t = 0; t < taps; ++t) dw[c * taps + t] = static_cast<float>(own.total[t][c - group * kWidth]);
         }

@@ -7,6 +7,7 @@
 #include "conv/geometry.h"
 #include "elementwise/activation.h"
 #include "isa/deal.h"
+#include "isa/sums.h"
 #include "program/ranges.h"
 
 namespace hedgerow {
@@ -208,28 +209,6 @@ HEDGEROW_INLINE void DotStrip(const Geometry& s, const Strip strip, Index had, I
   for (Index t = 0; t < 9; ++t) sums[t] = sum[t];
 }
 
-// A channel's sums on their way through the images.
-struct ChannelSums {
-  static constexpr Index kBlock = 128;  // products that a lane sums in float32
-
-  // Before `count` more products in each lane.
-  HEDGEROW_INLINE void Make(Index count) {
-    if (used + count > kBlock) Flush();
-    used += count;
-  }
-  void Flush() {
-    for (Index t = 0; t < 9; ++t) {
-      total[t].Add(block[t]);
-      block[t] = V{};
-    }
-    used = 0;
-  }
-
-  LaneSums total[9];
-  V block[9] = {};
-  Index used = 0;
-};
-
 template <Index kStride>
 void RowsDw(const Call& call, const Geometry& s, const float* g, const float* x, float* dw) {
   // Neighbouring channels go together through the images, for memory is fast where it is read in order.
@@ -237,14 +216,15 @@ void RowsDw(const Call& call, const Geometry& s, const float* g, const float* x,
   ForRanges(call, s.C, static_cast<double>(s.N * s.OH * s.OW) * 0.7, 1, [=](Index begin, Index end) {
     for (Index first = begin; first < end; first += kGroup) {
       const Index last = Min(end, first + kGroup);
-      ChannelSums sums[kGroup];
+      TapBlocks<9> sums[kGroup];
+      for (TapBlocks<9>& own : sums) own.Clear(9);
       for (Index i = 0; i < s.N; ++i) {
         for (Index c = first; c < last; ++c) {
           const Index plane = i * s.C + c;
-          ChannelSums& own = sums[c - first];
+          TapBlocks<9>& own = sums[c - first];
           ForStrips<kStride>(s.OW, s.W, [&](const auto strip, Index had) {
-            for (Index top = 0; top < s.OH; top += ChannelSums::kBlock) {
-              const Index bottom = Min(s.OH, top + ChannelSums::kBlock);
+            for (Index top = 0; top < s.OH; top += TapBlocks<9>::kBlock) {
+              const Index bottom = Min(s.OH, top + TapBlocks<9>::kBlock);
               own.Make(bottom - top);
               DotStrip<kStride>(s, strip, had, top, bottom, g + plane * s.OH * s.OW, x + plane * s.H * s.W, own.block);
             }
@@ -252,7 +232,7 @@ void RowsDw(const Call& call, const Geometry& s, const float* g, const float* x,
         }
       }
       for (Index c = first; c < last; ++c) {
-        ChannelSums& own = sums[c - first];
+        TapBlocks<9>& own = sums[c - first];
         own.Flush();
         for (Index t = 0; t < 9; ++t) dw[c * 9 + t] = static_cast<float>(own.total[t].Total());
       }

@@ -102,12 +102,6 @@ HEDGEROW_INLINE void CopyShort(Index n, const float* x, float* y) {
   Store(y + n - kWidth, Load(x + n - kWidth));
 }
 
-HEDGEROW_INLINE void ZeroShort(Index n, float* y) {
-  if (n < kWidth) return StorePart(y, V{}, n);
-  for (Index i = 0; i + kWidth < n; i += kWidth) Store(y + i, V{});
-  Store(y + n - kWidth, V{});
-}
-
 HEDGEROW_INLINE void Splat(Index n, float value, float* y) {
   for (Index i = 0; i < n; ++i) y[i] = value;
 }

@@ -39,6 +39,39 @@ struct LaneSums {
   Half low{}, high{};
 };
 
+// Sums of products on their way through many places, one for each tap and lane: in float32 for kBlock products (or
+// those of one Make, if they are more), the blocks in double.
+template <Index kMostTaps>
+struct TapBlocks {
+  static constexpr Index kBlock = 128;
+
+  void Clear(Index n) {
+    taps = n;
+    for (Index t = 0; t < taps; ++t) total[t] = LaneSums();
+    Empty();
+  }
+  // Before `count` more products in each lane are added to `block`.
+  HEDGEROW_INLINE void Make(Index count) {
+    if (used + count > kBlock) Flush();
+    used += count;
+  }
+  void Flush() {
+    for (Index t = 0; t < taps; ++t) total[t].Add(block[t]);
+    Empty();
+  }
+
+  Index taps;
+  LaneSums total[kMostTaps];
+  V block[kMostTaps];
+  Index used;
+
+ private:
+  void Empty() {
+    for (Index t = 0; t < taps; ++t) block[t] = V{};
+    used = 0;
+  }
+};
+
 // Lane by lane in a fixed order, in double.
 HEDGEROW_INLINE double SumLanes(V v) {
   LaneSums sums;
