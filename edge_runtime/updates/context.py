@@ -1,0 +1,346 @@
+"""The smallest updates: low rank where it pays, dead-zone quantisation, context-adaptive arithmetic coding.
+
+A weight matrix travels as the product of two thin ones where that is smaller, else as it is, like all other tensors. All
+numbers are divided by one step, which sets the size of the whole, and become integers: each the one whose squared error
+plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by sender
+and receiver alike. Bytes of the body:
+
+    0   4   step, float32
+    4   4   what a magnitude of 1 decodes to, and how far one of n > 1 lies above n - 1, in 64ths of a step: for the
+            integers of plain tensors, then for those of factors
+    8   ... one arithmetic-coded stream (kernels/context/context.h), for each tensor in order:
+            its rank, 0 to 64: 0 says that it is coded plainly, and what follows is its integers
+            else for each component its level, round(4 log2(singular value / step)), as falls from one to the next; the
+            lag and five taps that predict along rows of the right factor; its integers; those of the left factor
+
+A tensor of two axes or more is a matrix of shape[0] rows. Its right factor holds the singular vectors of length
+`columns`, times their singular values; the left one what fits best to them as they were decoded, of length `rows`. With
+both in steps of the same size, an error in either weighs the same in the product. One component too many costs little,
+so components are kept down to a size of about half a step per number (reverse water-filling; Cover and Thomas,
+"Elements of Information Theory", section 10.3.3).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.config import key
+from edge_runtime.errors import PeerError
+from edge_runtime.kernels.context import (
+    CLASSES,
+    LEVEL_UNIT,
+    MAX_MAGNITUDE,
+    TAPS,
+    PlaneDecoder,
+    PlaneEncoder,
+    PlaneForm,
+    decode_levels,
+    low_rank_product,
+)
+from edge_runtime.updates import factors
+from edge_runtime.updates.delta import FloatVector, TensorLayout
+from edge_runtime.updates.factors import MAX_RANK, MAX_TAP, Matrix
+from edge_runtime.updates.stage import Coder, Reader, destination
+
+PLAIN, FACTOR = 0, 1  # kinds of planes
+# Slots of the numbers in the stream.
+RANK, FIRST_LEVEL, LEVEL_FALL, LAG, TAP = range(5)
+
+HEADER = struct.Struct("<f4B")
+ENVELOPE_BYTES = 28  # what wire.py puts around a body that only this codec has made
+MAX_LEVEL = 160
+MIN_OFFSET, MAX_OFFSET = LEVEL_UNIT // 2, LEVEL_UNIT * 3 // 2
+
+# The search's: log2 of the measure over log2 of the step, what it aims at and what it is content with, in log2 of the
+# target, and how many bytes an estimated byte turns out to be.
+SLOPES = {"nbytes": -1.1, "nmse": 1.6}
+AIM, LOWEST = math.log2(0.985), math.log2(0.965)
+MOST_CODINGS = 8
+GUESS = 0.7
+MIN_EXPONENT = -120  # of the step: an update below it vanishes
+
+LAMBDA = {PLAIN: 0.25, FACTOR: 0.14}  # steps^2 per bit; found on recorded updates
+KEPT = 0.2  # of steps^2 per number: the energy from which on a component is kept
+MIN_MATRIX = 256  # values from which on a tensor may be factored
+
+
+@dataclass(frozen=True)
+class Context(Coder):
+    """At most `bits` bits per value, counting every byte of the payload, or as few as reach `nmse` where that is set.
+
+    NMSE = sum (x - decoded)^2 / sum x^2. Where not even a payload of zeros keeps to `bits`, that one is sent.
+    """
+
+    name = "context"
+    bits: float = key(0.25, above=0, high=16)
+    nmse: float = key(0.0, low=0, below=1)
+
+    def encode(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> bytes:
+        update = Update(values, layout)
+        if self.nmse:
+            return _search(update, "nmse", self.nmse).body
+        return _search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES)).body
+
+    def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
+        step, *numbers = HEADER.unpack(reader.take(HEADER.size, "header of context"))
+        if not (math.isfinite(step) and step > 0):
+            raise PeerError(f"step of context is {step:g}, must be finite and above 0")
+        if not all(MIN_OFFSET <= number <= MAX_OFFSET for number in numbers):
+            raise PeerError(f"offsets of context are {numbers}, must be {MIN_OFFSET} to {MAX_OFFSET}")
+        decoder, offsets = PlaneDecoder(reader.take(reader.remaining, "stream of context")), Offsets(*numbers)
+        values = destination(out, layout.size)
+        for span, rows, columns in layout.matrices():
+            _decode_matrix(decoder, step, offsets, values[span].reshape(rows, columns))
+        decoder.end()
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """Bytes 4 to 8 of the body."""
+
+    plain_one: int = LEVEL_UNIT
+    plain_more: int = LEVEL_UNIT
+    factor_one: int = LEVEL_UNIT
+    factor_more: int = LEVEL_UNIT
+
+    @classmethod
+    def of_means(cls, seen: NDArray[np.float64]) -> Offsets:
+        """From `PlaneEncoder.seen`: the mean of what each level stands for."""
+        means = [total / count if count else 1.0 for count, total in seen.reshape(-1, 2).tolist()]
+        return cls(*(min(max(round(LEVEL_UNIT * mean), MIN_OFFSET), MAX_OFFSET) for mean in means))
+
+    @property
+    def plain(self) -> tuple[int, int]:
+        return self.plain_one, self.plain_more
+
+    @property
+    def factor(self) -> tuple[int, int]:
+        return self.factor_one, self.factor_more
+
+
+def _may_be_factored(rows: int, columns: int) -> bool:
+    return rows * columns >= MIN_MATRIX and min(rows, columns) >= 2
+
+
+# What both ends do alike.
+
+
+def _right_form(levels: Sequence[int], columns: int, lag: int, taps: tuple[int, ...]) -> PlaneForm:
+    return PlaneForm(len(levels), columns, FACTOR, lag, taps, _row_classes(levels, columns))
+
+
+def _left_form(levels: Sequence[int], rows: int) -> PlaneForm:
+    return PlaneForm(len(levels), rows, FACTOR, row_class=_row_classes(levels, rows))
+
+
+def _row_classes(levels: Sequence[int], length: int) -> NDArray[np.uint8]:
+    """From the size that a component's numbers have in steps, in half octaves: 6 for 1."""
+    fourfold_log2 = (length**4).bit_length() - 1  # in integers: logarithms differ between machines
+    return np.clip([(2 * level - fourfold_log2) // 4 + 6 for level in levels], 0, CLASSES - 1).astype(np.uint8)
+
+
+def _decoded_left(q: NDArray[np.int16], step: float, offsets: Offsets) -> Matrix:
+    return decode_levels(q, *offsets.factor, step / LEVEL_UNIT)
+
+
+def _decoded_right(q: NDArray[np.int16], levels: Sequence[int], offsets: Offsets) -> Matrix:
+    """Singular vectors, of about unit length."""
+    units = [math.ldexp(_QUARTER_OCTAVES[-level % 4], -level // 4) / LEVEL_UNIT for level in levels]
+    return decode_levels(q, *offsets.factor, 1.0) * np.array(units, np.float32)[:, None]
+
+
+_QUARTER_OCTAVES = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2^(i/4)
+
+
+# Decoding.
+
+
+def _decode_matrix(decoder: PlaneDecoder, step: float, offsets: Offsets, out: Matrix) -> None:
+    rows, columns = out.shape
+    most = min(rows, columns, MAX_RANK) if _may_be_factored(rows, columns) else 0
+    rank = decoder.number(RANK, most, "rank of context")
+    if not rank:
+        out[...] = decode_levels(decoder.plane(PlaneForm(rows, columns)), *offsets.plain, step / LEVEL_UNIT)
+        return
+    levels = [decoder.number(FIRST_LEVEL, MAX_LEVEL, "level of context")]
+    for _ in range(rank - 1):
+        levels.append(levels[-1] - decoder.number(LEVEL_FALL, levels[-1], "fall of level of context"))
+    lag = decoder.number(LAG, columns, "lag of context")
+    if lag in (1, 2):
+        raise PeerError(f"lag of context is {lag}, must be 0 or at least 3")
+    taps = tuple(_from_zigzag(decoder.number(TAP, 2 * MAX_TAP, "tap of context")) for _ in range(TAPS))
+    right = _decoded_right(decoder.plane(_right_form(levels, columns, lag, taps)), levels, offsets)
+    left = _decoded_left(decoder.plane(_left_form(levels, rows)), step, offsets)
+    low_rank_product(left, right, out)
+
+
+def _from_zigzag(number: int) -> int:
+    """0, -1, 1, -2, 2 ... of 0, 1, 2, 3, 4 ..."""
+    return -(number + 1) // 2 if number % 2 else number // 2
+
+
+def _zigzag(number: int) -> int:
+    return -2 * number - 1 if number < 0 else 2 * number
+
+
+# Encoding.
+
+
+class Update:
+    """What is to be encoded, divided by a power of two so that it is at most 1, and what does not depend on the step."""
+
+    def __init__(self, values: FloatVector, layout: TensorLayout) -> None:
+        self.size = layout.size
+        self.exponent = math.frexp(float(np.abs(values).max(initial=0)))[1]
+        scaled = np.ldexp(values, -self.exponent)
+        self.matrices = [_Matrix(scaled[span].reshape(rows, columns)) for span, rows, columns in layout.matrices()]
+        self.energy = sum(matrix.energy for matrix in self.matrices)
+        # How many numbers of what size there are, as far as one can tell before the step is known.
+        groups = [group for matrix in self.matrices for group in matrix.groups()]
+        self.counts, self.sizes = np.array(groups).reshape(-1, 2).T
+        # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers.
+        largest = max((math.sqrt(matrix.energy) for matrix in self.matrices), default=0.0)
+        self.least_step = max(largest / MAX_MAGNITUDE, math.ldexp(1, MIN_EXPONENT - self.exponent))
+
+
+class _Matrix:
+    """One tensor and, if it may be factored, its singular values and scaled right singular vectors."""
+
+    def __init__(self, x: Matrix) -> None:
+        self.x = x
+        self.energy = float(np.vdot(x, x))
+        self.singular = np.empty(0)
+        if _may_be_factored(*x.shape) and self.energy > 0:
+            self.singular, self.right = factors.right_factors(x)
+            self.lag = factors.strongest_lag(self.right)
+
+    def groups(self) -> list[tuple[int, float]]:
+        """Counts and rms of the numbers that this tensor may come to, one group for each component and side."""
+        if not self.singular.size:
+            return [(self.x.size, math.sqrt(self.energy / self.x.size))]
+        return [(length, size / math.sqrt(length)) for size in self.singular.tolist() for length in self.x.shape]
+
+    def rank(self, step: float) -> int:
+        """How many components to keep; 0 where the matrix is coded better as it is."""
+        rank = int(np.count_nonzero(self.singular**2 > KEPT * step**2 * sum(self.x.shape)))
+        if not rank:
+            return 0
+        left_out = max(0.0, self.energy - float(np.sum(self.singular[:rank] ** 2))) / step**2
+        rows = self.x.shape[0]
+        left = _cost(self.singular[:rank] / (step * math.sqrt(rows))) * rows
+        sample = self.x.ravel()[:: max(1, self.x.size // 4096)]
+        plainly = _cost(sample / step) * self.x.size / sample.size
+        return rank if left_out + left + _cost(self.right[:rank] / step) < plainly else 0
+
+
+def _cost(numbers: NDArray[np.floating]) -> float:
+    """Roughly squared errors + lambda * bits, in steps^2, of numbers in steps."""
+    sizes = np.abs(numbers)
+    return float(np.sum(np.minimum(sizes * sizes, 0.1) + 0.3 * np.log2(1 + sizes)))
+
+
+class Coding:
+    """One update at one step, and what came of it: `nbytes` of body, `nmse`, and offsets that would have been better."""
+
+    def __init__(self, update: Update, step: float, offsets: Offsets) -> None:
+        self._step = float(np.float32(step))
+        self._header = HEADER.pack(math.ldexp(self._step, update.exponent), *offsets.plain, *offsets.factor)
+        self._offsets, self._encoder = offsets, PlaneEncoder(4 * update.size + 1024)
+        error = sum(self._put(matrix) for matrix in update.matrices)
+        self.nmse = error / update.energy if update.energy else 0.0
+        self.nbytes = HEADER.size + self._encoder.end()
+        self.better_offsets = Offsets.of_means(self._encoder.seen)
+
+    @property
+    def body(self) -> bytes:
+        return self._header + self._encoder.data()
+
+    def _put(self, matrix: _Matrix) -> float:
+        """Write one tensor; returns the sum of squared errors."""
+        rank = matrix.rank(self._step)
+        self._encoder.put_number(RANK, rank)
+        if rank:
+            return self._put_factors(matrix, rank)
+        x = matrix.x / np.float32(self._step)
+        x -= decode_levels(self._put_plane(PlaneForm(*x.shape), x), *self._offsets.plain, 1 / LEVEL_UNIT)
+        return float(np.vdot(x, x)) * self._step**2
+
+    def _put_factors(self, matrix: _Matrix, rank: int) -> float:
+        singular, (rows, columns) = matrix.singular[:rank], matrix.x.shape
+        levels = np.clip(np.rint(4 * np.log2(singular / self._step)), 0, MAX_LEVEL).astype(int).tolist()
+        self._encoder.put_number(FIRST_LEVEL, levels[0])
+        for before, after in itertools.pairwise(levels):
+            self._encoder.put_number(LEVEL_FALL, before - after)
+        right = matrix.right[:rank] * (2.0 ** (np.array(levels) / 4) / singular).astype(np.float32)[:, None]
+        lag, taps = factors.prediction(right, matrix.lag)
+        self._encoder.put_number(LAG, lag)
+        for tap in taps:
+            self._encoder.put_number(TAP, _zigzag(tap))
+        right = _decoded_right(self._put_plane(_right_form(levels, columns, lag, taps), right), levels, self._offsets)
+        products, gram = right @ matrix.x.T, right @ right.T
+        left = factors.left_factors(gram, products)
+        q = self._put_plane(_left_form(levels, rows), left / np.float32(self._step))
+        left = _decoded_left(q, self._step, self._offsets)
+        # |x - left' right|^2
+        return max(0.0, matrix.energy - 2 * float(np.vdot(left, products)) + float(np.vdot(left, gram @ left)))
+
+    def _put_plane(self, form: PlaneForm, x: Matrix) -> NDArray[np.int16]:
+        one, more = self._offsets.factor if form.kind == FACTOR else self._offsets.plain
+        return self._encoder.put_plane(form, x, LAMBDA[form.kind], one / LEVEL_UNIT, more / LEVEL_UNIT)
+
+
+# The search for the step.
+
+
+def _search(update: Update, measure: Literal["nbytes", "nmse"], target: float) -> Coding:
+    """A coding that measures at most `target` and, where a few attempts find one, hardly less.
+
+    Over the step both are close to straight lines, in logarithms: bytes fall and errors rise.
+    """
+    slope = SLOPES[measure]
+    finest, coarsest = math.log2(update.least_step), 2.0  # at 4 all is zero, for nothing is above 1
+    safest = finest if slope > 0 else coarsest
+    at = _first_guess(update, measure, target)
+    best: Coding | None = None
+    points: dict[bool, tuple[float, float]] = {}  # the nearest measure to the target on either side, and its step
+    offsets = Offsets()
+    for _ in range(MOST_CODINGS):
+        at = min(max(at, finest), coarsest)
+        coding = Coding(update, 2**at, offsets)
+        offsets = coding.better_offsets
+        measured = math.log2(max(getattr(coding, measure), 1e-30) / target)
+        fits = measured <= 0
+        if fits not in points or abs(measured) < abs(points[fits][0]):
+            points[fits] = measured, at
+            best = coding if fits else best
+        if LOWEST <= measured <= 0 or at == (coarsest + finest - safest if fits else safest):
+            break
+        if len(points) == 2:
+            (low, near), (high, far) = points[True], points[False]
+            at = near + (far - near) * (AIM - low) / (high - low)
+        else:
+            at += (AIM - measured) / slope
+    return best or Coding(update, 2**safest, offsets)
+
+
+def _first_guess(update: Update, measure: Literal["nbytes", "nmse"], target: float) -> float:
+    """log2 of a step, from the sizes of singular values alone."""
+    if not update.energy:
+        return 0.0
+    steps = np.arange(-20, 2.1, 0.5)[:, None]
+    sizes = update.sizes / 2**steps
+    if measure == "nbytes":
+        guesses = (update.counts * np.log2(1 + sizes**2)).sum(axis=1) / (2 * 8)
+        guesses *= GUESS
+    else:
+        guesses = (update.counts * np.minimum(update.sizes**2, 4**steps / 8)).sum(axis=1) / update.energy
+    return float(steps[int(np.argmin(np.abs(np.log2(np.maximum(guesses, 1e-30) / target)))), 0])
