@@ -17,7 +17,7 @@ from edge_runtime.updates.stage import Reader
 
 CHAINS = ["topk,int8", "topk,hadamard", "randk,uniform", "randk,topk,float16"]
 NAMES = [*CODECS, *CHAINS]
-few_examples = settings(max_examples=30)  # where every codec takes its turn
+few_examples = settings(max_examples=20)  # where every codec takes its turn
 SMALLEST = 2.0**-149  # the least float32 above 0
 FLOAT16_MAX, FLOAT32_MAX = 65504.0, float(np.finfo(np.float32).max)
 
