@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.errors import ConfigError, NumericsError, PeerError
 from edge_runtime.updates import CODECS, TensorLayout, make_codec, wire
 
 CODEC = make_codec("float32")
@@ -74,6 +74,11 @@ def test_float64_weights_are_sent_as_float32() -> None:
     decoded = CODEC.decode(CODEC.encode({"w": np.array([1 / 3])}), like={"w": (1,)})
     assert decoded["w"].dtype == np.float32
     assert decoded["w"][0] == np.float32(1 / 3)
+
+
+def test_float64_weights_beyond_float32_are_refused_by_name() -> None:
+    with pytest.raises(NumericsError, match="tensor w holds NaN or infinite"):
+        CODEC.encode({"v": np.ones(2), "w": np.array([1e300])})
 
 
 def test_integer_arrays_are_left_out() -> None:
