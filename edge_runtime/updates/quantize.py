@@ -71,7 +71,8 @@ class PerChannel(Coder):
     def _scale_codes(self, largest: FloatVector) -> NDArray[np.uint32]:
         """The upper 24 bits of each channel's scale."""
         nearest = (largest.astype(np.float64) / self.peak).astype(np.float32)
-        return np.maximum(nearest.view(np.uint32) >> 8, np.uint32(self._lowest_code))
+        codes: NDArray[np.uint32] = np.maximum(nearest.view(np.uint32) >> 8, np.uint32(self._lowest_code))
+        return codes
 
     def _pack(self, q: NDArray[np.int8]) -> bytes:
         return q.tobytes()
