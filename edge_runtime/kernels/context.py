@@ -1,4 +1,4 @@
-"""Planes of small integers as few bytes, and matrices as products of thin ones: `context/context.h`, `low_rank/low_rank.h`.
+"""Planes of small integers as few bytes (`context/context.h`), and products of thin matrices (`low_rank/low_rank.h`).
 
 Decoding gives the same bits on every machine. Encoding does too where `x` is the same.
 """

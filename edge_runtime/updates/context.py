@@ -1,15 +1,15 @@
 """The smallest updates: low rank where it pays, dead-zone quantisation, context-adaptive arithmetic coding.
 
-A weight matrix travels as the product of two thin ones where that is smaller, else as it is, like all other tensors. All
-numbers are divided by one step, which sets the size of the whole, and become integers: each the one whose squared error
-plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by sender
+A weight matrix travels as the product of two thin ones where that is smaller, else as it is, like all other tensors.
+All numbers are divided by one step, which sets the size of the whole, and become integers: each the one whose squared
+error plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by sender
 and receiver alike. Bytes of the body:
 
     0   4   step, float32
     4   4   what a magnitude of 1 decodes to, and how far one of n > 1 lies above n - 1, in 64ths of a step: for the
             integers of plain tensors, then for those of factors
     8   ... one arithmetic-coded stream (kernels/context/context.h), for each tensor in order:
-            its rank, 0 to 64: 0 says that it is coded plainly, and what follows is its integers
+            its rank, 0 to 256: 0 says that it is coded plainly, and what follows is its integers
             else for each component its level, round(4 log2(singular value / step)), as falls from one to the next; the
             lag and five taps that predict along rows of the right factor; its integers; those of the left factor
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,17 +59,17 @@ ENVELOPE_BYTES = 28  # what wire.py puts around a body that only this codec has 
 MAX_LEVEL = 160
 MIN_OFFSET, MAX_OFFSET = LEVEL_UNIT // 2, LEVEL_UNIT * 3 // 2
 
-# The search's: log2 of the measure over log2 of the step, what it aims at and what it is content with, in log2 of the
-# target, and how many bytes an estimated byte turns out to be.
-SLOPES = {"nbytes": -1.1, "nmse": 1.6}
-AIM, LOWEST = math.log2(0.985), math.log2(0.965)
-MOST_CODINGS = 8
-GUESS = 0.7
+# The search aims at this part of the target, is content with that part, and gives up after so many codings.
+AIM, CLOSE, MOST_CODINGS = 0.975, 0.95, 8
 MIN_EXPONENT = -120  # of the step: an update below it vanishes
 
 LAMBDA = {PLAIN: 0.25, FACTOR: 0.14}  # steps^2 per bit; found on recorded updates
-KEPT = 0.2  # of steps^2 per number: the energy from which on a component is kept
+KEPT = 0.25  # of steps^2 per number: the energy from which on a component is kept
 MIN_MATRIX = 256  # values from which on a tensor may be factored
+UNKNOWN_BITS = 1.0  # for how many bits to look for components where the bits are not given
+SAMPLE = 4096  # values from which to tell what coding a tensor plainly would take
+
+Measure = Literal["nbytes", "nmse"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,12 @@ class Context(Coder):
     bits: float = key(0.25, above=0, high=16)
     nmse: float = key(0.0, low=0, below=1)
 
+    @property
+    def largest(self) -> float:
+        return math.ldexp(1, 110)  # singular values are larger than the values that they come from
+
     def encode(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> bytes:
-        update = Update(values, layout)
+        update = Update(values, layout, UNKNOWN_BITS if self.nmse else self.bits)
         if self.nmse:
             return _search(update, "nmse", self.nmse).body
         return _search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES)).body
@@ -196,50 +200,56 @@ def _zigzag(number: int) -> int:
 
 
 class Update:
-    """What is to be encoded, divided by a power of two so that it is at most 1, and what does not depend on the step."""
+    """What is to be encoded, over a power of two so that it is at most 1, with all that does not depend on the step."""
 
-    def __init__(self, values: FloatVector, layout: TensorLayout) -> None:
+    def __init__(self, values: FloatVector, layout: TensorLayout, bits: float) -> None:
         self.size = layout.size
         self.exponent = math.frexp(float(np.abs(values).max(initial=0)))[1]
         scaled = np.ldexp(values, -self.exponent)
-        self.matrices = [_Matrix(scaled[span].reshape(rows, columns)) for span, rows, columns in layout.matrices()]
+        self.matrices = [
+            _Matrix(scaled[span].reshape(rows, columns), bits) for span, rows, columns in layout.matrices()
+        ]
         self.energy = sum(matrix.energy for matrix in self.matrices)
-        # How many numbers of what size there are, as far as one can tell before the step is known.
-        groups = [group for matrix in self.matrices for group in matrix.groups()]
-        self.counts, self.sizes = np.array(groups).reshape(-1, 2).T
-        # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers.
-        largest = max((math.sqrt(matrix.energy) for matrix in self.matrices), default=0.0)
-        self.least_step = max(largest / MAX_MAGNITUDE, math.ldexp(1, MIN_EXPONENT - self.exponent))
 
 
 class _Matrix:
     """One tensor and, if it may be factored, its singular values and scaled right singular vectors."""
 
-    def __init__(self, x: Matrix) -> None:
+    def __init__(self, x: Matrix, bits: float) -> None:
         self.x = x
         self.energy = float(np.vdot(x, x))
         self.singular = np.empty(0)
         if _may_be_factored(*x.shape) and self.energy > 0:
-            self.singular, self.right = factors.right_factors(x)
+            # Components take about a bit per number, and only the largest matrix has them all.
+            most = int(bits * x.size / sum(x.shape)) + 8
+            self.singular, self.right = factors.right_factors(x, min(most, MAX_RANK, *x.shape))
             self.lag = factors.strongest_lag(self.right)
-
-    def groups(self) -> list[tuple[int, float]]:
-        """Counts and rms of the numbers that this tensor may come to, one group for each component and side."""
-        if not self.singular.size:
-            return [(self.x.size, math.sqrt(self.energy / self.x.size))]
-        return [(length, size / math.sqrt(length)) for size in self.singular.tolist() for length in self.x.shape]
+            stride = max(1, x.size // SAMPLE)
+            while math.gcd(stride, x.shape[1]) > 1:
+                stride += 1  # else only a few columns would be seen
+            self.sample = x.ravel()[::stride]
 
     def rank(self, step: float) -> int:
         """How many components to keep; 0 where the matrix is coded better as it is."""
-        rank = int(np.count_nonzero(self.singular**2 > KEPT * step**2 * sum(self.x.shape)))
+        rank = int(np.count_nonzero(self.singular > self.least_kept(step)))
         if not rank:
             return 0
-        left_out = max(0.0, self.energy - float(np.sum(self.singular[:rank] ** 2))) / step**2
-        rows = self.x.shape[0]
-        left = _cost(self.singular[:rank] / (step * math.sqrt(rows))) * rows
-        sample = self.x.ravel()[:: max(1, self.x.size // 4096)]
-        plainly = _cost(sample / step) * self.x.size / sample.size
-        return rank if left_out + left + _cost(self.right[:rank] / step) < plainly else 0
+        rows, kept = self.x.shape[0], self.singular[:rank]
+        left_out = max(0.0, self.energy - float(np.sum(kept**2))) / step**2
+        factored = left_out + _cost(kept / (step * math.sqrt(rows))) * rows + _cost(self.right[:rank] / step)
+        return rank if factored < _cost(self.sample / step) * self.x.size / self.sample.size else 0
+
+    def least_kept(self, step: float) -> float:
+        """The singular value from which on a component is worth its numbers."""
+        return step * math.sqrt(KEPT * sum(self.x.shape))
+
+    def groups(self) -> Iterator[tuple[float, float, float]]:
+        """(how many numbers, their rms, up to which step they are coded) for each component and side of it."""
+        if not self.singular.size:
+            yield self.x.size, math.sqrt(self.energy / self.x.size), math.inf
+        for value in self.singular.tolist():
+            for length in self.x.shape:
+                yield length, value / math.sqrt(length), value / self.least_kept(1.0)
 
 
 def _cost(numbers: NDArray[np.floating]) -> float:
@@ -249,13 +259,13 @@ def _cost(numbers: NDArray[np.floating]) -> float:
 
 
 class Coding:
-    """One update at one step, and what came of it: `nbytes` of body, `nmse`, and offsets that would have been better."""
+    """One update at one step, and what came of it: `nbytes` of body, `nmse`, and offsets that would be better."""
 
-    def __init__(self, update: Update, step: float, offsets: Offsets) -> None:
+    def __init__(self, update: Update, step: float, ranks: Sequence[int], offsets: Offsets) -> None:
         self._step = float(np.float32(step))
         self._header = HEADER.pack(math.ldexp(self._step, update.exponent), *offsets.plain, *offsets.factor)
         self._offsets, self._encoder = offsets, PlaneEncoder(4 * update.size + 1024)
-        error = sum(self._put(matrix) for matrix in update.matrices)
+        error = sum(map(self._put, update.matrices, ranks))
         self.nmse = error / update.energy if update.energy else 0.0
         self.nbytes = HEADER.size + self._encoder.end()
         self.better_offsets = Offsets.of_means(self._encoder.seen)
@@ -264,9 +274,8 @@ class Coding:
     def body(self) -> bytes:
         return self._header + self._encoder.data()
 
-    def _put(self, matrix: _Matrix) -> float:
+    def _put(self, matrix: _Matrix, rank: int) -> float:
         """Write one tensor; returns the sum of squared errors."""
-        rank = matrix.rank(self._step)
         self._encoder.put_number(RANK, rank)
         if rank:
             return self._put_factors(matrix, rank)
@@ -301,46 +310,66 @@ class Coding:
 # The search for the step.
 
 
-def _search(update: Update, measure: Literal["nbytes", "nmse"], target: float) -> Coding:
-    """A coding that measures at most `target` and, where a few attempts find one, hardly less.
-
-    Over the step both are close to straight lines, in logarithms: bytes fall and errors rise.
-    """
-    slope = SLOPES[measure]
-    finest, coarsest = math.log2(update.least_step), 2.0  # at 4 all is zero, for nothing is above 1
-    safest = finest if slope > 0 else coarsest
-    at = _first_guess(update, measure, target)
+def _search(update: Update, measure: Measure, target: float) -> Coding:
+    """A coding that measures at most `target` and, where a few attempts find one, hardly less."""
+    forecast = _Forecast(update, measure)
     best: Coding | None = None
-    points: dict[bool, tuple[float, float]] = {}  # the nearest measure to the target on either side, and its step
-    offsets = Offsets()
-    for _ in range(MOST_CODINGS):
-        at = min(max(at, finest), coarsest)
-        coding = Coding(update, 2**at, offsets)
-        offsets = coding.better_offsets
-        measured = math.log2(max(getattr(coding, measure), 1e-30) / target)
-        fits = measured <= 0
-        if fits not in points or abs(measured) < abs(points[fits][0]):
-            points[fits] = measured, at
-            best = coding if fits else best
-        if LOWEST <= measured <= 0 or at == (coarsest + finest - safest if fits else safest):
+    points: list[tuple[float, float]] = []  # step and measure of codings with the present ranks, in log2
+    ranks: list[int] = []
+    offsets, at, goal = Offsets(), forecast.step_for(math.log2(target * AIM)), math.log2(target * AIM)
+    for attempt in range(MOST_CODINGS):
+        if attempt < 2:  # then they stay: with one component more or less, bytes would jump over the target
+            ranks, points = [matrix.rank(2**at) for matrix in update.matrices], []
+        coding = Coding(update, 2**at, ranks, offsets)
+        measured = max(float(getattr(coding, measure)), 1e-30)
+        if measured <= target and (best is None or measured > getattr(best, measure)):
+            best = coding
+        if CLOSE * target <= measured <= target:
             break
-        if len(points) == 2:
-            (low, near), (high, far) = points[True], points[False]
-            at = near + (far - near) * (AIM - low) / (high - low)
+        points.append((at, math.log2(measured)))
+        following = forecast.next_step(points, goal)
+        if following == at:
+            break
+        offsets, at = coding.better_offsets, following
+    return best or Coding(update, 2**forecast.safest, [0] * len(update.matrices), offsets)
+
+
+class _Forecast:
+    """log2 of steps, and what the measure should be at each: from the sizes of the numbers alone.
+
+    A number of rms s steps takes about log2(1 + 5 s^2) / 2 bits and leaves an error of min(s^2, 1/8). What codings turn
+    out to measure is some factor away, and one that hardly depends on the step.
+    """
+
+    def __init__(self, update: Update, measure: Measure) -> None:
+        # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers; at 4 all is zero.
+        largest = max((math.sqrt(matrix.energy) for matrix in update.matrices), default=0.0)
+        finest = max(math.log2(max(largest, 1e-9) / MAX_MAGNITUDE), MIN_EXPONENT - update.exponent)
+        self._steps = np.linspace(finest, max(2.0, finest), 64)
+        self.safest = float(self._steps[-1 if measure == "nbytes" else 0])
+        groups = np.array([group for matrix in update.matrices for group in matrix.groups()]).reshape(-1, 3)
+        counts, sizes, limits = groups.T
+        steps = 2.0 ** self._steps[:, None]
+        coded = steps < limits
+        if measure == "nbytes":
+            bits = np.where(coded, counts * np.log2(1 + 5 * (sizes / steps) ** 2) / 2, 0).sum(axis=1)
+            self._rising, forecast = -1, HEADER.size + bits / 8
         else:
-            at += (AIM - measured) / slope
-    return best or Coding(update, 2**safest, offsets)
+            errors = counts * np.where(coded, np.minimum(sizes**2, steps**2 / 8), sizes**2 / 2)
+            self._rising, forecast = 1, errors.sum(axis=1) / max(update.energy, 1e-30)
+        self._logs = np.log2(np.maximum(forecast, 1e-30))
 
+    def step_for(self, goal: float) -> float:
+        """The step at which the measure should be `goal`, in log2: the nearest one that is allowed."""
+        way = slice(None, None, self._rising)
+        return float(np.interp(goal, self._logs[way], self._steps[way]))
 
-def _first_guess(update: Update, measure: Literal["nbytes", "nmse"], target: float) -> float:
-    """log2 of a step, from the sizes of singular values alone."""
-    if not update.energy:
-        return 0.0
-    steps = np.arange(-20, 2.1, 0.5)[:, None]
-    sizes = update.sizes / 2**steps
-    if measure == "nbytes":
-        guesses = (update.counts * np.log2(1 + sizes**2)).sum(axis=1) / (2 * 8)
-        guesses *= GUESS
-    else:
-        guesses = (update.counts * np.minimum(update.sizes**2, 4**steps / 8)).sum(axis=1) / update.energy
-    return float(steps[int(np.argmin(np.abs(np.log2(np.maximum(guesses, 1e-30) / target)))), 0])
+    def next_step(self, points: Sequence[tuple[float, float]], goal: float) -> float:
+        """From what was measured: along the last two points if they differ, else beside the forecast."""
+        at, measured = points[-1]
+        following = self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
+        if len(points) > 1:
+            before, was = points[-2]
+            if (measured - was) * (at - before) * self._rising > 0:
+                following = at + (goal - measured) * (at - before) / (measured - was)
+        return min(max(following, float(self._steps[0])), float(self._steps[-1]))

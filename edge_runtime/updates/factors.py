@@ -11,33 +11,30 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
 
-MAX_RANK = 64
-_SMALL_GRAM = 160  # up to this side, all eigenvectors of the Gram matrix cost less than iterating
+MAX_RANK = 256
 _OVERSAMPLING = 8
 MIN_COLUMNS = 48  # below it no lag is looked for
 ALIKE = 0.25  # the least autocorrelation of a lag worth knowing
 MAX_TAP = 16
 
 
-def right_factors(x: Matrix) -> tuple[NDArray[np.float64], Matrix]:
-    """The largest singular values, falling, and their right singular vectors times them: (k,) and (k, columns).
+def right_factors(x: Matrix, count: int) -> tuple[NDArray[np.float64], Matrix]:
+    """The `count` largest singular values, falling, and their right singular vectors times them: (count, columns).
 
-    k is at most min(rows, columns, 64). Exact up to rounding for matrices with a side of up to 160; others by one step
-    of subspace iteration from a fixed random start (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+    Few of many by one step of subspace iteration from a fixed random start (Halko, Martinsson, Tropp 2011, algorithm
+    4.4), else from the Gram matrix of the shorter side.
     """
     rows, columns = x.shape
-    if min(rows, columns) <= _SMALL_GRAM:
-        if rows <= columns:
-            _, left = _eigen(x @ x.T)
-            return _sorted(left.T @ x)
-        values, right = _eigen(x.T @ x)
-        return _sorted(np.sqrt(values).astype(np.float32)[:, None] * right.T)
-    start = np.random.default_rng(0).standard_normal((columns, MAX_RANK + _OVERSAMPLING), np.float32)
-    basis, _ = np.linalg.qr(x @ start)
-    basis, _ = np.linalg.qr(x @ (x.T @ basis))
-    inside = basis.T @ x
-    _, left = _eigen(inside @ inside.T)
-    return _sorted(left.T @ inside)
+    if 4 * (count + _OVERSAMPLING) < min(rows, columns):
+        start = np.random.default_rng(0).standard_normal((columns, count + _OVERSAMPLING), np.float32)
+        basis, _ = np.linalg.qr(x @ start)
+        basis, _ = np.linalg.qr(x @ (x.T @ basis))
+        x, rows = basis.T @ x, basis.shape[1]
+    if rows <= columns:
+        values, left = _eigen(x @ x.T, count)
+        return np.sqrt(values), left.T @ x
+    values, right = _eigen(x.T @ x, count)
+    return np.sqrt(values), np.ascontiguousarray(right.T) * np.sqrt(values).astype(np.float32)[:, None]
 
 
 def left_factors(gram: Matrix, products: Matrix) -> Matrix:
@@ -77,14 +74,7 @@ def prediction(x: Matrix, lag: int) -> tuple[int, tuple[int, ...]]:
     return lag, tuple(taps + [0] * (5 - len(taps)))
 
 
-def _eigen(gram: Matrix) -> tuple[NDArray[np.float64], Matrix]:
-    """Up to 64 largest eigenvalues, falling, none below 0, and their eigenvectors as columns."""
+def _eigen(gram: Matrix, count: int) -> tuple[NDArray[np.float64], Matrix]:
+    """The `count` largest eigenvalues, falling, none below 0, and their eigenvectors as columns."""
     values, vectors = np.linalg.eigh(gram)
-    return np.maximum(values[::-1][:MAX_RANK], 0).astype(np.float64), vectors[:, ::-1][:, :MAX_RANK]
-
-
-def _sorted(scaled: Matrix) -> tuple[NDArray[np.float64], Matrix]:
-    """Rows by falling norm, and the norms."""
-    sizes = np.sqrt(np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64))
-    order = np.argsort(-sizes, kind="stable")
-    return sizes[order], np.ascontiguousarray(scaled[order])
+    return np.maximum(values[::-1][:count], 0).astype(np.float64), vectors[:, ::-1][:, :count]

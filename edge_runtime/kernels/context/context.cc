@@ -115,9 +115,8 @@ class Walk {
     place.predicted = predicts_ ? Predicted(j) : 0;
     const int32_t size = place.predicted < 0 ? -place.predicted : place.predicted;
     const uint32_t row_class = plane_.row_class ? plane_.row_class[row_] : Class(along >> 2);
-    place.context.counter[0] = 4 * place.expected + static_cast<uint32_t>(Least(size, 3));
-    place.context.counter[1] = 16 * Least(Class(near), 15u) + Least(Class(across >> 3), 15u);
-    place.context.counter[2] = 16 * row_class + place.expected / 2;
+    place.context.first = 4 * place.expected + static_cast<uint32_t>(Least(size, 3));
+    place.context.second = 16 * row_class + place.expected / 2;
     place.context.weights = Least(place.expected / 3, 7u);
     place.sign = 3 * Sign(place.predicted) + (j >= 1 ? Sign(now_[j - 1]) : 0);
     return place;
@@ -194,30 +193,36 @@ class BitTable {
  private:
   float bits_[4097];
 };
+const BitTable kBits;
 
-// The integer for the real value x, not nearest to 0 or not predicted to be 0. model.mixed[0] has already predicted.
+// The integer for a real value x. model.mixed[0] has already predicted.
 class Chooser {
  public:
   Chooser(const PlaneModel& model, const Place& place, const Choice& choice, float x)
       : model_(model), place_(place), choice_(choice), x_(x) {
-    const uint32_t some = model.mixed[0].predicted(), minus = model.sign[place.sign].Probability();
-    none_ = Bits(65536 - some);
-    some_[0] = Bits(some) + Bits(65536 - minus);
-    some_[1] = Bits(some) + Bits(minus);
     const float most = kMostMagnitude;
     const int32_t nearest = static_cast<int32_t>(std::lrintf(x < -most ? -most : Least(x, most)));
+    const int32_t inward = nearest > 0 ? nearest - 1 : nearest < 0 ? nearest + 1 : 0;
+    const int32_t mu = place.predicted;
+    // Numbers of one bucket cost alike, so the nearer is better; and what is 3/2 away is not worth its bits.
+    constexpr float kFar = 1.5f;
+    best_ = nearest;
+    if (Bucket(nearest - mu) == Bucket(inward - mu) && std::fabs(x) > kFar && std::fabs(x - static_cast<float>(mu)) > kFar) {
+      return;
+    }
+    const uint32_t some = model.mixed[0].predicted(), minus = model.sign[place.sign].Probability();
+    none_ = kBits(65536 - some);
+    some_[0] = kBits(some) + kBits(65536 - minus);
+    some_[1] = kBits(some) + kBits(minus);
     Try(nearest);
-    if (nearest != 0) Try(nearest > 0 ? nearest - 1 : nearest + 1);
-    if (nearest > 1 || nearest < -1) Try(0);
-    if (place.predicted != nearest && place.predicted != 0) Try(place.predicted);
+    if (inward != nearest) Try(inward);
+    if (inward != 0 && std::fabs(x) < kFar) Try(0);
+    if (mu != nearest && mu != inward && mu != 0 && std::fabs(x - static_cast<float>(mu)) < kFar) Try(mu);
   }
   int32_t best() const { return best_; }
 
  private:
-  static float Bits(uint32_t p) {
-    static const BitTable table;
-    return table(p);
-  }
+  static int32_t Bucket(int32_t e) { return e == 0 ? -1 : Log2(static_cast<uint32_t>(e < 0 ? -e : e)) + (e < 0 ? 32 : 0); }
 
   void Try(int32_t q) {
     const int32_t size = q < 0 ? -q : q;
@@ -235,7 +240,7 @@ class Chooser {
     float bits = some_[e < 0] + static_cast<float>(log);
     for (int32_t k = 0; k <= log; ++k) {
       const uint32_t p = model_.mixed[Least(1 + k, kMixedBits - 1)].Guess(place_.context);
-      bits += Bits(k < log ? p : 65536 - p);
+      bits += kBits(k < log ? p : 65536 - p);
     }
     return bits;
   }
@@ -243,8 +248,8 @@ class Chooser {
   const PlaneModel& model_;
   const Place& place_;
   const Choice& choice_;
-  float x_, none_, some_[2], least_ = INFINITY;
-  int32_t best_ = 0;
+  float x_, none_ = 0, some_[2] = {}, least_ = INFINITY;
+  int32_t best_;
 };
 
 // Whether coding this row's larger values can be worth more than leaving them out.

@@ -17,8 +17,7 @@
 // A row of zeros moves its columns' means, and nothing else. The difference e = q - mu is coded as bits: e != 0; its
 // sign; then, with |e| in [2^k, 2^(k+1)), k ones and a zero, and the k bits below the first from the highest. The bits
 // e != 0 and the ones and the zero (all from the 7th alike) are mixed (model.h) under the contexts
-// 4 m + min(|mu|, 3), 16 min(15, class n) + min(15, class(c / 8)), and 16 row class + floor(m / 2), by the weights
-// min(7, m / 3). The row class is given, or class(floor(r / 4)). The sign has one counter for each sign of mu and of
+// 4 m + min(|mu|, 3) and 16 row class + floor(m / 2), by the weights min(7, m / 3). The row class is given, or class(floor(r / 4)). The sign has one counter for each sign of mu and of
 // q[i][j-1]; the highest of the k bits one for each min(k, 9) and m; the others have none.
 #ifndef HEDGEROW_CONTEXT_CONTEXT_H_
 #define HEDGEROW_CONTEXT_CONTEXT_H_

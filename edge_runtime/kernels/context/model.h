@@ -1,4 +1,4 @@
-// Adaptive probabilities of bits: counters under three contexts, whose logits a learned weighting mixes (after Mahoney
+// Adaptive probabilities of bits: counters under two contexts, whose logits learned weights mix (after Mahoney
 // 2005, "Adaptive weighing of context models for lossless data compression").
 //
 // Everything is integers, so that a decoder on another machine follows to the bit.
@@ -15,79 +15,72 @@ namespace context {
 
 inline constexpr Tables kTables;
 
-// The share of ones among the bits seen, in units of 2^-32: the n-th of them moves it by 1 / (n + 1.6), and the later
-// ones by 1 / (kMost + 1.6).
-struct Counter {
-  static constexpr uint32_t kMost = 255;
-
+// The share of ones among the bits seen, in units of 2^-24: the n-th of them moves it by 1 / (n + 1.6), and the later
+// ones by 1 / 256.6.
+class Counter {
+ public:
   // Of 65536, and so far from 0 and 65536 that a surprise costs at most 12 bits.
   uint32_t Probability() const {
-    const uint32_t p = share >> 16;
+    const uint32_t p = packed_ >> 16;
     return p < kLeastProbability ? kLeastProbability : p > 65536 - kLeastProbability ? 65536 - kLeastProbability : p;
   }
+  int32_t Logit() const { return kTables.logit[packed_ >> 20]; }
   void Learn(bool bit) {
-    const int64_t target = bit ? 0xffffffff : 0;
-    share = static_cast<uint32_t>(share + ((target - share) * kTables.rate[seen] >> 16));
-    seen += seen < kMost;
+    const uint32_t seen = packed_ & 255;
+    const int64_t share = packed_ >> 8, target = bit ? 0xffffff : 0;
+    const uint32_t moved = static_cast<uint32_t>(share + ((target - share) * kTables.rate[seen] >> 16));
+    packed_ = moved << 8 | (seen + (seen < 255));
   }
 
-  uint32_t share = 1u << 31;
-  uint32_t seen = 0;
+ private:
+  uint32_t packed_ = 1u << 31;  // the share, and in the low 8 bits how many bits were seen
 };
 
-// What is known before a bit: for each mixed counter which one, and which weights mix them.
-constexpr int kMixed = 3;
-constexpr uint32_t kContexts[kMixed] = {128, 256, 512};
-constexpr int kWeightSets = 8;
+// What is known before a bit: which counter of each of two tables, and which weights mix them.
+constexpr uint32_t kFirstContexts = 128, kSecondContexts = 512, kWeightSets = 8;
 struct Context {
-  uint32_t counter[kMixed];
-  uint32_t weights;
+  uint32_t first, second, weights;
 };
 
 // A bit at one place of a symbol's code.
 class MixedBit {
  public:
   MixedBit() {
-    for (auto& row : weights_) row[0] = 1 << 15, row[1] = row[2] = 1 << 14;
+    for (auto& pair : weights_) pair[0] = pair[1] = 1 << 15;
   }
 
   // Of 65536; stays until the next call.
   uint32_t predicted() const { return static_cast<uint32_t>(p_); }
   void Predict(const Context& c) {
     const int32_t* w = weights_[c.weights];
-    int64_t sum = 0;
-    for (int i = 0; i < kMixed; ++i) {
-      logit_[i] = kTables.logit[At(c, i).share >> 20];
-      sum += int64_t{w[i]} * logit_[i];
-    }
-    const int64_t logit = sum >> 16;
+    logit_[0] = first_[c.first].Logit();
+    logit_[1] = second_[c.second].Logit();
+    const int32_t logit = (w[0] * logit_[0] + w[1] * logit_[1]) >> 16;
     p_ = kTables.probability[(logit < -kLogitLimit ? -kLogitLimit : logit > kLogitLimit ? kLogitLimit : logit) +
                              kLogitLimit];
   }
   // The bit that the last Predict was about.
   void Learn(const Context& c, bool bit) {
-    const int64_t error = ((bit ? 65536 : 0) - p_) * 6;
-    for (int i = 0; i < kMixed; ++i) {
+    const int32_t error = ((bit ? 65536 : 0) - p_) * 6;
+    for (int i = 0; i < 2; ++i) {
       int32_t& w = weights_[c.weights][i];
-      const int64_t moved = w + ((logit_[i] * error + (1 << 17)) >> 18);
-      w = static_cast<int32_t>(moved < -kMostWeight ? -kMostWeight : moved > kMostWeight ? kMostWeight : moved);
-      At(c, i).Learn(bit);
+      w += (logit_[i] * error + (1 << 17)) >> 18;
+      w = w < -kMostWeight ? -kMostWeight : w > kMostWeight ? kMostWeight : w;
     }
+    first_[c.first].Learn(bit);
+    second_[c.second].Learn(bit);
   }
-  // Of the first counter alone, for estimates.
-  uint32_t Guess(const Context& c) const { return counters_[c.counter[0]].Probability(); }
+  // Of the first table alone, for estimates.
+  uint32_t Guess(const Context& c) const { return first_[c.first].Probability(); }
 
  private:
-  static constexpr int64_t kMostWeight = 1 << 20;
+  static constexpr int32_t kMostWeight = 1 << 18;
+  // So that no sum of two products passes 32 bits.
+  static_assert(2 * int64_t{kMostWeight} * kLogitLimit < INT32_MAX && int64_t{65536} * 6 * kLogitLimit < INT32_MAX);
 
-  Counter& At(const Context& c, int i) {
-    constexpr uint32_t kFirst[kMixed] = {0, kContexts[0], kContexts[0] + kContexts[1]};
-    return counters_[kFirst[i] + c.counter[i]];
-  }
-
-  Counter counters_[kContexts[0] + kContexts[1] + kContexts[2]];
-  int32_t weights_[kWeightSets][kMixed];
-  int32_t logit_[kMixed] = {};
+  Counter first_[kFirstContexts], second_[kSecondContexts];
+  int32_t weights_[kWeightSets][2];
+  int32_t logit_[2] = {};
   int32_t p_ = 0;
 };
 

@@ -25,6 +25,14 @@ struct Interval {
     low <<= 8;
     high = high << 8 | 0xff;
   }
+  // The value inside with the most zero bytes at its end.
+  uint32_t Roundest() const {
+    for (uint32_t open = 0xffffffff;; open >>= 8) {
+      // The least value that is not below the interval and whose open bits are 0.
+      const uint64_t value = (uint64_t{low} + open) & ~uint64_t{open};
+      if (value <= high) return static_cast<uint32_t>(value);
+    }
+  }
 };
 
 class Encoder {
@@ -39,13 +47,8 @@ class Encoder {
   }
   // Ends the stream and returns how many bytes it has; those beyond the capacity were counted, not written.
   size_t End() {
-    for (uint32_t open = 0xffffffff;; open >>= 8) {
-      // The least value that is not below the interval and whose open bits are 0.
-      const uint64_t value = (uint64_t{at_.low} + open) & ~uint64_t{open};
-      if (value > at_.high) continue;
-      for (uint32_t rest = static_cast<uint32_t>(value); rest != 0; rest <<= 8) Write(rest >> 24);
-      return size_;
-    }
+    for (uint32_t rest = at_.Roundest(); rest != 0; rest <<= 8) Write(rest >> 24);
+    return size_;
   }
 
  private:
@@ -73,8 +76,14 @@ class Decoder {
     for (; at_.Settled(); at_.Shift()) code_ = code_ << 8 | Read();
     return bit;
   }
-  // Whether an encoder that coded the same bits would have written as many bytes: those shifted out, and up to 4 more.
-  bool AtEnd() const { return size_ <= read_ && read_ <= size_ + 4; }
+  // Whether the bytes are, to the last, those of an encoder that coded the same bits.
+  bool AtEnd() const {
+    size_t at = read_ - 4;  // as many were shifted out
+    for (uint32_t rest = at_.Roundest(); rest != 0; rest <<= 8, ++at) {
+      if (at >= size_ || in_[at] != rest >> 24) return false;
+    }
+    return at == size_;
+  }
 
  private:
   uint32_t Read() { return read_++ < size_ ? in_[read_ - 1] : 0; }

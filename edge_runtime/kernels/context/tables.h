@@ -37,7 +37,7 @@ struct Tables {
   }
 
   uint16_t probability[2 * kLogitLimit + 1] = {};  // of logit i - kLogitLimit
-  int16_t logit[4096] = {};                        // of probability (i + 1/2) / 4096, the least that is not below
+  int16_t logit[4096] = {};                        // the least whose probability is not below (i + 1/2) / 4096
   uint32_t rate[256] = {};                         // 65536 / (n + 1.6): how far the n-th observation moves a counter
 };
 
