@@ -2,8 +2,8 @@
 
 A weight matrix travels as the product of two thin ones where that is smaller, else as it is, like all other tensors.
 All numbers are divided by one step, which sets the size of the whole, and become integers: each the one whose squared
-error plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by sender
-and receiver alike. Bytes of the body:
+error plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by
+sender and receiver alike. Bytes of the body:
 
     0   4   step, float32
     4   4   what a magnitude of 1 decodes to, and how far one of n > 1 lies above n - 1, in 64ths of a step: for the

@@ -55,7 +55,7 @@ def test_a_receivers_options_do_not_change_what_it_reads() -> None:
 def test_a_matrix_of_low_rank_is_among_what_context_writes() -> None:
     layout = golden.LAYOUT.subset(["hidden.weight"])
     x = golden.LAYOUT.views(golden.values())["hidden.weight"]
-    payload = make_codec("context", nmse=1e-5).encode({"hidden.weight": x})
+    payload = make_codec("context", nmse=1e-3).encode({"hidden.weight": x})
     decoded = make_codec("context").decode_vector(payload, layout)
-    assert np.sum((decoded - x.ravel()) ** 2) <= 1e-5 * np.sum(x**2)
-    assert 8 * len(payload) < 1.5 * x.size, "20 x 24 values from the 44 numbers of two vectors"
+    assert np.sum((decoded - x.ravel()) ** 2) <= 1e-3 * np.sum(x**2)
+    assert 8 * len(payload) < 1.5 * x.size, "480 values, from the 44 numbers of two vectors"
