@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import plugins
+from edge_runtime.adapters import merge_adapters
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
@@ -44,6 +45,7 @@ class GlobalModel:
     def __init__(self, config: ServerConfig, test: Examples | None = None) -> None:
         self._strategy = STRATEGIES[config.server.strategy]
         self._settings = dataclasses.replace(config.server, lr=config.server.lr or self._strategy.default_lr)
+        self._lora_rank, self._lora_alpha = config.train.lora_rank, config.train.lora_alpha
         # What clients are sent beside the weights when the engine trains.
         self.program = b""
         program = None
@@ -74,13 +76,17 @@ class GlobalModel:
         return True
 
     def state_dict(self) -> State:
-        """All tensors under the module's own names, in its order."""
-        views = self.layout.views(self.weights)
-        return {name: views.get(name, value) for name, value in self._initial.items()}
+        """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""
+        state = self._trainer_state()
+        return merge_adapters(state, alpha=self._lora_alpha or None) if self._lora_rank else state
 
     def evaluate(self, examples: Examples) -> Mapping[str, float]:
-        self._trainer.load_state_dict(self.state_dict())
+        self._trainer.load_state_dict(self._trainer_state())
         return self._trainer.evaluate(Batches(examples, EVALUATION_BATCH))
+
+    def _trainer_state(self) -> State:
+        views = self.layout.views(self.weights)
+        return {name: views.get(name, value) for name, value in self._initial.items()}
 
     def _mark_buffers(self) -> NDArray[np.bool_]:
         buffers = self._trainer.buffer_names()

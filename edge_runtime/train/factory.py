@@ -53,7 +53,6 @@ def _cached_program(
 ) -> Program:
     from edge_runtime.building import build
 
-    names = [name.strip() for name in train.trainable.split(",") if name.strip()]
     return build(
         make_module(model, seed),
         np.zeros((1, *shape), dtype),
@@ -61,7 +60,9 @@ def _cached_program(
         optimizer=train.optimizer.build(),
         batch_size=train.batch_size,
         memory_budget=train.memory_budget or None,
-        trainable="auto" if names == ["auto"] else names or None,
+        trainable=train.trainable_names(),
+        lora_rank=train.lora_rank,
+        lora_alpha=train.lora_alpha or None,
         micro_batch=train.micro_batch or None,
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,
@@ -100,8 +101,13 @@ def make_trainer(
 
     from edge_runtime.train.torch_trainer import TorchTrainer
 
+    module = make_module(model, seed)
+    if train.lora_rank:
+        from edge_runtime.capture.adapters import with_adapters
+
+        module = with_adapters(module, train.lora_rank, train.lora_alpha or None, train.trainable_names())
     return TorchTrainer(
-        make_module(model, seed),
+        module,
         loss=train.build_loss(),
         optimizer=train.optimizer.build(),
         proximal_mu=proximal_mu,
