@@ -113,7 +113,7 @@ class _Coder:
 
     def __init__(self, bit: Callable[[int, int], int]) -> None:
         self._bit = bit
-        self._mixed = [[Mixed() for _ in range(8)] for _ in range(2)]
+        self._some = [Mixed(), Mixed()]
         self._counters: defaultdict[tuple[object, ...], Counter] = defaultdict(Counter)
 
     def _counted(self, bit: int, *name: object) -> int:
@@ -181,13 +181,12 @@ class _Coder:
         contexts, row = (4 * m + min(abs(mu), 3), 16 * row_class + m // 2), min(7, m // 3)
 
         e = 0 if given is None else given - mu
-        mixed = self._mixed[form.kind]
-        if not self._mix(int(e != 0), mixed[0], contexts, row):
+        if not self._mix(int(e != 0), self._some[form.kind], contexts, row):
             return mu
         signs = [1 if v > 0 else 2 if v < 0 else 0 for v in (mu, at(i, j - 1))]
         negative = self._counted(int(e < 0), "sign", form.kind, *signs)
         log, k = abs(e).bit_length() - 1, 0
-        while self._mix(int(k < log), mixed[min(1 + k, 7)], contexts, row):
+        while self._counted(int(k < log), "more", form.kind, min(k, 6), contexts[0]):
             if k == 16:
                 raise PeerError("a value is too large")
             k += 1

@@ -41,7 +41,7 @@ def left_factors(gram: Matrix, products: Matrix) -> Matrix:
     """The (rank, rows) left that minimises |x - leftᵀ right|, from gram = right rightᵀ and products = right xᵀ."""
     # What was quantised to nothing has no inverse: with a little on the diagonal it stays nothing.
     ridge = max(1e-6 * float(np.trace(gram)) / len(gram), 1e-30)
-    return np.linalg.solve(gram.astype(np.float64) + ridge * np.eye(len(gram)), products).astype(np.float32)
+    return np.linalg.solve(gram + np.float32(ridge) * np.eye(len(gram), dtype=np.float32), products)
 
 
 def strongest_lag(right: Matrix) -> int:
@@ -53,6 +53,14 @@ def strongest_lag(right: Matrix) -> int:
     alike = np.fft.irfft(spectrum.sum(axis=0))[3 : columns // 2]
     lag = 3 + int(np.argmax(alike))
     return lag if alike[lag - 3] > ALIKE * np.sum(right[:4] ** 2) else 0
+
+
+def likeness(right: Matrix) -> float:
+    """The correlation of neighbours in a row, over the largest few components."""
+    largest = right[:8]
+    energy = np.einsum("ij,ij->i", largest, largest)
+    alike = np.einsum("ij,ij->i", largest[:, 1:], largest[:, :-1])
+    return float(np.mean(alike / np.maximum(energy, 1e-30)))
 
 
 def prediction(x: Matrix, lag: int) -> tuple[int, tuple[int, ...]]:

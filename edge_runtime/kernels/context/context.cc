@@ -160,19 +160,16 @@ class Walk {
 // The bits of e = q - mu. Returns the decoded one; what is too large comes out as kTooLarge.
 constexpr int32_t kTooLarge = 1 << 20;
 
-// model.mixed[0] has already predicted.
+// model.some has already predicted.
 template <typename End>
 int32_t Difference(End& end, PlaneModel& model, const Place& place, int32_t e) {
-  if (!end.At(model.mixed[0], place.context, e != 0)) return 0;
+  if (!end.At(model.some, place.context, e != 0)) return 0;
   const bool negative = end.At(model.sign[place.sign], e < 0);
   const uint32_t size = static_cast<uint32_t>(e < 0 ? -e : e);
   const int32_t log = e != 0 ? Log2(size) : 0;
   int32_t k = 0;
-  for (;; ++k) {
-    MixedBit& more = model.mixed[Least(1 + k, kMixedBits - 1)];
-    more.Predict(place.context);
-    if (!end.At(more, place.context, k < log)) break;
-    if (k == 16) return kTooLarge;
+  while (end.At(model.more[Least(k, kMores - 1)][place.context.first], k < log)) {
+    if (++k == 17) return kTooLarge;
   }
   uint32_t value = 1;
   for (int32_t b = k - 1; b >= 0; --b) {
@@ -195,7 +192,7 @@ class BitTable {
 };
 const BitTable kBits;
 
-// The integer for a real value x. model.mixed[0] has already predicted.
+// The integer for a real value x. model.some has already predicted.
 class Chooser {
  public:
   Chooser(const PlaneModel& model, const Place& place, const Choice& choice, float x)
@@ -210,7 +207,7 @@ class Chooser {
     if (Bucket(nearest - mu) == Bucket(inward - mu) && std::fabs(x) > kFar && std::fabs(x - static_cast<float>(mu)) > kFar) {
       return;
     }
-    const uint32_t some = model.mixed[0].predicted(), minus = model.sign[place.sign].Probability();
+    const uint32_t some = model.some.predicted(), minus = model.sign[place.sign].Probability();
     none_ = kBits(65536 - some);
     some_[0] = kBits(some) + kBits(65536 - minus);
     some_[1] = kBits(some) + kBits(minus);
@@ -239,7 +236,7 @@ class Chooser {
     const int32_t log = Log2(static_cast<uint32_t>(e < 0 ? -e : e));
     float bits = some_[e < 0] + static_cast<float>(log);
     for (int32_t k = 0; k <= log; ++k) {
-      const uint32_t p = model_.mixed[Least(1 + k, kMixedBits - 1)].Guess(place_.context);
+      const uint32_t p = model_.more[Least(k, kMores - 1)][place_.context.first].Probability();
       bits += kBits(k < log ? p : 65536 - p);
     }
     return bits;
@@ -276,7 +273,7 @@ bool CodePlane(End& end, PlaneModel& model, const Plane& plane, int16_t* q, void
     }
     for (size_t j = 0; j < plane.columns; ++j) {
       const Place place = walk.At(j);
-      model.mixed[0].Predict(place.context);
+      model.some.Predict(place.context);
       const int32_t value = place.predicted + Difference(end, model, place, pick.At(i, j, place));
       if (value < -kMostMagnitude || value > kMostMagnitude) return false;
       walk.Set(j, value);

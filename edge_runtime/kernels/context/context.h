@@ -1,8 +1,8 @@
 // Matrices of small integers as few bytes: each integer is coded after what its neighbours lead one to expect.
 //
 // A plane is a matrix of `rows` x `columns` integers of at most kMostMagnitude. A row is coded as a bit that says whether
-// it holds anything but zeros, then its integers from left to right. Of the integers q, with i and j the row and column,
-// missing neighbours 0, and a = min(|q|, 40):
+// its integers follow, from left to right; else they are 0. Of the integers q, with i and j the row and column, missing
+// neighbours 0, and a = min(|q|, 40):
 //
 //   predicted  mu  = floor((sum over the taps t of taps[t] * q[i][j - distance t] + 4) / 8), distances 1, 2 and, with a lag,
 //                    lag, lag - 1, lag + 1; brought to within +-kMostMagnitude
@@ -15,10 +15,16 @@
 //   expected   m   = class(floor((8 n + 3 floor(c / 4) + r) / 8))
 //
 // A row of zeros moves its columns' means, and nothing else. The difference e = q - mu is coded as bits: e != 0; its
-// sign; then, with |e| in [2^k, 2^(k+1)), k ones and a zero, and the k bits below the first from the highest. The bits
-// e != 0 and the ones and the zero (all from the 7th alike) are mixed (model.h) under the contexts
-// 4 m + min(|mu|, 3) and 16 row class + floor(m / 2), by the weights min(7, m / 3). The row class is given, or class(floor(r / 4)). The sign has one counter for each sign of mu and of
-// q[i][j-1]; the highest of the k bits one for each min(k, 9) and m; the others have none.
+// sign; then, with |e| in [2^k, 2^(k+1)), k ones and a zero, and the k bits below the first from the highest.
+//
+//   e != 0             is mixed (model.h) under 4 m + min(|mu|, 3) and 16 row class + floor(m / 2), by the weights
+//                      min(7, floor(m / 3)); the row class is given, or class(floor(r / 4))
+//   the sign           has a counter for each sign of mu and of q[i][j-1]
+//   ones and the zero  have one for each place, alike from the 7th on, and 4 m + min(|mu|, 3)
+//   the highest bit    has one for each min(k, 9) and m; those below it have none
+//   a row's first bit  has one for each pair of what those of the two rows before it were
+//
+// Each of the kinds of planes has counters and weights of its own.
 #ifndef HEDGEROW_CONTEXT_CONTEXT_H_
 #define HEDGEROW_CONTEXT_CONTEXT_H_
 
@@ -33,7 +39,7 @@ namespace context {
 
 constexpr int32_t kMostMagnitude = 32767;
 constexpr int kTaps = 5, kKinds = 2, kSlots = 16;
-constexpr int kMixedBits = 8, kClasses = 32;
+constexpr int kMores = 7, kClasses = 32;
 
 struct Plane {
   size_t rows, columns;
@@ -50,8 +56,8 @@ struct Choice {
 
 // What the counters of one kind of plane have learned.
 struct PlaneModel {
-  MixedBit mixed[kMixedBits];
-  Counter sign[9], row[4], high[10][kClasses];
+  MixedBit some;
+  Counter more[kMores][kFirstContexts], sign[9], row[4], high[10][kClasses];
 };
 
 // A stream in progress.
@@ -62,7 +68,8 @@ struct State {
   Counter numbers[kSlots][64];
 };
 
-// Codes one unsigned number below 2^31; numbers of one slot are expected to be alike.
+// Codes one unsigned number v below 2^31; numbers of one slot are expected to be alike. With v + 1 in [2^k, 2^(k+1)): k
+// ones and a zero, then the k bits below the first from the highest, with a counter for each slot and place of both.
 void PutNumber(State& state, int slot, uint32_t value);
 // At most `most`; returns false if the stream has a larger one.
 bool GetNumber(State& state, int slot, uint32_t most, uint32_t* value);

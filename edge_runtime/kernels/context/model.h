@@ -70,8 +70,6 @@ class MixedBit {
     first_[c.first].Learn(bit);
     second_[c.second].Learn(bit);
   }
-  // Of the first table alone, for estimates.
-  uint32_t Guess(const Context& c) const { return first_[c.first].Probability(); }
 
  private:
   static constexpr int32_t kMostWeight = 1 << 18;
