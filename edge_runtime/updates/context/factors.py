@@ -9,13 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32]
+from edge_runtime.kernels.context import TAPS
+from edge_runtime.updates.context.format import MAX_TAP, Matrix
 
-MAX_RANK = 256
 _OVERSAMPLING = 8
 MIN_COLUMNS = 48  # below it no lag is looked for
 ALIKE = 0.25  # the least autocorrelation of a lag worth knowing
-MAX_TAP = 16
 
 
 def right_factors(x: Matrix, count: int) -> tuple[NDArray[np.float64], Matrix]:
@@ -79,7 +78,7 @@ def prediction(x: Matrix, lag: int) -> tuple[int, tuple[int, ...]]:
     taps = np.clip(np.rint(8 * solved), -MAX_TAP, MAX_TAP).astype(int).tolist()
     if not any(taps):
         lag = 0
-    return lag, tuple(taps + [0] * (5 - len(taps)))
+    return lag, tuple(taps + [0] * (TAPS - len(taps)))
 
 
 def _eigen(gram: Matrix, count: int) -> tuple[NDArray[np.float64], Matrix]:
