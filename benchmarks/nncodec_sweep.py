@@ -1,0 +1,163 @@
+"""nncodec's best NMSE at any rate: its curves over the step size in every setting, and their lower envelope.
+
+nncodec runs in an environment of its own, .venv-nncodec of the checkout or the folder that HEDGEROW_NNCODEC names
+(`make rivals-nncodec` sets it up).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from processes import HERE, ONE_THREAD
+from recordings import load_tensors
+
+OCTAVE = 16  # values of qp that double the step
+COARSE = OCTAVE // 2
+FEWEST, MOST = 0.08, 1.25  # bits per parameter that a curve covers, with one point beyond at either end
+WIDEST = 1.4  # ratio of the rates of neighbouring points, where there is a qp between them
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """With or without dependent quantisation, and the weight of the rate in its decisions."""
+
+    use_dq: bool
+    lambda_scale: float
+
+    def __str__(self) -> str:
+        return f"{'DQ' if self.use_dq else 'SQ'} lambda {self.lambda_scale:g}"
+
+
+SETTINGS = tuple(Setting(use_dq, scale) for use_dq in (False, True) for scale in (0.0, 0.5, 1.0, 2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One coded update: bits per parameter and NMSE."""
+
+    qp: int
+    bits: float
+    nmse: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one setting reaches on one update, from few bits to many."""
+
+    setting: Setting
+    points: tuple[Point, ...]
+
+    def nmse_at(self, bits: float) -> float:
+        """Interpolated in log NMSE over log bits; infinite outside the curve."""
+        return interpolate([(point.bits, point.nmse) for point in self.points], bits)
+
+    def nearest(self, bits: float) -> Point:
+        return min(self.points, key=lambda point: abs(math.log(point.bits / bits)))
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The lower envelope at one rate: the NMSE, and the setting and step size that come to lie there."""
+
+    bits: float
+    nmse: float
+    setting: Setting
+    qp: int
+
+
+def interpolate(points: Iterable[tuple[float, float]], bits: float) -> float:
+    """NMSE at `bits` on the curve through (bits, nmse) points, straight in logarithms; infinite outside of it."""
+    rates, errors = zip(*sorted(points), strict=True)
+    if not rates[0] <= bits <= rates[-1]:
+        return math.inf
+    return float(np.exp(np.interp(math.log(bits), np.log(rates), np.log(errors))))
+
+
+def lower_envelope(curves: Sequence[Curve], bits: float) -> Best:
+    """The least NMSE that any of the curves has at this rate."""
+    best = min(curves, key=lambda curve: curve.nmse_at(bits))
+    return Best(bits, best.nmse_at(bits), best.setting, best.nearest(bits).qp)
+
+
+def nncodec_python() -> Path:
+    folder = os.environ.get("HEDGEROW_NNCODEC")
+    return (Path(folder) if folder else HERE.parent / ".venv-nncodec") / "bin" / "python"
+
+
+def why_missing() -> str:
+    """Why nncodec cannot run here, as one line for the reader; "" where it can."""
+    python = nncodec_python()
+    look = "import sys; from importlib.util import find_spec; sys.exit(find_spec('nncodec') is None)"
+    there = python.is_file() and subprocess.run([python, "-c", look], check=False).returncode == 0
+    return "" if there else "skipped: nncodec (make rivals-nncodec builds it)"
+
+
+class Nncodec:
+    """A process of `nncodec_rival.py`, one thread; answers jobs until it is closed."""
+
+    def __init__(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        limits = dict.fromkeys(ONE_THREAD, "1")
+        self._process = subprocess.Popen(
+            [nncodec_python(), "-W", "ignore", HERE / "nncodec_rival.py"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**environment, **limits},
+        )  # fmt: skip
+
+    def __enter__(self) -> Nncodec:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._process.communicate()
+
+    def run(self, update: Path, setting: Setting, qp: int, repeats: int = 1) -> dict[str, Any]:
+        """Bytes, NMSE, and seconds of CPU time to encode and decode."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        job = {"update": str(update), "qp": qp, **asdict(setting), "repeats": repeats}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"nncodec ended while it coded {update.name} at qp {qp}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def curves(self, update: Path, settings: Sequence[Setting] = SETTINGS) -> list[Curve]:
+        """One curve a setting, by ever finer steps from FEWEST to MOST bits per parameter."""
+        return [Curve(setting, tuple(self._walk(update, setting))) for setting in settings]
+
+    def _walk(self, update: Path, setting: Setting) -> list[Point]:
+        size, rms = size_and_rms(update)
+
+        def code(qp: int) -> Point:
+            found = self.run(update, setting, qp)
+            return Point(qp, 8 * found["bytes"] / size, found["nmse"])
+
+        # Begin where nearly all is zero, and go to finer steps.
+        points = [code(COARSE * round(OCTAVE * math.log2(16 * rms) / COARSE))]
+        while points[-1].bits < MOST:
+            points.append(code(points[-1].qp - COARSE))
+        while points[1].bits < FEWEST:
+            points.pop(0)
+        at = 0
+        while at + 1 < len(points):
+            here, there = points[at : at + 2]
+            if there.bits > WIDEST * here.bits and here.qp - there.qp > 1:
+                points.insert(at + 1, code((here.qp + there.qp) // 2))
+            else:
+                at += 1
+        return points
+
+
+def size_and_rms(update: Path) -> tuple[int, float]:
+    flat = np.concatenate([tensor.ravel() for tensor in load_tensors(update).values()])
+    return flat.size, float(np.sqrt(np.mean(np.square(flat, dtype=np.float64))))
