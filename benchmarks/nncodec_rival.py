@@ -1,7 +1,8 @@
-"""Runs nncodec, the reference implementation of ISO/IEC 15938-17 (NNC), in its own environment: one job a line.
+"""Runs nncodec, the reference implementation of ISO/IEC 15938-17 (NNC), in its own environment: one job a line; see
+`codec_jobs.py`.
 
     stdin   {"update": FILE.npz, "qp": -120, "use_dq": true, "lambda_scale": 1.0, "repeats": 1}
-    stdout  {"bytes": ..., "nmse": ..., "encode_s": ..., "decode_s": ...}       CPU time, medians of the repeats
+    stdout  {"parameters": ..., "bytes": ..., "nmse": ..., "encode_s": ..., "decode_s": ...}
 
 `bytes` is the whole bitstream. Only `bench_codecs.py` starts this, with the Python that `make rivals-nncodec` sets up.
 Its defaults would cost it a quarter to a half of what it can do at these rates: here one step serves all tensors
@@ -45,7 +46,7 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nncodec prints
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nncodec prints
     torch.set_num_threads(1)
     sys.meta_path.append(Absent())
     for line in sys.stdin:
@@ -78,6 +79,7 @@ def run(update: str, qp: int, use_dq: bool, lambda_scale: float, repeats: int) -
     error = sum(float(np.sum((decoded[name] - tensors[name]).astype(np.float64) ** 2)) for name in tensors)
     energy = sum(float(np.sum(tensor.astype(np.float64) ** 2)) for tensor in tensors.values())
     return {
+        "parameters": sum(tensor.size for tensor in tensors.values()),
         "bytes": len(stream),
         "nmse": error / energy,
         "encode_s": statistics.median(encode_s),

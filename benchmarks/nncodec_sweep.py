@@ -6,19 +6,17 @@ nncodec runs in an environment of its own, .venv-nncodec of the checkout or the 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from processes import HERE, ONE_THREAD
-from recordings import load_tensors
+from codec_jobs import Coder, size_and_rms
+from processes import HERE
 
 OCTAVE = 16  # values of qp that double the step
 COARSE = OCTAVE // 2
@@ -63,6 +61,13 @@ class Curve:
     def nearest(self, bits: float) -> Point:
         return min(self.points, key=lambda point: abs(math.log(point.bits / bits)))
 
+    def as_json(self) -> dict[str, Any]:
+        return {"setting": asdict(self.setting), "points": [asdict(point) for point in self.points]}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Curve:
+        return cls(Setting(**found["setting"]), tuple(Point(**point) for point in found["points"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Best:
@@ -101,63 +106,33 @@ def why_missing() -> str:
     return "" if there else "skipped: nncodec (make rivals-nncodec builds it)"
 
 
-class Nncodec:
-    """A process of `nncodec_rival.py`, one thread; answers jobs until it is closed."""
-
-    def __init__(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        limits = dict.fromkeys(ONE_THREAD, "1")
-        self._process = subprocess.Popen(
-            [nncodec_python(), "-W", "ignore", HERE / "nncodec_rival.py"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**environment, **limits},
-        )  # fmt: skip
-
-    def __enter__(self) -> Nncodec:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._process.communicate()
-
-    def run(self, update: Path, setting: Setting, qp: int, repeats: int = 1) -> dict[str, Any]:
-        """Bytes, NMSE, and seconds of CPU time to encode and decode."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        job = {"update": str(update), "qp": qp, **asdict(setting), "repeats": repeats}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        if not (line := self._process.stdout.readline()):
-            raise RuntimeError(f"nncodec ended while it coded {update.name} at qp {qp}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def curves(self, update: Path, settings: Sequence[Setting] = SETTINGS) -> list[Curve]:
-        """One curve a setting, by ever finer steps from FEWEST to MOST bits per parameter."""
-        return [Curve(setting, tuple(self._walk(update, setting))) for setting in settings]
-
-    def _walk(self, update: Path, setting: Setting) -> list[Point]:
-        size, rms = size_and_rms(update)
-
-        def code(qp: int) -> Point:
-            found = self.run(update, setting, qp)
-            return Point(qp, 8 * found["bytes"] / size, found["nmse"])
-
-        # Begin where nearly all is zero, and go to finer steps.
-        points = [code(COARSE * round(OCTAVE * math.log2(16 * rms) / COARSE))]
-        while points[-1].bits < MOST:
-            points.append(code(points[-1].qp - COARSE))
-        while points[1].bits < FEWEST:
-            points.pop(0)
-        at = 0
-        while at + 1 < len(points):
-            here, there = points[at : at + 2]
-            if there.bits > WIDEST * here.bits and here.qp - there.qp > 1:
-                points.insert(at + 1, code((here.qp + there.qp) // 2))
-            else:
-                at += 1
-        return points
+def start_nncodec() -> Coder:
+    return Coder(nncodec_python(), "nncodec_rival.py")
 
 
-def size_and_rms(update: Path) -> tuple[int, float]:
-    flat = np.concatenate([tensor.ravel() for tensor in load_tensors(update).values()])
-    return flat.size, float(np.sqrt(np.mean(np.square(flat, dtype=np.float64))))
+def curves(nncodec: Coder, update: Path, settings: Sequence[Setting] = SETTINGS) -> list[Curve]:
+    """One curve a setting, by ever finer steps from FEWEST to MOST bits per parameter."""
+    return [Curve(setting, tuple(_walk(nncodec, update, setting))) for setting in settings]
+
+
+def _walk(nncodec: Coder, update: Path, setting: Setting) -> list[Point]:
+    def code(qp: int) -> Point:
+        found = nncodec.run(update, qp=qp, **asdict(setting))
+        return Point(qp, found.bits, found.nmse)
+
+    _, rms = size_and_rms(update)
+    # Begin where nearly all is zero.
+    points = [code(COARSE * round(OCTAVE * math.log2(16 * rms) / COARSE))]
+    while points[-1].bits < MOST:
+        points.append(code(points[-1].qp - COARSE))
+    while len(points) > 1 and points[1].bits < FEWEST:
+        points.pop(0)
+    at = 0
+    while at + 1 < len(points):
+        here, there = points[at : at + 2]
+        # Some updates have many values of one size, and a small change of the step doubles the rate.
+        if there.bits > WIDEST * here.bits and here.qp - there.qp > 1:
+            points.insert(at + 1, code((here.qp + there.qp) // 2))
+        else:
+            at += 1
+    return points

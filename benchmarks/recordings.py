@@ -77,6 +77,9 @@ class Federation:
     batch_size: int = 32
     epochs: int = 1
 
+    def names(self) -> list[str]:
+        return [f"{self.family}-r{number:02d}-c{client}" for number in self.rounds for client in range(RECORDED)]
+
     def about(self) -> dict[str, Any]:
         return {**asdict(self), "optimizer": repr(self.optimizer)}
 
@@ -199,6 +202,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 def load_tensors(path: Path) -> Tensors:
     with np.load(path) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def flat_update(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.concatenate([tensor.ravel() for tensor in load_tensors(path).values()])
 
 
 if __name__ == "__main__":
