@@ -47,8 +47,8 @@ class Coder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if self._process.poll() is None:
-            self._process.communicate()
+        with self._process:  # closes its pipes, so that it ends, and waits
+            pass
 
     def run(self, update: Path, repeats: int = 1, **job: Any) -> Coded:
         """The update, coded as the job says.

@@ -1,5 +1,4 @@
-"""Runs nncodec, the reference implementation of ISO/IEC 15938-17 (NNC), in its own environment: one job a line; see
-`codec_jobs.py`.
+"""Runs nncodec, reference implementation of ISO/IEC 15938-17 (NNC), one job a line; see `codec_jobs.py`.
 
     stdin   {"update": FILE.npz, "qp": -120, "use_dq": true, "lambda_scale": 1.0, "repeats": 1}
     stdout  {"parameters": ..., "bytes": ..., "nmse": ..., "encode_s": ..., "decode_s": ...}
@@ -28,7 +27,9 @@ import torch
 
 QP_DENSITY = 4  # 16 values of qp double the step
 # nncodec imports these for training and evaluating models, which is not done here.
-UNUSED = {"cv2", "flwr", "h5py", "pandas", "ptflops", "sklearn", "tensorflow", "torchmetrics", "torchvision", "tqdm", "wandb"}  # fmt: skip
+UNUSED = {
+    "cv2", "flwr", "h5py", "pandas", "ptflops", "sklearn", "tensorflow", "torchmetrics", "torchvision", "tqdm", "wandb",
+}  # fmt: skip
 
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -73,7 +73,7 @@ class Federation:
     family: str
     task: str
     rounds: tuple[int, ...]
-    optimizer: er.SGD | er.Adam = er.SGD(lr=0.02, momentum=0.9)  # noqa: RUF009 (frozen)
+    optimizer: er.SGD | er.Adam = er.SGD(lr=0.02, momentum=0.9)
     batch_size: int = 32
     epochs: int = 1
 
