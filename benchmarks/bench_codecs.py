@@ -5,8 +5,8 @@ sum((x - decoded)^2) / sum(x^2). Every coder runs in a fresh process, one thread
 input, medians of repeats, and that of `context` includes its search for the step size that gives the asked rate.
 
 1. `context` against nncodec (ISO/IEC 15938-17, NNC) at equal bytes: ours as it comes, nncodec's by interpolation in log
-   NMSE over log rate on the lower envelope of its curves, with and without dependent quantisation at lambda_scale 0,
-   0.5, 1 and 2, one step size for all tensors, zero rows skipped: a quarter to a half below its defaults.
+   NMSE over log rate on the lower envelope of its curves, without dependent quantisation at lambda_scale 0, 1 and 2 and
+   with it also at 4 and 6, one step size for all tensors, zero rows skipped: a quarter to a half below its defaults.
 2. Speed of both side by side, nncodec in the setting that is best at that rate.
 3. Every other codec, averaged over the recordings of a model. "uniform + entropy code" is no codec of ours: one
    dead-zone quantiser for all, and the code length that an ideal coder with one adaptive table would need.
