@@ -158,21 +158,22 @@ def could_be(text: str, federation: Any) -> bool:
 
 def sweep(updates: Sequence[Path], kept: Path | None) -> dict[str, list[Curve]]:
     """Curves of nncodec by recording, shared out over the cores: sizes and errors do not depend on the load."""
-    if kept and kept.is_file():
-        stored = json.loads(kept.read_text())
-        return {path.stem: [Curve.from_json(curve) for curve in stored[path.stem]] for path in updates}
-    print(f"   nncodec codes {len(updates)} recordings in all its settings; this takes minutes", flush=True)
-    cores = min(len(os.sched_getaffinity(0)), len(updates))
+    stored = json.loads(kept.read_text()) if kept and kept.is_file() else {}
+    new = [path for path in updates if path.stem not in stored]
+    if new:
+        print(f"   nncodec codes {len(new)} recordings in all its settings; this takes minutes", flush=True)
+    processes = min(len(os.sched_getaffinity(0)), len(new)) or 1
 
-    def share(first: int) -> dict[str, list[Curve]]:
+    def share(first: int) -> dict[str, Any]:
         with start_nncodec() as nncodec:
-            return {path.stem: curves(nncodec, path) for path in updates[first::cores]}
+            return {path.stem: [one.as_json() for one in curves(nncodec, path)] for path in new[first::processes]}
 
-    with ThreadPoolExecutor(cores) as pool:
-        found = {name: those for part in pool.map(share, range(cores)) for name, those in part.items()}
-    if kept:
-        kept.write_text(json.dumps({name: [curve.as_json() for curve in those] for name, those in found.items()}))
-    return found
+    with ThreadPoolExecutor(processes) as pool:
+        for part in pool.map(share, range(processes) if new else ()):
+            stored |= part
+    if kept and new:
+        kept.write_text(json.dumps(stored))
+    return {path.stem: [Curve.from_json(curve) for curve in stored[path.stem]] for path in updates}
 
 
 def start_ours() -> Coder:

@@ -129,6 +129,26 @@ def test_nncodec_that_is_not_built_is_skipped_with_the_remedy(
     assert load("nncodec_sweep").why_missing() == "skipped: nncodec (make rivals-nncodec builds it)"
 
 
+def test_nncodecs_curves_are_read_where_they_are_kept(load: Any, tmp_path: Path) -> None:
+    bench, sweep = load("bench_codecs"), load("nncodec_sweep")
+    curve = sweep.Curve(sweep.Setting(True, 1.0), (sweep.Point(-10, 0.1, 0.5), sweep.Point(-20, 1.0, 0.05)))
+    kept = tmp_path / "curves.json"
+    kept.write_text(json.dumps({"mlp-r01-c0": [curve.as_json()], "mlp-r01-c1": []}))
+    assert bench.sweep([Path("mlp-r01-c0.npz")], kept) == {"mlp-r01-c0": [curve]}
+
+
+def test_a_row_says_how_far_from_nncodec_and_is_silent_outside_its_curves(load: Any) -> None:
+    bench, sweep, jobs = load("bench_codecs"), load("nncodec_sweep"), load("codec_jobs")
+    ours, setting = jobs.Coded(0.25, 0.3, 100.0, 200.0), sweep.Setting(True, 2.0)
+    row = bench.Row("big-cnn-r03-c0", "context 0.25", ours, sweep.Best(0.25, 0.4, setting, -100))
+    assert row.family == "big-cnn"
+    assert row.over_rival == pytest.approx(0.75)
+    assert row.as_json()["nncodec_setting"] == "DQ lambda 2"
+    for rival in (None, sweep.Best(0.25, math.inf, setting, -100)):
+        assert math.isnan(bench.Row("cnn-r01-c0", "context 0.25", ours, rival).over_rival)
+    assert bench.at_most("x", math.nan, 1.0).endswith("MISSED")
+
+
 def test_a_child_codes_with_our_codecs_and_counts_the_whole_payload(load: Any, tmp_path: Path) -> None:
     jobs = load("codec_jobs")
     update = {"w": np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32), "b": np.zeros(3, np.float32)}
