@@ -80,7 +80,7 @@ class Row:
 
     @property
     def over_rival(self) -> float:
-        # Infinite where ours took so few or so many bytes that nncodec's curves do not reach there.
+        # Infinite where ours took so many bytes that nncodec's curves do not reach there.
         return self.coded.nmse / self.rival.nmse if self.rival and self.rival.nmse < math.inf else math.nan
 
     def as_json(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def draw_nmse(panels: Mapping[str, Sequence[Line]], out: Path) -> None:
                 lw=1.3,
                 label=line.label,
             )
-        axis.set(xscale="log", yscale="log", title=name, xlim=(0.04, 10), ylim=(3e-4, 2))
+        axis.set(xscale="log", yscale="log", title=name, xlim=(0.04, 10), ylim=(1e-4, 2))
         axis.set_xticks([0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8], ["0.05", "0.1", "0.25", "0.5", "1", "2", "4", "8"])
         axis.minorticks_off()
         axis.grid(alpha=0.25)

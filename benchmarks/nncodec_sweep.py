@@ -59,7 +59,7 @@ class Curve:
     points: tuple[Point, ...]
 
     def nmse_at(self, bits: float) -> float:
-        """Interpolated in log NMSE over log bits; infinite outside the curve."""
+        """Interpolated in log NMSE over log bits; see `interpolate` for rates outside the curve."""
         return interpolate([(point.bits, point.nmse) for point in self.points], bits)
 
     def nearest(self, bits: float) -> Point:
@@ -84,9 +84,12 @@ class Best:
 
 
 def interpolate(points: Iterable[tuple[float, float]], bits: float) -> float:
-    """NMSE at `bits` on the curve through (bits, nmse) points, straight in logarithms; infinite outside of it."""
+    """NMSE at `bits` on the curve through (bits, nmse) points, straight in logarithms.
+
+    Below the curve it is that of the curve's first point, as if that took no more bytes; above it is infinite.
+    """
     rates, errors = zip(*sorted(points), strict=True)
-    if not rates[0] <= bits <= rates[-1]:
+    if bits > rates[-1]:
         return math.inf
     return float(np.exp(np.interp(math.log(bits), np.log(rates), np.log(errors))))
 
