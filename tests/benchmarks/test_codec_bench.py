@@ -213,3 +213,18 @@ def test_pictures_are_drawn(load: Any, tmp_path: Path) -> None:
     pictures.draw_nmse({"a": [line], "b": [line, pictures.Line("none", [])], "c": [line]}, tmp_path / "a.png")
     pictures.draw_accuracy([pictures.Dot("ours", 0.2, 0.77, 0.76, 0.78)], 25, tmp_path / "b.png")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
+
+
+def test_the_claims_on_accuracy_are_judged_against_float32_of_the_same_seed(load: Any) -> None:
+    accuracy = load("codec_accuracy")
+
+    def run(at_end: float) -> Any:
+        return accuracy.Run(1, 1, dict.fromkeys(range(1, accuracy.ROUNDS + 1), at_end))
+
+    ends = {"float32": (0.80, 0.70), "context 0.1": (0.79, 0.68), "context 0.1, feedback": (0.78, 0.68)}
+    ends |= {"top 1 %, fp16": (0.70, 0.60), "STC 1 %": (0.80, 0.70), "STC 1 %, feedback": (0.785, 0.68)}
+    lines = accuracy.verdicts({label: [run(end) for end in own] for label, own in ends.items()})
+    assert [line.rsplit(" ", 2)[1:] for line in lines[:4]] == [
+        ["1.50,", "holds"], ["8.50,", "holds"], ["-1.50,", "MISSED"], ["0.25,", "holds"],
+    ]  # fmt: skip
+    assert [line.endswith("MISSED") for line in lines[4:]] == [True, False, True, True]
