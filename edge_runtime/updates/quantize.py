@@ -50,7 +50,7 @@ class PerChannel(Coder):
         channels = list(_channels(layout))
         codes = reader.bits(f"{self.name} scales", sum(rows for _, rows, _ in channels), 24).astype(np.uint32)
         if codes.size and not (self._lowest_code <= codes.min() and codes.max() <= self._highest_code):
-            raise PeerError(f"{self.name} scales must be finite and at least 2^-126, with {self.peak} of them finite")
+            raise PeerError(f"{self.name} scales must be 2^-126 or more, and finite times {self.peak}")
         scales, q = _scales(codes), self._unpack(reader, layout.size)
         if q.size and q.min() < -self.peak:
             raise PeerError(f"{self.name} values must be -{self.peak} to {self.peak}")
