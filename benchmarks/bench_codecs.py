@@ -87,7 +87,8 @@ class Row:
         kept = {"recording": self.recording, "codec": self.label, **asdict(self.coded)}
         if self.rival:
             kept |= {"nncodec_nmse": self.rival.nmse, "nncodec_setting": str(self.rival.setting)}
-        return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in kept.items()}
+        measured = {name: value for name, value in kept.items() if value == value}  # NaN is no JSON
+        return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in measured.items()}
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = ("#c0392b", "#2c3e50", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#e67e22", "#16a085", "#b8860b")
-MARKERS = "osD^vPX<>"
+COLOURS = ("#c0392b", "#2c3e50", "#7f8c8d", "#2980b9", "#27ae60", "#8e44ad", "#e67e22", "#16a085", "#b8860b", "#d81b8c")
+MARKERS = "osD^vPX<>p"
 DPI = 110
 
 

@@ -145,6 +145,8 @@ def test_a_row_says_how_far_from_nncodec_and_is_silent_outside_its_curves(load: 
     assert row.family == "big-cnn"
     assert row.over_rival == pytest.approx(0.75)
     assert row.as_json()["nncodec_setting"] == "DQ lambda 2"
+    ideal = bench.Row("cnn-r01-c0", "ideal", jobs.Coded(0.25, 0.3, math.nan, math.nan))
+    assert ideal.as_json() == {"recording": "cnn-r01-c0", "codec": "ideal", "bits": 0.25, "nmse": 0.3}
     for rival in (None, sweep.Best(0.25, math.inf, setting, -100)):
         assert math.isnan(bench.Row("cnn-r01-c0", "context 0.25", ours, rival).over_rival)
     assert bench.at_most("x", math.nan, 1.0).endswith("MISSED")
