@@ -49,7 +49,9 @@ int32_t hr_context_get_number(void* state, int32_t slot, uint32_t most, uint32_t
   return GetNumber(StateAt(state), slot, most, value) ? 0 : -1;
 }
 
-size_t hr_context_workspace_bytes(size_t columns) { return hedgerow::context::WorkspaceBytes(columns); }
+size_t hr_context_workspace_bytes(size_t columns, size_t lag) {
+  return hedgerow::context::WorkspaceBytes(columns, lag);
+}
 
 void hr_context_put_plane(void* state, int32_t kind, size_t rows, size_t columns, const uint8_t* row_class, size_t lag,
                           const int32_t* taps, float lambda, float d1, float d2, const float* x, int16_t* q,

@@ -22,9 +22,9 @@ HR_API void hr_context_put_number(void* state, int32_t slot, uint32_t value);
 HR_API int32_t hr_context_get_number(void* state, int32_t slot, uint32_t most, uint32_t* value);
 
 // kind is 0 or 1; row_class may be nullptr; taps are 5; lag is 0 or 3 and more; workspace holds
-// hr_context_workspace_bytes(columns), aligned to 2 bytes.
+// hr_context_workspace_bytes(columns, lag), aligned to 2 bytes.
 // x is finite. seen: context.h's Seen, added to.
-HR_API size_t hr_context_workspace_bytes(size_t columns);
+HR_API size_t hr_context_workspace_bytes(size_t columns, size_t lag);
 HR_API void hr_context_put_plane(void* state, int32_t kind, size_t rows, size_t columns, const uint8_t* row_class,
                                  size_t lag, const int32_t* taps, float lambda, float d1, float d2, const float* x,
                                  int16_t* q, void* workspace, double* seen);

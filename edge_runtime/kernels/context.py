@@ -38,7 +38,7 @@ def _core() -> ctypes.CDLL:
             ("hr_context_end_decode", [pointer], number),
             ("hr_context_put_number", [pointer, number, ctypes.c_uint32], None),
             ("hr_context_get_number", [pointer, number, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], number),
-            ("hr_context_workspace_bytes", [size], size),
+            ("hr_context_workspace_bytes", [size, size], size),
             ("hr_context_put_plane", [*plane, real, real, real, pointer, pointer, pointer, pointer], None),
             ("hr_context_get_plane", [*plane, pointer, pointer], number),
             ("hr_context_decode_levels", [size, pointer, number, number, real, pointer], None),
@@ -94,7 +94,7 @@ class PlaneEncoder:
         """
         check(x, "x", np.float32, shape=(form.rows, form.columns))
         q = np.empty(x.shape, np.int16)
-        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns), np.uint8)
+        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns, form.lag), np.uint8)
         _core().hr_context_put_plane(
             *_arguments(self._state, form),
             *(lambda_, d1, d2, x.ctypes.data, q.ctypes.data, workspace.ctypes.data, self.seen[form.kind].ctypes.data),
@@ -130,7 +130,7 @@ class PlaneDecoder:
     def plane(self, form: PlaneForm) -> NDArray[np.int16]:
         """int16 of the plane's shape."""
         q = np.empty((form.rows, form.columns), np.int16)
-        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns), np.uint8)
+        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns, form.lag), np.uint8)
         if _core().hr_context_get_plane(*_arguments(self._state, form), q.ctypes.data, workspace.ctypes.data):
             raise PeerError(f"a value of {form.rows} x {form.columns} is beyond {MAX_MAGNITUDE} steps")
         return q

@@ -42,8 +42,9 @@ def class_of(v: int) -> int:
 class Counter:
     """The share of ones, of 2^24, after `seen` bits."""
 
-    def __init__(self) -> None:
-        self.share, self.seen = 1 << 23, 0
+    def __init__(self, logit: int | None = None) -> None:
+        """Nothing seen yet, or as if three bits had been that speak for this logit."""
+        self.share, self.seen = (1 << 23, 0) if logit is None else (probability(logit) << 8, 3)
 
     @property
     def p(self) -> int:
@@ -55,11 +56,28 @@ class Counter:
         self.seen = min(self.seen + 1, 255)
 
 
+def some_logit(m: int) -> int:
+    return -896 if m <= 4 else -896 + 140 * (m - 4) if m <= 10 else -56 + 118 * (m - 10)
+
+
+def first_logit(name: tuple[object, ...]) -> int | None:
+    """What the counter of that name begins with."""
+    match name:
+        case ("more", _, int(k), int(context)):
+            return max(118 * (context // 4) - 206 * k - 1463, -590)
+        case ("high", *_):
+            return -205
+    return None
+
+
 class Mixed:
     """Two tables of counters whose logits are mixed by learned weights."""
 
     def __init__(self) -> None:
-        self.tables: tuple[defaultdict[int, Counter], ...] = (defaultdict(Counter), defaultdict(Counter))
+        self.tables: tuple[dict[int, Counter], ...] = (
+            {c: Counter(max(some_logit(c // 4), 77 if c % 4 else -9999)) for c in range(128)},
+            {c: Counter(some_logit(2 * (c % 16))) for c in range(512)},
+        )
         self.weights: defaultdict[int, list[int]] = defaultdict(lambda: [1 << 15, 1 << 15])
 
     def look(self, contexts: Sequence[int], row: int) -> None:
@@ -114,10 +132,10 @@ class _Coder:
     def __init__(self, bit: Callable[[int, int], int]) -> None:
         self._bit = bit
         self._some = [Mixed(), Mixed()]
-        self._counters: defaultdict[tuple[object, ...], Counter] = defaultdict(Counter)
+        self._counters: dict[tuple[object, ...], Counter] = {}
 
     def _counted(self, bit: int, *name: object) -> int:
-        counter = self._counters[name]
+        counter = self._counters.setdefault(name, Counter(first_logit(name)))
         bit = self._bit(bit, counter.p)
         counter.learn(bit)
         return bit

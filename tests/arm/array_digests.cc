@@ -1,4 +1,4 @@
-// Runs the kernels of c_api_arrays.h on made-up arrays, on every ISA of this CPU, and prints one digest a family of all
+// Runs the kernels of c_api_arrays.h and c_api_context.h on made-up arrays, on every ISA of this CPU, and prints one digest a family of all
 // that they wrote. The digests of every ISA, CPU and architecture are the same: one that differs is a wrong kernel, and
 // the exit code then is 1. Inputs end where a page that nobody may touch begins, so a read past one's end is a crash.
 //
@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "c_api_arrays.h"
+#include "c_api_context.h"
 
 namespace {
 
@@ -181,6 +182,65 @@ void Topk() {
   }
 }
 
+void LowRank() {
+  for (size_t i = 0; i < 60; ++i) {
+    const size_t rows = Random() % 9, columns = Random() % 90, rank = Random() % 12;
+    Array<float> a(rank * rows), b(rank * columns), y(rows * columns);
+    for (Array<float>* x = &a; x; x = x == &a ? &b : nullptr) {
+      for (size_t j = 0; j < x->size(); ++j) (*x)[j] = static_cast<float>(static_cast<int32_t>(Random())) * 1e-5f;
+    }
+    hr_low_rank_product(rows, columns, rank, a.data(), b.data(), y.data());
+    y.TakeAll();
+  }
+}
+
+// A plane is written and read back; then what any bytes decode to.
+void Context() {
+  Array<uint64_t> state((hr_context_state_bytes() + 7) / 8);
+  for (size_t i = 0; i < 60; ++i) {
+    const size_t rows = Random() % 9, columns = Random() % 90, lag = i % 3 ? 3 + Random() % 20 : 0;
+    const auto kind = static_cast<int32_t>(i & 1);
+    const int32_t size = i % 4 ? 1 + static_cast<int32_t>(Random() % 12) : 32767;
+    Array<float> x(rows * columns), levels(rows * columns);
+    Array<int16_t> q(rows * columns), back(rows * columns);
+    Array<uint8_t> classes(rows), workspace(hr_context_workspace_bytes(columns, lag)), bytes(16 * rows * columns + 64);
+    Array<int32_t> taps(5);
+    Array<double> seen(4, 0);
+    for (size_t j = 0; j < x.size(); ++j) x[j] = static_cast<float>(static_cast<int32_t>(Random()) % (4 * size)) * 0.25f;
+    for (size_t j = 0; j < rows; ++j) classes[j] = static_cast<uint8_t>(Random() % 32);
+    for (size_t j = 0; j < 5; ++j) taps[j] = i % 5 ? static_cast<int32_t>(Random() % 33) - 16 : 0;
+    const uint8_t* given = i % 7 ? classes.data() : nullptr;
+    hr_context_begin_encode(state.data(), bytes.data(), bytes.size());
+    hr_context_put_number(state.data(), static_cast<int32_t>(i % 16), static_cast<uint32_t>(Random() >> (33 + i % 31)));
+    // Without lambda the choice is a matter of exact squares; with it, of logarithms that differ between machines.
+    hr_context_put_plane(state.data(), kind, rows, columns, given, lag, taps.data(), 0, 1, 1.0625f, x.data(), q.data(),
+                         workspace.data(), seen.data());
+    const uint64_t written = hr_context_end_encode(state.data());
+    if (written > bytes.size()) std::abort();
+    q.TakeAll(), seen.TakeAll(), Take(&written, sizeof written), Take(bytes.data(), written);
+    Array<uint8_t> exact(written);
+    std::memcpy(exact.data(), bytes.data(), written);
+    uint32_t number;
+    hr_context_begin_decode(state.data(), exact.data(), written);
+    if (hr_context_get_number(state.data(), static_cast<int32_t>(i % 16), UINT32_MAX, &number) != 0) std::abort();
+    Take(&number, sizeof number);
+    if (hr_context_get_plane(state.data(), kind, rows, columns, given, lag, taps.data(), back.data(),
+                             workspace.data()) != 0) {
+      std::abort();
+    }
+    if (hr_context_end_decode(state.data()) != 0 || std::memcmp(q.data(), back.data(), 2 * q.size()) != 0) std::abort();
+    hr_context_decode_levels(q.size(), q.data(), 60, 70, 0.37f, levels.data());
+    levels.TakeAll();
+
+    for (size_t j = 0; j < written; ++j) exact[j] = static_cast<uint8_t>(Random());
+    hr_context_begin_decode(state.data(), exact.data(), written);
+    const int32_t status = hr_context_get_plane(state.data(), kind, rows, columns, given, lag, taps.data(), back.data(),
+                                                workspace.data());
+    Take(&status, sizeof status);
+    if (status == 0) back.TakeAll();
+  }
+}
+
 struct Family {
   const char* name;
   void (*run)();
@@ -188,7 +248,8 @@ struct Family {
 };
 
 Family families[] = {{"gemm_s8", Gemm, 0},     {"quantize", Quantize, 0}, {"requantize", Requantize, 0},
-                     {"pack_bits", PackBits, 0}, {"mask_add", MaskAdd, 0},  {"topk", Topk, 0}};
+                     {"pack_bits", PackBits, 0}, {"mask_add", MaskAdd, 0},  {"topk", Topk, 0},
+                     {"low_rank", LowRank, 0},   {"context", Context, 0}};
 
 }  // namespace
 

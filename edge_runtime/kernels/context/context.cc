@@ -59,6 +59,17 @@ struct Getting {
   bool Even(bool) { return state.decoder.Get(kHalf); }
 };
 
+// Straight lines through what recorded updates led to, over the expected size.
+int32_t SomeLogit(uint32_t expected) {
+  const int32_t m = static_cast<int32_t>(expected);
+  return m <= 4 ? -896 : m <= 10 ? -896 + 140 * (m - 4) : -56 + 118 * (m - 10);
+}
+
+int32_t MoreLogit(int32_t k, uint32_t expected) {
+  const int32_t line = 118 * static_cast<int32_t>(expected) - 206 * k - 1463;
+  return line < -590 ? -590 : line;
+}
+
 // What is known where the next integer comes.
 struct Place {
   Context context;
@@ -72,9 +83,10 @@ int32_t Sign(int32_t v) { return v > 0 ? 1 : v < 0 ? 2 : 0; }
 class Walk {
  public:
   Walk(const Plane& plane, int16_t* q, void* workspace) : plane_(plane), q_(q) {
-    std::memset(workspace, 0, WorkspaceBytes(plane.columns));
+    std::memset(workspace, 0, WorkspaceBytes(plane.columns, plane.lag));
     across_ = static_cast<uint16_t*>(workspace);
-    uint8_t* sizes = reinterpret_cast<uint8_t*>(across_ + plane.columns);
+    now_ = reinterpret_cast<int16_t*>(across_ + plane.columns) + kMargin + plane.lag;
+    uint8_t* sizes = reinterpret_cast<uint8_t*>(now_ + plane.columns);
     for (auto& row : sizes_) {
       row = sizes + kMargin;
       sizes += plane.columns + 2 * kMargin;
@@ -84,7 +96,6 @@ class Walk {
 
   void BeginRow(size_t i) {
     row_ = i;
-    now_ = q_ + i * plane_.columns;
     along_ = all_;
     shift_ = Least(5, 1 + Log2(static_cast<uint32_t>(i < 64 ? i + 1 : 64)));
     uint8_t* oldest = sizes_[2];
@@ -93,12 +104,11 @@ class Walk {
     sizes_[0] = oldest;
   }
   void EmptyRow() {
-    for (size_t j = 0; j < plane_.columns; ++j) {
-      now_[j] = 0;
-      sizes_[0][j] = 0;
-      Move(across_[j], 0, shift_);
-    }
+    std::memset(now_, 0, plane_.columns * sizeof *now_);
+    std::memset(sizes_[0], 0, plane_.columns);
+    for (size_t j = 0; j < plane_.columns; ++j) Move(across_[j], 0, shift_);
   }
+  void EndRow() { std::memcpy(q_ + row_ * plane_.columns, now_, plane_.columns * sizeof *now_); }
   Place At(size_t j) const {
     // Of this row, of the one above, and of the one above that: what lies beyond a row's ends is 0.
     const uint8_t *a = sizes_[0] + j, *up = sizes_[1] + j, *top = sizes_[2] + j;
@@ -118,7 +128,7 @@ class Walk {
     place.context.first = 4 * place.expected + static_cast<uint32_t>(Least(size, 3));
     place.context.second = 16 * row_class + place.expected / 2;
     place.context.weights = Least(place.expected / 3, 7u);
-    place.sign = 3 * Sign(place.predicted) + (j >= 1 ? Sign(now_[j - 1]) : 0);
+    place.sign = 3 * Sign(place.predicted) + Sign((now_ + j)[-1]);
     return place;
   }
   void Set(size_t j, int32_t value) {
@@ -139,16 +149,16 @@ class Walk {
   }
 
   int32_t Predicted(size_t j) const {
-    const size_t lag = plane_.lag;
-    auto term = [&](int t, size_t distance) { return j >= distance ? plane_.taps[t] * now_[j - distance] : 0; };
-    int32_t sum = term(0, 1) + term(1, 2);
-    if (lag != 0) sum += term(2, lag) + term(3, lag - 1) + term(4, lag + 1);
+    const int32_t* taps = plane_.taps;
+    const int16_t *q = now_ + j, *far = q - plane_.lag;
+    int32_t sum = taps[0] * q[-1] + taps[1] * q[-2];
+    if (plane_.lag != 0) sum += taps[2] * far[0] + taps[3] * far[1] + taps[4] * far[-1];
     const int32_t mu = (sum + 4) >> 3;
     return mu < -kMostMagnitude ? -kMostMagnitude : Least(mu, kMostMagnitude);
   }
 
   const Plane& plane_;
-  int16_t *q_, *now_ = nullptr;
+  int16_t *q_, *now_;  // a row's integers stand in now_, where zeros are before them, until it ends
   uint16_t* across_;
   uint8_t* sizes_[3];
   bool predicts_ = false;
@@ -267,24 +277,35 @@ bool CodePlane(End& end, PlaneModel& model, const Plane& plane, int16_t* q, void
     walk.BeginRow(i);
     const bool some = end.At(model.row[before], pick.Row(i));
     before = (before << 1 | some) & 3;
-    if (!some) {
-      walk.EmptyRow();
-      continue;
-    }
-    for (size_t j = 0; j < plane.columns; ++j) {
+    if (!some) walk.EmptyRow();
+    for (size_t j = 0; some && j < plane.columns; ++j) {
       const Place place = walk.At(j);
       model.some.Predict(place.context);
       const int32_t value = place.predicted + Difference(end, model, place, pick.At(i, j, place));
       if (value < -kMostMagnitude || value > kMostMagnitude) return false;
       walk.Set(j, value);
     }
+    walk.EndRow();
   }
   return true;
 }
 
 }  // namespace
 
-size_t WorkspaceBytes(size_t columns) { return 2 * columns + 3 * (columns + 2 * kMargin); }
+PlaneModel::PlaneModel()
+    : some([](uint32_t c) { return c % 4 == 0 || SomeLogit(c / 4) > 77 ? SomeLogit(c / 4) : 77; },
+           [](uint32_t c) { return SomeLogit(2 * (c % 16)); }) {
+  for (int32_t k = 0; k < kMores; ++k) {
+    for (uint32_t c = 0; c < kFirstContexts; ++c) more[k][c] = Counter(MoreLogit(k, c / 4));
+  }
+  for (auto& row : high) {
+    for (Counter& counter : row) counter = Counter(-205);
+  }
+}
+
+size_t WorkspaceBytes(size_t columns, size_t lag) {
+  return 2 * columns + 2 * (kMargin + lag + columns) + 3 * (columns + 2 * kMargin);
+}
 
 void PutNumber(State& state, int slot, uint32_t value) {
   Putting end{state};

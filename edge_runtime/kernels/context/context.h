@@ -24,7 +24,8 @@
 //   the highest bit    has one for each min(k, 9) and m; those below it have none
 //   a row's first bit  has one for each pair of what those of the two rows before it were
 //
-// Each of the kinds of planes has counters and weights of its own.
+// Each of the kinds of planes has counters and weights of its own. What they begin with are straight lines through what
+// recorded updates led to: PlaneModel().
 #ifndef HEDGEROW_CONTEXT_CONTEXT_H_
 #define HEDGEROW_CONTEXT_CONTEXT_H_
 
@@ -56,6 +57,8 @@ struct Choice {
 
 // What the counters of one kind of plane have learned.
 struct PlaneModel {
+  PlaneModel();
+
   MixedBit some;
   Counter more[kMores][kFirstContexts], sign[9], row[4], high[10][kClasses];
 };
@@ -75,7 +78,7 @@ void PutNumber(State& state, int slot, uint32_t value);
 bool GetNumber(State& state, int slot, uint32_t most, uint32_t* value);
 
 // What coding a plane needs beside it, aligned to 2 bytes.
-size_t WorkspaceBytes(size_t columns);
+size_t WorkspaceBytes(size_t columns, size_t lag);
 
 // Counts and sums of |x| where |q| is 1, and of |x| - |q| + 1 where it is
 // more, are added to `seen`, so that the caller can place d1 and d2.

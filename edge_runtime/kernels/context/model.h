@@ -19,6 +19,10 @@ inline constexpr Tables kTables;
 // ones by 1 / 256.6.
 class Counter {
  public:
+  Counter() = default;
+  // As if a few bits had been seen that speak for this logit.
+  explicit Counter(int32_t logit) : packed_(kTables.ProbabilityOf(logit) << 16 | 3) {}
+
   // Of 65536, and so far from 0 and 65536 that a surprise costs at most 12 bits.
   uint32_t Probability() const {
     const uint32_t p = packed_ >> 16;
@@ -45,7 +49,11 @@ struct Context {
 // A bit at one place of a symbol's code.
 class MixedBit {
  public:
-  MixedBit() {
+  // First and second give the logits to begin with, of a context each.
+  template <typename First, typename Second>
+  MixedBit(First first, Second second) {
+    for (uint32_t c = 0; c < kFirstContexts; ++c) first_[c] = Counter(first(c));
+    for (uint32_t c = 0; c < kSecondContexts; ++c) second_[c] = Counter(second(c));
     for (auto& pair : weights_) pair[0] = pair[1] = 1 << 15;
   }
 
@@ -55,9 +63,7 @@ class MixedBit {
     const int32_t* w = weights_[c.weights];
     logit_[0] = first_[c.first].Logit();
     logit_[1] = second_[c.second].Logit();
-    const int32_t logit = (w[0] * logit_[0] + w[1] * logit_[1]) >> 16;
-    p_ = kTables.probability[(logit < -kLogitLimit ? -kLogitLimit : logit > kLogitLimit ? kLogitLimit : logit) +
-                             kLogitLimit];
+    p_ = static_cast<int32_t>(kTables.ProbabilityOf((w[0] * logit_[0] + w[1] * logit_[1]) >> 16));
   }
   // The bit that the last Predict was about.
   void Learn(const Context& c, bool bit) {

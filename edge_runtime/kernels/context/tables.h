@@ -36,6 +36,10 @@ struct Tables {
     for (uint32_t n = 0; n < 256; ++n) rate[n] = 655360 / (10 * n + 16);
   }
 
+  constexpr uint32_t ProbabilityOf(int32_t x) const {
+    return probability[kLogitLimit + (x < -kLogitLimit ? -kLogitLimit : x > kLogitLimit ? kLogitLimit : x)];
+  }
+
   uint16_t probability[2 * kLogitLimit + 1] = {};  // of logit i - kLogitLimit
   int16_t logit[4096] = {};                        // the least whose probability is not below (i + 1/2) / 4096
   uint32_t rate[256] = {};                         // 65536 / (n + 1.6): how far the n-th observation moves a counter

@@ -13,7 +13,7 @@ from edge_runtime.updates.context.encoding import Coding, Update
 from edge_runtime.updates.context.format import HEADER, Offsets
 
 # The search aims at this part of the target, is content with that part, and gives up after so many codings.
-AIM, CLOSE, MOST_CODINGS = 0.96, 0.92, 8
+AIM, CLOSE, MOST_CODINGS = 0.97, 0.94, 8
 MIN_EXPONENT = -120  # of the step: an update below it vanishes
 
 Measure = Literal["nbytes", "nmse"]
