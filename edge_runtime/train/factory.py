@@ -6,6 +6,7 @@ import functools
 import re
 import zlib
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,7 +54,7 @@ def _cached_program(
 ) -> Program:
     from edge_runtime.building import build
 
-    names = [name.strip() for name in train.trainable.split(",") if name.strip()]
+    names = _trainable(train)
     return build(
         make_module(model, seed),
         np.zeros((1, *shape), dtype),
@@ -67,6 +68,27 @@ def _cached_program(
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
     )
+
+
+def _trainable(train: TrainConfig) -> list[str]:
+    return [name.strip() for name in train.trainable.split(",") if name.strip()]
+
+
+def _freeze_others(module: torch.nn.Module, train: TrainConfig) -> torch.nn.Module:
+    """The module with a gradient only for the parameters of `train.trainable`; PyTorch has no budget: "auto" is all."""
+    names = _trainable(train)
+    if not names or names == ["auto"]:
+        return module
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    wanted: set[torch.nn.Parameter] = set()
+    for pattern in names:
+        fitting = [one for name, one in parameters.items() if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(parameters)}")
+        wanted.update(fitting)
+    for one in parameters.values():
+        one.requires_grad_(one in wanted)
+    return module
 
 
 def example_of(model: ModelConfig) -> Array:
@@ -101,7 +123,7 @@ def make_trainer(
     from edge_runtime.train.torch_trainer import TorchTrainer
 
     return TorchTrainer(
-        make_module(model, seed),
+        _freeze_others(make_module(model, seed), train),
         loss=train.build_loss(),
         optimizer=train.optimizer.build(),
         proximal_mu=proximal_mu,
