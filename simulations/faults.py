@@ -98,7 +98,7 @@ def _damage(reply: Message, how: str) -> Message:
     elif how == "wrong_shape":
         body = body[:-4]
     else:
-        layout, body = bytes(16), body[: len(body) // 8 * 4]
+        layout, body = bytes(wire.DIGEST_BYTES), body[: len(body) // 8 * 4]
     payload = wire.pack(envelope.codecs, layout, envelope.round, body)
     record["delta"] = Array("uint8", (len(payload),), record["delta"].stype, payload)
     return reply

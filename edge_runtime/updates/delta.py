@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +44,30 @@ class TensorLayout:
 
     @cached_property
     def digest(self) -> bytes:
-        """First 16 bytes of the SHA-256 over names, shapes and dtype: equal layouts, and only they, agree."""
+        """First 8 bytes of the SHA-256 over names, shapes and dtype.
+
+        It tells mistakes apart, another model or another order. It is no protection: who may send is decided elsewhere.
+        """
         text = json.dumps([[name, list(shape), "float32"] for name, shape in self.shapes], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).digest()[:16]
+        return hashlib.sha256(text.encode()).digest()[:8]
+
+    def subset(self, names: Collection[str]) -> TensorLayout:
+        """The layout of these tensors alone, still in this layout's order.
+
+        Raises:
+            ValueError: a name is not in this layout.
+
+        """
+        if unknown := sorted(set(names) - {name for name, _ in self.shapes}):
+            raise ValueError(f"tensor {unknown[0]} is not in the layout of {len(self.shapes)} tensors")
+        return TensorLayout(tuple((name, shape) for name, shape in self.shapes if name in names))
+
+    def name_at(self, index: int) -> str:
+        """Name of the tensor that holds the flat vector's value at `index`."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"no value {index} in a layout of {self.size}")
+        ends = list(accumulate(math.prod(shape) for _, shape in self.shapes))
+        return self.shapes[bisect_right(ends, index)][0]
 
     def flatten(self, tensors: Mapping[str, NDArray[np.generic]]) -> FloatVector:
         """One float32 vector of shape (size,) with every tensor of the layout, copied.

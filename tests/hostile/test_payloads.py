@@ -37,8 +37,8 @@ def refusal(payload: bytes) -> str | None:
 def envelope(names: list[bytes], body: bytes) -> bytes:
     """A payload built from the table in wire.py alone, as a peer might who does not share our checks."""
     listed = b"".join(bytes([len(name)]) + name for name in names)
-    header = wire.MAGIC + bytes([len(names)]) + listed + struct.pack("<16sIQ", LAYOUT.digest, 5, len(body))
-    return header + bytes(-len(header) % 8) + body
+    header = wire.MAGIC + bytes([len(names)]) + listed + struct.pack("<8sIB", LAYOUT.digest, 5, len(body))
+    return header + bytes(-len(header) % 4) + body
 
 
 codec_names = st.lists(
@@ -109,10 +109,10 @@ def test_spliced_payloads(data: st.DataObject) -> None:
     refusal(VALID[:cut] + data.draw(st.binary(max_size=20)) + VALID[again:])
 
 
-@pytest.mark.parametrize("length", [2**31, 2**40, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("length", [2**31, 2**40, 2**63 - 1])
 def test_a_huge_length_is_refused_without_allocating_it(length: int) -> None:
-    offset = 4 + 1 + 8 + 16 + 4
-    payload = VALID[:offset] + struct.pack("<Q", length) + VALID[offset + 8 :]
+    offset = 4 + 1 + 8 + 8 + 4
+    payload = VALID[:offset] + wire.pack_varint(length) + VALID[HEADER_BYTES:]
     tracemalloc.start()
     try:
         assert refusal(payload)
