@@ -186,17 +186,20 @@ class DownlinkConfig:
         if self.delta:
             return _build_codec("downlink", self.delta, options, names="delta")
         if given := [name for name, value in options.items() if value]:
-            raise ConfigError(f"downlink.{given[0]} = {options[given[0]]}: is an option of downlink.delta, which is empty")
+            raise ConfigError(f"downlink.{given[0]} = {options[given[0]]}: must be 0 while downlink.delta is empty")
         return None
 
 
 def _build_codec(table: str, stages: tuple[str, ...], options: Mapping[str, float], names: str = "codec") -> Codec:
-    # TOML and flat keys have one number for all stages; some take whole ones only.
-    given = {name: int(value) if value == int(value) and value is not True else value for name, value in options.items() if value}
+    """ConfigError in the scenario's own words: the key is TABLE.NAMES for the stages, TABLE.OPTION for an option."""
+    given = {name: value for name, value in options.items() if value}
+    # A scenario has one number for all stages; some take whole ones only.
+    given |= {name: int(value) for name, value in given.items() if type(value) is float and value.is_integer()}
     try:
         return make_codec(stages, **given)
     except ConfigError as error:
-        raise ConfigError(f"{table}.{names} = {','.join(stages)!r}: {error}") from None
+        text = str(error).removeprefix("codec")
+        raise ConfigError(f"{table}.{text if text == str(error) else names + text}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,15 @@ def gather(values: FloatVector, layout: TensorLayout, part: TensorLayout) -> Flo
     return values if part.shapes == layout.shapes else part.flatten(layout.views(values))
 
 
-def scatter(values: FloatVector, layout: TensorLayout, part: TensorLayout, into: FloatVector) -> None:
-    """Write a vector of `part` to its tensors' places in a vector of `layout`."""
-    places = layout.views(into)
-    for name, tensor in part.views(values).items():
+def replaced(values: FloatVector, layout: TensorLayout, part: TensorLayout, new: FloatVector) -> FloatVector:
+    """A vector of `layout` like `values`, but with `part`'s tensors out of `new`: `new` itself, if that is all."""
+    if part.shapes == layout.shapes:
+        return new
+    whole = values.copy()
+    places = layout.views(whole)
+    for name, tensor in part.views(new).items():
         places[name][...] = tensor
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,10 @@ class Versions:
 
         """
         step = self.delta.decode_vector(payload, self.moving)
-        new = old.copy()
         with np.errstate(over="ignore", invalid="ignore"):
-            scatter(gather(old, self.layout, self.moving) + step, self.layout, self.moving, into=new)
+            moved = gather(old, self.layout, self.moving) + step
         try:
-            return self.on_grid(new)
+            return self.on_grid(replaced(old, self.layout, self.moving, moved))
         except ArithmeticError as error:
             raise PeerError(f"a delta leads to a model that cannot be: {error}") from None
 
