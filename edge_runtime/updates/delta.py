@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -68,6 +68,14 @@ class TensorLayout:
             raise IndexError(f"no value {index} in a layout of {self.size}")
         ends = list(accumulate(math.prod(shape) for _, shape in self.shapes))
         return self.shapes[bisect_right(ends, index)][0]
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First and past-the-last flat index of each tensor that has values, in order."""
+        start = 0
+        for _, shape in self.shapes:
+            if size := math.prod(shape):
+                yield start, start + size
+                start += size
 
     def flatten(self, tensors: Mapping[str, NDArray[np.generic]]) -> FloatVector:
         """One float32 vector of shape (size,) with every tensor of the layout, copied.

@@ -20,7 +20,11 @@ from edge_runtime.kernels import int8, native
 from edge_runtime.updates import wire
 from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.floats import BFloat16, Float16, Float32
+from edge_runtime.updates.quantize import Int4, Int8, Uniform
+from edge_runtime.updates.rotate import Hadamard
+from edge_runtime.updates.sparsify import RandK, TopK
 from edge_runtime.updates.stage import LARGEST, Coder, Reader, Stage, Transform
+from edge_runtime.updates.ternary import STC, SignSGD
 
 # A new codec is one class in a module of its own, and one line here.
 CODECS: dict[str, type[Stage]] = {
@@ -29,6 +33,14 @@ CODECS: dict[str, type[Stage]] = {
         Float32,
         Float16,
         BFloat16,
+        Int8,
+        Int4,
+        Uniform,
+        TopK,
+        RandK,
+        SignSGD,
+        STC,
+        Hadamard,
     )
 }
 
@@ -113,11 +125,12 @@ class Codec:
         for transform in self._transforms:
             layout, restore = transform.read(reader, layout)
             restores.append(restore)
-        vector = self._coder.decode(reader, layout, None if restores else out)
-        reader.end()
-        while restores:
-            restore = restores.pop()
-            vector = restore(vector, None if restores else out)
+        with np.errstate(over="ignore", invalid="ignore"):  # a hostile scale may overflow: who sums checks
+            vector = self._coder.decode(reader, layout, None if restores else out)
+            reader.end()
+            while restores:
+                restore = restores.pop()
+                vector = restore(vector, None if restores else out)
         return vector
 
     def encode(self, delta: Mapping[str, NDArray[np.generic]], seed: int = 0) -> bytes:

@@ -139,11 +139,12 @@ class Reader:
             raise PeerError(f"{what} must be finite and {low:g} to {high:g}")
         return numbers
 
-    def bits(self, what: str, count: int, width: int) -> NDArray[np.uint8]:
-        """`count` integers of 1 <= width <= 8 bits, as `vectors.pack_bits` packs them."""
-        data = self.array(what, vectors.packed_bytes(count, width), "u1")
+    def bits(self, what: str, count: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint32]:
+        """`count` integers of 1 <= width <= 32 bits, as `vectors.pack_bits` packs them; uint8 up to 8 bits."""
+        data = self.take(vectors.packed_bytes(count, width), what)
         try:
-            return np.asarray(vectors.unpack_bits(data.view(np.uint8), count, width, np.uint8), np.uint8)
+            unsigned = np.uint8 if width <= 8 else np.uint32
+            return vectors.unpack_bits(np.frombuffer(data, np.uint8), count, width, unsigned)
         except ValueError as error:
             raise PeerError(f"{what}: {error}") from None
 
