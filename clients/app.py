@@ -10,9 +10,8 @@ from flwr.clientapp import ClientApp
 from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.exchange import encode_update, receive_model
-from clients.records import answer, client_number, read_model, read_program, read_task
+from clients.records import answer, client_number, open_state, read_model, read_program, read_task
 from clients.round import Workbench
-from clients.state import open_state
 from edge_runtime.engine.cores import allowed_cores
 from edge_runtime.errors import PeerError, ProgramError
 from edge_runtime.train.batches import Examples

@@ -19,7 +19,7 @@ class NodeConfig:
     this node one client of a simulated split of a registered data set, read from `dataset-path` if it is a file.
     `memory-budget`, a text such as "8 MiB", is the most that training may take here; a Program that needs more is
     refused. `threads` is how many of its cores training may use; 0 for all that the process may use. `state-path`, a
-    folder of this node's own, lets what codecs remember survive a restart; see clients/state.py, which reads it.
+    folder of this node's own, lets what codecs remember survive a restart; see clients/state.py.
     """
 
     data_path: str = ""

@@ -21,8 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.exchange import Tensors, encode_update, receive_model
-from clients.records import answer, client_number, read_model, read_task
-from clients.state import open_state
+from clients.records import answer, client_number, open_state, read_model, read_task
 from edge_runtime.config import flatten
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from clients.exchange import SentModel
+from clients.state import ClientState, FileStore
 from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.train.config import RoundTask
@@ -16,6 +18,7 @@ from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE
 
 Figure = int | float | list[int] | list[float]  # what Flower lets a MetricRecord hold
+STATE = "hedgerow.state"
 BESIDE = ("program", "model-id")  # stand in the task's record and are no settings
 
 
@@ -73,3 +76,26 @@ def client_number(context: Context) -> int:
     """What distinguishes this client's random numbers from another's; stable over rounds."""
     partition = context.node_config.get("partition-id", -1)
     return partition if type(partition) is int and partition >= 0 else context.node_id % 2**63
+
+
+class ContextStore:
+    """A `Store` in Flower's own state of a node in a run."""
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    def read(self, name: str, most: int) -> bytes | None:
+        record = self._state.get(STATE)
+        array = record.get(name) if isinstance(record, ArrayRecord) else None
+        return array.data if isinstance(array, Array) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        record = self._state.setdefault(STATE, ArrayRecord())
+        assert isinstance(record, ArrayRecord)
+        record[name] = Array("uint8", (len(content),), "hedgerow.state.v1", content)
+
+
+def open_state(context: Context) -> ClientState:
+    """The state of the node and run of `context`; nothing is made or read before it is used."""
+    path = str(context.node_config.get("state-path", ""))
+    return ClientState(FileStore(Path(path), context.run_id) if path else ContextStore(context.state))

@@ -1,24 +1,22 @@
 """What a client keeps from one message to the next: the model version it holds, and what its codec has not yet sent.
 
-With `state-path` in the node config it is two files a run, in a folder that only their owner may read, and survives a
-restart of the process; else it is in Flower's `Context.state`, which lives as long as the node's process. What cannot
-be read back, or belongs to a model of other tensors, is no state: the server then sends the whole model, and the
-residual starts from zero.
+With `state-path` in the node config it is two files a run, which only their owner may read, and survives a restart of
+the process; else it is in Flower's `Context.state` (`records.ContextStore`), which lives as long as the node's process.
+What cannot be read back, or belongs to a model of other tensors, is no state: the server then sends the whole model,
+and the residual starts from zero.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
-from logging import WARNING
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, RecordDict
-from flwr.common import log
 
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.files import write_atomically
@@ -29,8 +27,8 @@ from edge_runtime.updates.versions import ID_BYTES
 KEPT_RUNS = 4  # folders of earlier runs that stay; the oldest goes when a new run comes
 CHECKSUM_BYTES = 16
 MAX_HEAD_BYTES = 128  # more than checksum, id and a payload's header take
-RECORD, STYPE = "hedgerow.state", "hedgerow.state.v1"
 _RUN_FOLDER = re.compile(r"run-[0-9a-f]{16}")
+_LOG = logging.getLogger(__name__)
 _FLOAT32 = make_codec("float32")
 
 
@@ -86,7 +84,7 @@ class ClientState:
             key, payload = bytes(body[:ID_BYTES]), body[ID_BYTES:]
             return key, wire.unpack(payload).round, _FLOAT32.decode_vector(payload, layout)
         except (OSError, PeerError) as error:
-            log(WARNING, "this node's %s cannot be used, it goes on without: %s", name, error)
+            _LOG.warning("this node's %s cannot be used, it goes on without: %s", name, error)
             return None
 
 
@@ -118,30 +116,6 @@ class FileStore:
         runs = [path for path in self._folder.parent.iterdir() if _RUN_FOLDER.fullmatch(path.name)]
         for old in sorted(runs, key=lambda path: path.stat().st_mtime)[:-KEPT_RUNS]:
             shutil.rmtree(old)
-
-
-class ContextStore:
-    """Flower's own state of a node in a run."""
-
-    def __init__(self, state: RecordDict) -> None:
-        self._state = state
-
-    def read(self, name: str, most: int) -> bytes | None:
-        record = self._state.get(RECORD)
-        array = record.get(name) if isinstance(record, ArrayRecord) else None
-        return array.data if isinstance(array, Array) else None
-
-    def write(self, name: str, content: bytes) -> None:
-        record = self._state.get(RECORD)
-        arrays = dict(record) if isinstance(record, ArrayRecord) else {}
-        arrays[name] = Array("uint8", (len(content),), STYPE, content)
-        self._state[RECORD] = ArrayRecord(arrays)
-
-
-def open_state(context: Context) -> ClientState:
-    """The state of the node and run of `context`; nothing is made or read before it is used."""
-    path = str(context.node_config.get("state-path", ""))
-    return ClientState(FileStore(Path(path), context.run_id) if path else ContextStore(context.state))
 
 
 def _checksum(body: bytes | memoryview) -> bytes:

@@ -170,7 +170,7 @@ def test_weights_of_another_type_or_name_are_refused() -> None:
         ({"train.optimizer.lr": -1.0}, r"train\.optimizer\.lr = -1\.0"),
         ({"data.name": "/etc/passwd"}, r"data\.name = '/etc/passwd'"),
         ({"model.name": "os:getcwd"}, r"model\.name = 'os:getcwd'"),
-        ({"uplink.codec": "pickle"}, r"uplink\.codec = 'pickle'"),
+        ({"uplink.codec": "pickle"}, r"uplink\.codec = .*pickle.*: must be"),
         ({"round": 0}, r"round = 0"),
         ({"seed": 2**31}, r"seed = 2147483648"),
         ({"train.run_this": "rm"}, r"train\.run_this = 'rm': no such key"),

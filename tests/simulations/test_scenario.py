@@ -99,7 +99,7 @@ REFUSED = {
     "unknown loss": ("train.loss=hinge", r"train\.loss = 'hinge': must be .*one of .*cross_entropy"),
     "unknown optimizer": ("train.optimizer.name=lion", r"train\.optimizer\.name = 'lion': must be .*one of .*sgd"),
     "unknown strategy": ("server.strategy=krum", r"server\.strategy = 'krum': must be .*one of .*fedavg"),
-    "unknown codec": ("uplink.codec=zip", r"uplink\.codec = 'zip': must be .*one of float32"),
+    "unknown codec": ("uplink.codec=zip", r"uplink\.codec = .*zip.*: must be .*one of float32"),
     "unknown format": ("deploy.formats=onnx,coreml", r"deploy\.formats = .*coreml.*: must be"),
     "fault rate beyond one": ("faults.crash=1.5", r"faults\.crash = 1\.5: must be a finite number >= 0 and <= 1"),
     "negative fault rate": ("faults.nan=-0.1", r"faults\.nan = -0\.1: must be"),
