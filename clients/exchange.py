@@ -78,7 +78,8 @@ def encode_update(task: RoundTask, delta: FloatVector, tensors: Tensors, state: 
 
     With error feedback (Seide et al. 2014; Karimireddy et al. 2019), e = residual + delta is encoded, and what decoding
     does not give back of e is the residual of the next round. It is kept before the answer leaves: an answer that gets
-    lost takes its part of the residual along, and nothing is ever sent twice.
+    lost takes what it says along. A round that is asked for again is answered without the residual, and leaves none:
+    which of the answers counts is not known here. So part of a delta may be lost, and none is ever counted twice.
 
     Raises:
         NumericsError: the delta holds NaN or infinite values; names the tensor.
@@ -88,9 +89,11 @@ def encode_update(task: RoundTask, delta: FloatVector, tensors: Tensors, state: 
     seed = int(round_seeds(task, client)[2].generate_state(1)[0])
     if not task.uplink.error_feedback:
         return codec.encode_vector(delta, moving, round_number=task.round, seed=seed)
-    wanted = delta + state.residual(moving, task.round)
+    residual = state.residual(moving, task.round)
+    wanted = delta if residual is None else delta + residual
     payload = codec.encode_vector(wanted, moving, round_number=task.round, seed=seed)
-    state.keep_residual(moving, task.round, wanted - codec.decode_vector(payload, moving))
+    left = np.zeros_like(delta) if residual is None else wanted - codec.decode_vector(payload, moving)
+    state.keep_residual(moving, task.round, left)
     return payload
 
 

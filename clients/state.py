@@ -55,14 +55,15 @@ class ClientState:
     def keep_anchor(self, layout: TensorLayout, model_id: bytes, values: FloatVector) -> None:
         self._write("anchor", layout, model_id, 0, values)
 
-    def residual(self, layout: TensorLayout, round_number: int) -> FloatVector:
+    def residual(self, layout: TensorLayout, round_number: int) -> FloatVector | None:
         """What updates before this round have left unsent, of shape (layout.size,).
 
-        It is zero if an update of this round was made before. Whether the server got that one cannot be known here:
-        what of it is lost stays lost, and nothing of it can be counted twice.
+        None if an update of this round, or of a later one, was made before.
         """
         found = self._read("residual", layout)
-        return np.zeros(layout.size, np.float32) if found is None or found[1] >= round_number else found[2]
+        if found is None:
+            return np.zeros(layout.size, np.float32)
+        return found[2] if found[1] < round_number else None
 
     def keep_residual(self, layout: TensorLayout, round_number: int, values: FloatVector) -> None:
         self._write("residual", layout, bytes(ID_BYTES), round_number, values)
