@@ -114,3 +114,14 @@ def test_a_budget_that_nothing_fits_is_refused_when_the_model_is_made():
     values = {"model.name": "digits_cnn", "model.input": "1x8x8", "train.memory_budget": "20 KiB"}
     with pytest.raises(BudgetError, match=r"20\.0 KiB"):
         GlobalModel(from_flat(ServerConfig, values))
+
+
+def test_only_the_moving_tensors_are_moved_by_a_delta_of_their_size(trainer):
+    model = make("fedavg", trainer, **{"train.trainable": "3.*"})
+    before = model.state_dict()
+    assert [name for name, _ in model.moving.shapes] == ["2.running_mean", "2.running_var", "3.weight", "3.bias"]
+    assert model.apply(np.full(model.moving.size, -0.25))
+    after = model.state_dict()
+    for name, value in before.items():
+        moves = name in dict(model.moving.shapes)
+        np.testing.assert_allclose(after[name], value - 0.25 if moves else value, err_msg=name)
