@@ -90,7 +90,8 @@ class TensorLayout:
                 raise ValueError(f"tensor {name} is missing; the layout has {len(self.shapes)} tensors")
             if tensors[name].shape != view.shape:
                 raise ValueError(f"tensor {name} has shape {tensors[name].shape}, the layout says {view.shape}")
-            view[...] = tensors[name]
+            with np.errstate(over="ignore"):  # a float64 too large becomes infinite, which every codec refuses
+                view[...] = tensors[name]
         return flat
 
     def views(self, flat: FloatVector) -> dict[str, FloatVector]:

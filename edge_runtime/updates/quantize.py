@@ -28,8 +28,8 @@ CHUNK = 1 << 16  # values worked on at once, so that temporary float64 arrays st
 class PerChannel(Coder):
     """q = round(x / s), ties to even, with s = max|x| / peak for each channel: each of the tensor's shape[0] rows.
 
-    A tensor of fewer than two axes is one channel. Scales keep 16 significant bits, rounded up, so that q * s is exact
-    in float32: what was decoded encodes to itself. None is below 2^-126, the smallest normal float32.
+    A tensor of fewer than two axes is one channel. Scales keep 16 significant bits, the rest cut off, so that q * s is
+    exact in float32: what was decoded encodes to itself. None is below 2^-126, the smallest normal float32.
     The error is at most s / 2.
     """
 
@@ -41,7 +41,7 @@ class PerChannel(Coder):
         for start, rows, columns in _channels(layout):
             tensor = values[start : start + rows * columns].reshape(rows, columns)
             low, high = int8.row_range(tensor)
-            codes.append(self._scale_codes(np.maximum(-low, high)))
+            codes.append(self._scale_codes(np.maximum(np.abs(low), np.abs(high))))
             q[start : start + tensor.size] = int8.quantize(tensor, _scales(codes[-1])).ravel()
         listed = np.concatenate(codes) if codes else np.empty(0, np.uint32)
         return vectors.pack_bits(listed, 24).tobytes() + self._pack(q)
@@ -50,7 +50,7 @@ class PerChannel(Coder):
         channels = list(_channels(layout))
         codes = reader.bits(f"{self.name} scales", sum(rows for _, rows, _ in channels), 24).astype(np.uint32)
         if codes.size and not (self._lowest_code <= codes.min() and codes.max() <= self._highest_code):
-            raise PeerError(f"{self.name} scales must be finite and at least 2^-126, with {self.peak} of them finite")
+            raise PeerError(f"{self.name} scales must be 2^-126 or more, and finite times {self.peak}")
         scales, q = _scales(codes), self._unpack(reader, layout.size)
         if q.size and q.min() < -self.peak:
             raise PeerError(f"{self.name} values must be -{self.peak} to {self.peak}")
@@ -71,7 +71,8 @@ class PerChannel(Coder):
     def _scale_codes(self, largest: FloatVector) -> NDArray[np.uint32]:
         """The upper 24 bits of each channel's scale."""
         nearest = (largest.astype(np.float64) / self.peak).astype(np.float32)
-        return np.clip(nearest.view(np.uint32) + 0xFF >> 8, self._lowest_code, self._highest_code)
+        codes: NDArray[np.uint32] = np.maximum(nearest.view(np.uint32) >> 8, np.uint32(self._lowest_code))
+        return codes
 
     def _pack(self, q: NDArray[np.int8]) -> bytes:
         return q.tobytes()

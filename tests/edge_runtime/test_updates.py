@@ -1,4 +1,4 @@
-"""Layouts and codecs: what is decoded is what was encoded, for the very same tensors, round and codec, or PeerError."""
+"""Layouts, the envelope and how stages make a codec: the very same tensors, round and codec, or PeerError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.errors import ConfigError, NumericsError, PeerError
 from edge_runtime.updates import CODECS, TensorLayout, make_codec, wire
 
 CODEC = make_codec("float32")
@@ -76,6 +76,11 @@ def test_float64_weights_are_sent_as_float32() -> None:
     assert decoded["w"][0] == np.float32(1 / 3)
 
 
+def test_float64_weights_beyond_float32_are_refused_by_name() -> None:
+    with pytest.raises(NumericsError, match="tensor w holds NaN or infinite"):
+        CODEC.encode({"v": np.ones(2), "w": np.array([1e300])})
+
+
 def test_integer_arrays_are_left_out() -> None:
     state = {"w": np.ones(2, np.float32), "steps": np.int64(3).reshape(()), "on": np.ones(1, bool)}
     assert TensorLayout.of(state) == TensorLayout.of({"w": (2,)})
@@ -124,24 +129,89 @@ def test_flatten_names_the_tensor_that_is_missing_or_misshaped() -> None:
         layout.flatten({"a": np.zeros((3, 2)), "b": np.zeros(6)})
 
 
+@given(shapes, st.data())
+def test_a_subset_keeps_shapes_and_order(tensors: dict[str, tuple[int, ...]], data: st.DataObject) -> None:
+    chosen = data.draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
+    layout = TensorLayout.of(tensors)
+    assert layout.subset(chosen) == TensorLayout.of({name: tensors[name] for name in tensors if name in chosen})
+    with pytest.raises(ValueError, match="not in the layout"):
+        layout.subset({*chosen, "a name that is too long to be drawn"})
+
+
+@given(shapes)
+def test_every_value_is_in_the_tensor_that_name_at_gives(tensors: dict[str, tuple[int, ...]]) -> None:
+    layout = TensorLayout.of(tensors)
+    flat = np.arange(layout.size, dtype=np.float32)
+    views = layout.views(flat)
+    for index in range(layout.size):
+        assert index in views[layout.name_at(index)]
+    spans = [(int(view.flat[0]), int(view.flat[-1]) + 1) for view in views.values() if view.size]
+    assert list(layout.spans()) == spans
+    for outside in (-1, layout.size):
+        with pytest.raises(IndexError):
+            layout.name_at(outside)
+
+
 def test_views_refuse_a_vector_of_another_size() -> None:
     with pytest.raises(ValueError, match="11 values does not hold this layout's 12"):
         TensorLayout.of(BASE).views(np.zeros(11, np.float32))
 
 
-def test_an_unknown_codec_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'flaot32': must be one of .*float32"):
-        make_codec("flaot32")
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_is_made_under_its_own_name_and_ends_with_a_coder(name: str) -> None:
+    assert make_codec(name).names in {(name,), (name, "float32")}
 
 
-def test_an_unknown_codec_option_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="float32 has no option bits; it has none"):
-        make_codec("float32", bits=4)
+@pytest.mark.parametrize(
+    ("given_names", "names"),
+    [
+        ("topk", ("topk", "float32")),
+        ("topk,int8", ("topk", "int8")),
+        (" randk , uniform ", ("randk", "uniform")),
+        (["randk", "topk", "stc"], ("randk", "topk", "stc")),
+        (("float16",), ("float16",)),
+    ],
+)
+def test_codecs_are_named_by_text_or_by_list(given_names: str | list[str], names: tuple[str, ...]) -> None:
+    assert make_codec(given_names).names == names
 
 
-@pytest.mark.parametrize("name", sorted(CODECS))
-def test_every_codec_is_made_under_its_own_name(name: str) -> None:
-    assert make_codec(name).names[0] == name
+@pytest.mark.parametrize(
+    ("names", "options", "why"),
+    [
+        ("flaot32", {}, r"'flaot32': must be one of float32, float16, .*hadamard"),
+        ("", {}, r"'': must be one of"),
+        ("topk,,int8", {}, r"'': must be one of"),
+        ("int8,topk", {}, r"'int8,topk': must be transforms"),
+        ("float16,int8", {}, r"'float16,int8': must be transforms"),
+        ("float32", {"bits": 4}, "codec float32 has no option bits; it has none"),
+        ("topk,uniform", {"bit": 4}, "codec topk,uniform has no option bit; its options are bits, fraction"),
+        ("uniform", {"bits": 9}, "bits = 9: must be a whole number >= 1 and <= 8"),
+        ("uniform", {"bits": 2.0}, r"bits = 2\.0: must be a whole number"),
+        ("uniform", {"bits": True}, "bits = True: must be a whole number"),
+        ("hadamard", {"bits": 5}, "bits = 5: must be a whole number >= 1 and <= 4"),
+        ("hadamard", {"unbiased": 1}, "unbiased = 1: must be true or false"),
+        ("topk", {"fraction": 0.0}, r"fraction = 0\.0: must be a finite number > 0 and <= 1"),
+        ("randk", {"fraction": 1.01}, r"fraction = 1\.01: must be"),
+        ("stc", {"fraction": float("nan")}, "fraction = nan: must be"),
+    ],
+)
+def test_a_codec_that_cannot_be_made_is_refused_by_name_and_range(
+    names: str, options: dict[str, float], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        make_codec(names, **options)
+
+
+def test_an_empty_list_of_codecs_sends_float32() -> None:
+    assert make_codec([]).names == ("float32",)
+
+
+def test_an_option_reaches_every_stage_that_has_it() -> None:
+    layout = TensorLayout.of({"w": (100,)})
+    payload = make_codec("topk,stc", fraction=0.5).encode_vector(np.arange(1, 101, dtype=np.float32), layout)
+    decoded = make_codec("topk,stc").decode_vector(payload, layout)
+    assert np.count_nonzero(decoded) == 25
 
 
 def test_a_payload_of_another_round_is_refused() -> None:
@@ -203,6 +273,24 @@ def test_every_envelope_is_read_as_packed_with_its_body_aligned(
     assert (len(payload) - len(body)) % 4 == 0
 
 
+@given(st.integers(0, 2**63 - 1), st.binary(max_size=3))
+def test_varints_are_read_as_packed_in_the_fewest_bytes(number: int, after: bytes) -> None:
+    packed = wire.pack_varint(number)
+    assert wire.unpack_varint(memoryview(b"." + packed + after), 1) == (number, 1 + len(packed))
+    assert len(packed) == max(1, -(-number.bit_length() // 7))
+
+
+@pytest.mark.parametrize("number", [-1, 2**63])
+def test_numbers_that_no_varint_holds_are_our_own_error(number: int) -> None:
+    with pytest.raises(ValueError, match="varint"):
+        wire.pack_varint(number)
+
+
+def test_a_codec_of_one_short_name_costs_at_most_32_bytes() -> None:
+    body = bytes(2 * 10**8)
+    assert len(wire.pack(("context",), bytes(8), 2**32 - 1, body)) <= len(body) + 32
+
+
 @pytest.mark.parametrize("codecs", [(), ("",), ("x" * 33,), ("x",) * 9, ("café",)])
 def test_codec_names_that_do_not_fit_the_envelope_are_our_own_error(codecs: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"codec|ascii"):
@@ -214,6 +302,13 @@ def test_a_decoded_update_is_a_view_of_the_payload() -> None:
     payload = CODEC.encode_vector(np.ones(1000, np.float32), layout)
     vector = CODEC.decode_vector(payload, layout)
     assert np.shares_memory(vector, np.frombuffer(payload, np.uint8))
+
+
+def test_a_decoded_update_is_written_into_a_buffer_where_there_is_one() -> None:
+    layout, buffer = TensorLayout.of({"w": (3,)}), np.full(3, np.nan, np.float32)
+    payload = CODEC.encode_vector(np.arange(3, dtype=np.float32), layout)
+    assert CODEC.decode_vector(payload, layout, out=buffer) is buffer
+    assert buffer.tolist() == [0, 1, 2]
 
 
 def test_a_payload_at_an_odd_address_is_decoded_to_an_aligned_vector() -> None:
