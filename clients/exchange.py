@@ -49,19 +49,20 @@ def receive_model(task: RoundTask, sent: SentModel, tensors: Tensors, state: Cli
             raise PeerError("the message brings deltas, but its task names no codec for them")
         return full.decode_vector(sent.content, tensors.layout, round_number=task.round)
     if sent.whole:
-        values = full.decode_vector(sent.content, tensors.layout, round_number=task.round)
+        held, values = b"", full.decode_vector(sent.content, tensors.layout, round_number=task.round)
     else:
-        values = _follow(Versions(tensors.layout, tensors.moving, full, delta), sent, state)
+        versions = Versions(tensors.layout, tensors.moving, full, delta)
+        held, values = state.anchor(tensors.layout) or (b"", np.empty(0, np.float32))
+        values = _follow(versions, Chain.unpack(sent.content), held, values)
     if model_id(values) != sent.model_id:
         raise PeerError(f"the message's model is not {sent.model_id.hex()}, as it says, but {model_id(values).hex()}")
-    state.keep_anchor(tensors.layout, sent.model_id, values)
+    if held != sent.model_id:
+        state.keep_anchor(tensors.layout, sent.model_id, values)
     return values
 
 
-def _follow(versions: Versions, sent: SentModel, state: ClientState) -> FloatVector:
+def _follow(versions: Versions, chain: Chain, held: bytes, values: FloatVector) -> FloatVector:
     """The held version, moved by what of the chain comes after it."""
-    chain = Chain.unpack(sent.content)
-    held, values = state.anchor(versions.layout) or (b"", np.empty(0, np.float32))
     deltas = chain.after(held)
     if deltas is None:
         raise PeerError(

@@ -107,6 +107,8 @@ class FileStore:
         try:
             if not self._folder.is_dir():
                 self._start()
+            for left in self._folder.glob(f".{name}.*.part"):
+                left.unlink()  # of a process that was killed while it wrote
             write_atomically(self._folder / name, [content], mode=0o600)
         except OSError as error:
             raise ConfigError(f"node config: state-path: {self._folder / name}: cannot be written ({error})") from error

@@ -151,7 +151,12 @@ class UplinkConfig:
     error_feedback: bool = key(False)
 
     def __post_init__(self) -> None:
-        self.build()
+        codec = self.build()
+        # What such a codec adds is noise of the update's own size: fed back, it would grow from round to round.
+        if self.error_feedback and (codec.unbiased or "randk" in codec.names):
+            raise ConfigError(
+                f"uplink.error_feedback = True: must be false with {','.join(codec.names)}, an unbiased codec"
+            )
 
     def build(self) -> Codec:
         """The codec of those stages, with the options that are set."""

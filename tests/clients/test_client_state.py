@@ -184,5 +184,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_state_or_the_new(
         assert model_id(held[1]) == held[0]
         residual = state.residual(layout, 10**6)
         assert residual is not None
+        keep(state)
+        assert len(list((tmp_path / f"run-{1:016x}").iterdir())) == 2, "nothing is left of what was not finished"
         assert residual.min() == residual.max() == held[1][0] or residual[0] == held[1][0] - 1
     assert not caplog.text

@@ -117,13 +117,6 @@ class Federation:
         record = json.loads((out / "run.json").read_text())
         assert record["error"] is None
         assert all((row["clients"], row["dropped"]) == (2, 0) for row in record["rounds"]), record["rounds"]
-        print(
-            out.name,
-            passed,
-            record["final"]["uplink_bytes"],
-            record["final"]["downlink_bytes"],
-            time.monotonic() - started_s,
-        )
         return Run(record, log, *passed, time.monotonic() - started_s)
 
 

@@ -110,6 +110,11 @@ REFUSED = {
         "downlink.delta=int8 downlink.fraction=0.1",
         r"downlink\.delta int8 has no option fraction",
     ),
+    "feedback of an unbiased codec": (
+        "uplink.codec=randk,int8 uplink.error_feedback=true",
+        r"uplink\.error_feedback = True: must be false with randk,int8",
+    ),
+    "feedback of nothing": ("uplink.error_feedback=true", r"uplink\.error_feedback = True: must be false with float32"),
     "stages in the wrong order": ("uplink.codec=float16,topk", r"uplink\.codec = 'float16,topk': must be transforms"),
     "unknown format": ("deploy.formats=onnx,coreml", r"deploy\.formats = .*coreml.*: must be"),
     "fault rate beyond one": ("faults.crash=1.5", r"faults\.crash = 1\.5: must be a finite number >= 0 and <= 1"),
