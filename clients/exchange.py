@@ -14,16 +14,7 @@ from edge_runtime.errors import PeerError
 from edge_runtime.train.config import RoundTask
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from edge_runtime.updates.versions import Chain, Versions, model_id
-
-
-@dataclass(frozen=True, slots=True)
-class SentModel:
-    """The model as a message brings it: whole, or as a chain of deltas; and the id of the version that it is."""
-
-    content: bytes
-    whole: bool = True
-    model_id: bytes = b""
+from edge_runtime.updates.versions import Chain, Parcel, Versions, model_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +25,7 @@ class Tensors:
     moving: TensorLayout
 
 
-def receive_model(task: RoundTask, sent: SentModel, tensors: Tensors, state: ClientState) -> FloatVector:
+def receive_model(task: RoundTask, sent: Parcel, tensors: Tensors, state: ClientState) -> FloatVector:
     """The model's values, of shape (layout.size,), which may be read-only.
 
     Where the server sends deltas, this version is what the node holds from here on, whatever becomes of the round.

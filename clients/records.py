@@ -9,13 +9,12 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from clients.exchange import SentModel
 from clients.state import ClientState, FileStore
 from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.train.config import RoundTask
 from edge_runtime.updates import STYPE
-from edge_runtime.updates.versions import CHAIN_STYPE
+from edge_runtime.updates.versions import CHAIN_STYPE, Parcel
 
 Figure = int | float | list[int] | list[float]  # what Flower lets a MetricRecord hold
 STATE = "hedgerow.state"
@@ -45,14 +44,14 @@ def read_program(message: Message) -> bytes:
     return program if isinstance(program, bytes) else b""
 
 
-def read_model(message: Message) -> SentModel:
+def read_model(message: Message) -> Parcel:
     """The model as it was sent, not yet decoded."""
     arrays = message.content.get("model")
     array = arrays.get("weights") if isinstance(arrays, ArrayRecord) else None
     if array is None or array.stype not in (STYPE, CHAIN_STYPE):
         raise PeerError(f"message has no weights of type {STYPE} or {CHAIN_STYPE}")
     version = _task_record(message).get("model-id", b"")
-    return SentModel(array.data, array.stype == STYPE, version if isinstance(version, bytes) else b"")
+    return Parcel(array.data, array.stype == STYPE, version if isinstance(version, bytes) else b"")
 
 
 def _task_record(message: Message) -> ConfigRecord:

@@ -17,14 +17,14 @@ from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.loop import State
 from edge_runtime.train.sources import DataSource
-from edge_runtime.updates.versions import Versions
+from edge_runtime.updates.versions import Parcel, Versions
 from server import results
 from server.artefacts import export_and_check
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
 from server.link import Answer, Link, Question, read_held, read_metrics, read_update
 from server.model import GlobalModel
-from server.publish import DeltaModels, Parcel, WholeModels
+from server.publish import DeltaModels, WholeModels
 from server.rounds import OpenRound, RoundResult, choose_cohort
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
 

@@ -12,9 +12,8 @@ from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.updates import STYPE
-from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES
+from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
 from server.aggregate import MAX_EXAMPLES
-from server.publish import Parcel
 from server.rounds import Update
 
 POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s makes rounds slower

@@ -6,22 +6,11 @@ were before. What one delta loses to its codec is so a part of the next. Pure: n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from edge_runtime.updates.versions import MAX_DELTAS, Chain, Delta, Versions, model_id
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """The model for one node: whole, or a packed `Chain`. `model_id` is empty where versions are not told apart."""
-
-    content: bytes
-    whole: bool = True
-    model_id: bytes = b""
+from edge_runtime.updates.versions import MAX_DELTAS, Chain, Delta, Parcel, Versions, model_id
 
 
 class WholeModels:
@@ -82,10 +71,11 @@ class DeltaModels:
     def parcel(self, node: int) -> Parcel:
         held = self._held.get(node, b"")
         deltas = self._newest.after(held)
-        start = b"" if deltas is None else held
-        if start not in self._parcels:
-            self._parcels[start] = self._whole() if deltas is None else self._rest(Chain(held, deltas))
-        return self._parcels[start]
+        if deltas is None:
+            return self._parcels.get(b"") or self._parcels.setdefault(b"", self._whole())
+        if held not in self._parcels:
+            self._parcels[held] = Parcel(Chain(held, deltas).pack(), False, self.model_id)
+        return self._parcels[held]
 
     def learn(self, node: int, held: bytes) -> None:
         self._held[node] = held
@@ -94,9 +84,6 @@ class DeltaModels:
         rules = self._versions
         content = rules.full.encode_vector(self._values, rules.layout, round_number=self._round)
         return Parcel(content, True, self.model_id)
-
-    def _rest(self, chain: Chain) -> Parcel:
-        return Parcel(chain.pack(), False, self.model_id)
 
     def _advance(self, weights: FloatVector) -> None:
         """The next version, and the delta that leads to it from the last one."""

@@ -104,7 +104,8 @@ class TrainConfig:
     """Local training of one client in one round.
 
     The engine trains a Program that the server builds and sends, inside `memory_budget` (a text such as "8 MiB";
-    empty for no limit), updating the tensors of `trainable` (empty: all; names or patterns with commas; "auto").
+    empty for no limit). `trainable` names what is trained (empty: all; names or patterns with commas; "auto": all, or
+    as many as the budget lets the engine train).
     """
 
     trainer: str = key("engine", choices=("engine", "torch"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.errors import PeerError
+from edge_runtime.errors import NumericsError, PeerError
 from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.pipeline import Codec
 
@@ -77,8 +77,20 @@ class Versions:
             moved = gather(old, self.layout, self.moving) + step
         try:
             return self.on_grid(replaced(old, self.layout, self.moving, moved))
-        except ArithmeticError as error:
+        except NumericsError as error:
             raise PeerError(f"a delta leads to a model that cannot be: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The model as one receiver is sent it: a whole payload, or a packed `Chain`; and the id of the version that it is.
+
+    The id is empty where versions are not told apart, and the model is always sent whole.
+    """
+
+    content: bytes
+    whole: bool = True
+    model_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

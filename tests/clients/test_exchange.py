@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.exchange import SentModel, Tensors, encode_update, receive_model
+from clients.exchange import Tensors, encode_update, receive_model
 from clients.state import ClientState, FileStore
 from edge_runtime.config import from_flat
 from edge_runtime.errors import NumericsError, PeerError
 from edge_runtime.train.config import RoundTask
 from edge_runtime.updates import TensorLayout, make_codec
 from edge_runtime.updates.delta import FloatVector
-from edge_runtime.updates.versions import Chain, Delta, model_id
+from edge_runtime.updates.versions import Chain, Delta, Parcel, model_id
 
 LAYOUT = TensorLayout.of({"w": (8, 5), "b": (5,), "frozen": (3,)})
 TENSORS = Tensors(LAYOUT, LAYOUT.subset(["w", "b"]))
@@ -43,7 +43,7 @@ def model(number: int = 3, layout: TensorLayout = LAYOUT) -> bytes:
     return FLOAT32.encode_vector(np.arange(layout.size, dtype=np.float32), layout, round_number=number)
 
 
-def receive(sent: SentModel, asked: RoundTask | None = None, store: MemoryStore | None = None) -> FloatVector:
+def receive(sent: Parcel, asked: RoundTask | None = None, store: MemoryStore | None = None) -> FloatVector:
     return receive_model(asked or task(), sent, TENSORS, ClientState(MemoryStore() if store is None else store))
 
 
@@ -51,18 +51,18 @@ def receive(sent: SentModel, asked: RoundTask | None = None, store: MemoryStore 
 
 
 def test_a_whole_model_is_read_as_it_was_written() -> None:
-    np.testing.assert_array_equal(receive(SentModel(model())), np.arange(LAYOUT.size))
+    np.testing.assert_array_equal(receive(Parcel(model())), np.arange(LAYOUT.size))
 
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_model_of_another_round_is_refused(number: int) -> None:
     with pytest.raises(PeerError, match=f"belongs to round {number}, this is round 3"):
-        receive(SentModel(model(number)))
+        receive(Parcel(model(number)))
 
 
 def test_a_model_with_other_tensors_is_refused() -> None:
     with pytest.raises(PeerError, match="are not the model's"):
-        receive(SentModel(model(layout=TENSORS.moving)))
+        receive(Parcel(model(layout=TENSORS.moving)))
 
 
 @settings(deadline=None)
@@ -70,7 +70,7 @@ def test_a_model_with_other_tensors_is_refused() -> None:
 def test_bytes_that_are_no_model_are_refused(raw: bytes, whole: bool, delta: str) -> None:
     store, asked = MemoryStore(), task(**{"downlink.delta": delta})
     with pytest.raises(PeerError):
-        receive(SentModel(raw, whole, bytes(8)), asked, store)
+        receive(Parcel(raw, whole, bytes(8)), asked, store)
     assert not store
 
 
@@ -83,26 +83,26 @@ def test_a_model_cut_short_or_with_a_damaged_head_is_refused(data: st.DataObject
     at, flip = data.draw(st.integers(0, head - 1)), data.draw(st.integers(1, 255))
     for bad in (good[:cut], good + b"\0", good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :]):
         with pytest.raises(PeerError):
-            receive(SentModel(bad))
+            receive(Parcel(bad))
 
 
 def test_a_model_that_is_not_the_version_it_says_is_refused_and_not_kept() -> None:
     store, asked = MemoryStore(), task(**{"downlink.delta": "int8"})
     with pytest.raises(PeerError, match="is not 0000000000000000, as it says"):
-        receive(SentModel(model(), True, bytes(8)), asked, store)
+        receive(Parcel(model(), True, bytes(8)), asked, store)
     assert not store
     with pytest.raises(PeerError, match="is not , as it says"):
-        receive(SentModel(model()), asked, store)
+        receive(Parcel(model()), asked, store)
 
 
 def test_deltas_from_a_version_that_is_not_held_are_refused_by_name() -> None:
     asked = task(**{"downlink.delta": "int8"})
     values = np.arange(LAYOUT.size, dtype=np.float32)
     store = MemoryStore()
-    sent = SentModel(Chain(b"\1" * 8, ()).pack(), False, b"\1" * 8)
+    sent = Parcel(Chain(b"\1" * 8, ()).pack(), False, b"\1" * 8)
     with pytest.raises(PeerError, match="start from model 0101010101010101, this node holds none"):
         receive(sent, asked, store)
-    receive(SentModel(model(), True, model_id(values)), asked, store)
+    receive(Parcel(model(), True, model_id(values)), asked, store)
     with pytest.raises(PeerError, match=f"this node holds {model_id(values).hex()}: it needs the whole model"):
         receive(sent, asked, store)
 
@@ -111,17 +111,17 @@ def test_a_damaged_delta_leaves_the_node_with_what_it_held() -> None:
     asked, store = task(**{"downlink.delta": "float32"}), MemoryStore()
     values = np.arange(LAYOUT.size, dtype=np.float32)
     held = model_id(values)
-    receive(SentModel(model(), True, held), asked, store)
+    receive(Parcel(model(), True, held), asked, store)
     step = FLOAT32.encode_vector(np.ones(TENSORS.moving.size, np.float32), TENSORS.moving)
     chain = Chain(held, (Delta(b"\2" * 8, step), Delta(b"\3" * 8, step[:-1])))
     with pytest.raises(PeerError):
-        receive(SentModel(chain.pack(), False, b"\3" * 8), asked, store)
-    np.testing.assert_array_equal(receive(SentModel(Chain(held, ()).pack(), False, held), asked, store), values)
+        receive(Parcel(chain.pack(), False, b"\3" * 8), asked, store)
+    np.testing.assert_array_equal(receive(Parcel(Chain(held, ()).pack(), False, held), asked, store), values)
 
 
 def test_deltas_that_the_task_knows_nothing_of_are_refused() -> None:
     with pytest.raises(PeerError, match="names no codec for them"):
-        receive(SentModel(Chain(bytes(8), ()).pack(), False, bytes(8)))
+        receive(Parcel(Chain(bytes(8), ()).pack(), False, bytes(8)))
 
 
 # The update, and what error feedback keeps of it.

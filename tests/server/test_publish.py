@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.exchange import SentModel, Tensors, receive_model
+from clients.exchange import Tensors, receive_model
 from clients.state import ClientState
 from edge_runtime.config import from_flat
 from edge_runtime.errors import PeerError
@@ -49,9 +49,7 @@ class Node:
         self.store = MemoryStore()
 
     def receive(self, publisher: DeltaModels, task: RoundTask) -> FloatVector:
-        parcel = publisher.parcel(id(self))
-        sent = SentModel(parcel.content, parcel.whole, parcel.model_id)
-        return receive_model(task, sent, TENSORS, ClientState(self.store))
+        return receive_model(task, publisher.parcel(id(self)), TENSORS, ClientState(self.store))
 
 
 def task_of(codec: str, delta: dict[str, Any], number: int = 1) -> RoundTask:
@@ -198,5 +196,5 @@ def test_without_deltas_all_are_sent_the_whole_model_of_this_round():
     assert (parcel.whole, parcel.model_id) == (True, b"")
     assert parcel is publisher.parcel(8)
     store = MemoryStore()
-    receive_model(task, SentModel(parcel.content), TENSORS, ClientState(store))
+    receive_model(task, parcel, TENSORS, ClientState(store))
     assert not store, "nothing is kept where nothing is asked for"

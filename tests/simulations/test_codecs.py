@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 from safetensors.numpy import load_file
 
+from edge_runtime.config import flatten
 from edge_runtime.train.factory import make_module
 from edge_runtime.updates import TensorLayout
+from server.app import make_app
+from server.events import Event, RoundClosed
 from server.rounds import choose_cohort
+from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.runner import simulate
 from simulations.scenario import Scenario, load_scenario
 
@@ -83,6 +88,23 @@ def test_clients_that_also_measure_the_model_hold_it(tmp_path: Path) -> None:
     record = run(tmp_path / "run", SMALL["uniform and deltas"], "server.evaluate=clients server.rounds=4")
     assert all(row["dropped"] == 0 and row["accuracy"] is not None for row in record["rounds"])
     assert record["rounds"][3]["accuracy"] > record["rounds"][0]["accuracy"]
+
+
+def test_a_client_that_loses_its_state_costs_one_answer(tmp_path: Path) -> None:
+    """All of them do so after round 2: round 3 has no update, and from round 4 on all is as it was."""
+    settings = scenario(tmp_path / "run", SMALL["uniform and deltas"], "server.cohort=6 server.rounds=5")
+    with InProcessGrid(6, 2) as grid:
+
+        def lose(event: Event) -> None:
+            if isinstance(event, RoundClosed) and event.row.round == 2:
+                grid._states.clear()
+
+        app = make_app([lose], clock=grid.clock)
+        app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(settings))))
+    rows = json.loads((tmp_path / "run" / "run.json").read_text())["rounds"]
+    assert [(row["clients"], row["dropped"]) for row in rows] == [(6, 0), (6, 0), (0, 6), (6, 0), (6, 0)]
+    assert all("this node holds none: it needs the whole model" in one["reason"] for one in rows[2]["failures"])
+    assert rows[3]["downlink_bytes"] == rows[0]["downlink_bytes"] > rows[4]["downlink_bytes"]
 
 
 @pytest.mark.parametrize("trainer", ["engine", "torch"])
