@@ -24,7 +24,7 @@ from edge_runtime.updates import TensorLayout, make_codec, wire
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import ID_BYTES
 
-KEPT_RUNS = 4  # folders of earlier runs that stay; the oldest goes when a new run comes
+KEPT_RUNS = 4  # folders of runs that stay, the newest among them; the oldest goes when a new run comes
 CHECKSUM_BYTES = 16
 MAX_HEAD_BYTES = 128  # more than checksum, id and a payload's header take
 _RUN_FOLDER = re.compile(r"run-[0-9a-f]{16}")

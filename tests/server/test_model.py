@@ -35,7 +35,7 @@ def make(strategy: str, trainer: str, **settings) -> GlobalModel:
 
 def test_running_statistics_are_averaged_whatever_the_strategy(trainer):
     model = make("fedadam", trainer)
-    delta = np.full(model.layout.size, -0.25)
+    delta = np.full(model.moving.size, -0.25)
     before = model.state_dict()
     model.apply(delta)
     after = model.state_dict()
@@ -56,7 +56,7 @@ def test_state_dict_has_the_modules_names_in_its_order(trainer):
 def test_a_step_to_infinity_leaves_the_model_as_it_was(trainer):
     model = make("fedavgm", trainer)
     before = model.weights.copy()
-    huge = np.full(model.layout.size, 3e38)
+    huge = np.full(model.moving.size, 3e38)
     assert model.apply(huge)
     assert np.isfinite(model.weights).all()
     assert not model.apply(huge)
