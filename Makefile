@@ -5,13 +5,15 @@ VENV ?= .venv
 TORCH_INDEX ?=
 # Frameworks that only the benchmarks compare with, and that cannot be in VENV.
 RIVALS ?= .venv-rivals
+# nncodec asks for an older NumPy and is built from source, which takes minutes: an environment of its own.
+NNCODEC ?= .venv-nncodec
 
 BIN = $(VENV)/bin
 PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 PIP = $(BIN)/$(PIP_INSTALL)
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
-.PHONY: demo test check format wheel sanitize rivals clean
+.PHONY: demo test check format wheel sanitize rivals rivals-nncodec clean
 
 demo: $(VENV)/sim.done
 	$(BIN)/hedgerow simulate mnist
@@ -37,8 +39,10 @@ sanitize: $(VENV)/dev.done
 
 rivals: $(RIVALS)/rivals.done
 
+rivals-nncodec: $(NNCODEC)/nncodec.done
+
 clean:
-	rm -rf build dist $(VENV) $(RIVALS)
+	rm -rf build dist $(VENV) $(RIVALS) $(NNCODEC)
 
 $(VENV)/base.done: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hedgerow needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -62,4 +66,12 @@ $(RIVALS)/rivals.done: constraints.txt pyproject.toml
 	$(RIVALS)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(RIVALS)/bin/$(PIP_INSTALL) numpy onnx
 	$(RIVALS)/bin/$(PIP_INSTALL) --no-deps $$($(PYTHON) -c "$(BENCH_EXTRA)")
+	touch $@
+
+# What `hedgerow bench codecs` compares with. --no-deps: of all it asks for, coding an update takes only these two.
+$(NNCODEC)/nncodec.done: constraints.txt
+	$(PYTHON) -m venv $(NNCODEC)
+	$(NNCODEC)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(NNCODEC)/bin/$(PIP_INSTALL) numpy
+	$(NNCODEC)/bin/$(PIP_INSTALL) --no-deps nncodec==2.1.3
 	touch $@

@@ -12,7 +12,7 @@ same with weights. The engine runs in an arena filled with NaN. Cells above 1e-5
 3. Bits: weights and losses after three steps under every plan of the planner, and on a second run.
 
 Models, weights and data: five of `simulations.models` after torch.manual_seed(0); standard normal x or tokens below 80.
-Each model is a process of its own (`python -P`, one thread).
+Each model is a process of its own, on one thread.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from processes import ONE_THREAD
 from torch import nn
 from torch.nn import functional
 
@@ -50,7 +51,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 LIMIT = 1e-5
 OPTIMIZER = er.SGD(lr=0.01, momentum=0.9)
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Array]
@@ -102,7 +102,7 @@ def cell(error: float) -> str:
 
 
 def fresh(what: str, model: str, batch: int, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-P", __file__, "--child", what, model, str(batch), str(steps)]
+    command = [sys.executable, __file__, "--child", what, model, str(batch), str(steps)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD})
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

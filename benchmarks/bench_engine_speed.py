@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bars import Bar, geomean
 from processes import NAMES, StepError, machine, run_steps, save, why_missing
 from steps import MODELS
 
@@ -67,25 +68,6 @@ class Job:
     @property
     def loss(self) -> float:
         return self.steps[0]["loss"] if self.steps else math.nan
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What a figure is held against; a figure that is NaN was not measured."""
-
-    text: str
-    figure: float
-    limit: float
-    at_most: bool = False
-
-    def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        verdict = "not measured" if math.isnan(self.figure) else "holds" if self.holds else "MISSED"
-        return f"{self.text} {sign} {self.limit:g}: {self.figure:.2f}, {verdict}"
-
-    @property
-    def holds(self) -> bool:
-        return self.figure <= self.limit if self.at_most else self.figure >= self.limit
 
 
 def main() -> None:
@@ -201,12 +183,6 @@ def disagreeing(jobs: list[Job]) -> Iterable[str]:
                 f"FAILED: {job.model}, batch {job.batch}: the first loss of {NAMES[job.framework]} is {job.loss:.5f}, "
                 f"that of {NAMES[other.framework]} {other.loss:.5f}"
             )
-
-
-def geomean(ratios: Iterable[float]) -> float:
-    """Of those that were measured; NaN if none was."""
-    logs = [math.log(ratio) for ratio in ratios if not math.isnan(ratio)]
-    return math.exp(statistics.fmean(logs)) if logs else math.nan
 
 
 # The parts: each prints its table and returns its bars.

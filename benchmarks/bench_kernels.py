@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bars import Bar, geomean
 from processes import ONE_THREAD, machine, save
 
 if TYPE_CHECKING:
@@ -197,10 +198,6 @@ def paired(ours: Block, rival: Block, pairs: int) -> tuple[float, float, float]:
     return statistics.median(mine for mine, _ in times), statistics.median(theirs for _, theirs in times), ratio
 
 
-def geomean(ratios: list[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, ratios)))
-
-
 # Table 1.
 
 
@@ -252,27 +249,23 @@ def print_products(isa: str, shapes: list[tuple[int, int, int]], pairs: int, bar
     for (form, how), ratios in over_numpy.items():
         print(f"   geomean over NumPy, {form} {how}: {geomean(ratios):.2f}, least {min(ratios):.2f}")
     held = [
-        line
+        str(bar)
         for how in ("call", "kernel")
-        for line in product_bars(f"{isa}, NN {how} over NumPy", dict(zip(shapes, over_numpy["NN", how], strict=True)))
+        for bar in product_bars(f"{isa}, NN {how} over NumPy", dict(zip(shapes, over_numpy["NN", how], strict=True)))
     ]
     print("\n".join(f"   bar: {line}" for line in held))
     bars += held
     return rows
 
 
-def product_bars(what: str, ratios: dict[tuple[int, int, int], float]) -> Iterator[str]:
+def product_bars(what: str, ratios: dict[tuple[int, int, int], float]) -> Iterator[Bar]:
     others = {shape: ratio for shape, ratio in ratios.items() if shape != GEMV}
     if others:
         worst = min(others, key=lambda shape: others[shape])
-        yield _bar(f"{what}, worst shape {worst}", others[worst], EACH)
-    yield _bar(f"{what}, geomean of {len(ratios)} shapes", geomean(list(ratios.values())), ALL)
+        yield Bar(f"{what}, worst shape {worst}", others[worst], EACH)
+    yield Bar(f"{what}, geomean of {len(ratios)} shapes", geomean(ratios.values()), ALL)
     if GEMV in ratios:
-        yield _bar(f"{what}, {GEMV}", ratios[GEMV], GEMV_LEAST)
-
-
-def _bar(text: str, figure: float, limit: float) -> str:
-    return f"{text} >= {limit:g}: {figure:.2f}, {'holds' if figure >= limit else 'MISSED'}"
+        yield Bar(f"{what}, {GEMV}", ratios[GEMV], GEMV_LEAST)
 
 
 # Table 2.

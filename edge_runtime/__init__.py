@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge_runtime import optimizers as optimizers
     from edge_runtime import schedules as schedules
     from edge_runtime import updates as updates
+    from edge_runtime.adapters import merge_adapters as merge_adapters
     from edge_runtime.building import build as build
     from edge_runtime.engine.philox import Shuffle as Shuffle
     from edge_runtime.errors import BudgetError as BudgetError
@@ -72,6 +73,7 @@ _SUBPACKAGES = ("deploy", "losses", "optimizers", "schedules", "updates")
 
 # Each module with the public names that it holds.
 _NAMES = {
+    "adapters": ("merge_adapters",),
     "building": ("build",),
     "engine.philox": ("Shuffle",),
     "errors": (

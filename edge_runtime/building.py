@@ -5,15 +5,16 @@ nn.Module -> Graph -> training Graph -> plans, of which one is chosen -> offsets
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import losses as loss_specs
-from edge_runtime.config import parse_bytes
-from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.adapters import LORA_A
+from edge_runtime.config import names_that_fit, parse_bytes
+from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
 from edge_runtime.ir.graph import Graph
 from edge_runtime.losses import LOSSES, Loss
 from edge_runtime.optimizers import SGD, Optimizer, checked
@@ -37,6 +38,8 @@ def build(
     batch_size: int | Sequence[int] = 32,
     memory_budget: int | str | None = None,
     trainable: Sequence[str] | str | None = None,
+    lora_rank: int = 0,
+    lora_alpha: float | None = None,
     micro_batch: int | None = None,
     proximal_mu: float = 0.0,
     correction: bool = False,
@@ -57,6 +60,11 @@ def build(
             activations, workspace and input together; None for no limit.
         trainable: None for every parameter that requires a gradient; names, or patterns with `*`; or "auto": all if
             they fit, else as many as fit, in order of measured importance.
+        lora_rank: rank of the low-rank adapters that train in place of the weights of linear and 1x1 convolution
+            layers, 0 for none; see `capture/adapters.py` for which layers and what trains beside them. `trainable` then
+            names what trains beside them. They are tensors of the Program's state_dict: `merge_adapters` gives that of
+            `module`.
+        lora_alpha: scales what the adapters add by alpha / rank; None for the rank.
         micro_batch: rows that go through the model at once; None leaves it to the planner, which splits a batch only
             where that is exact: not across batch norm in training, which then takes each part's own statistics, and
             moves its running ones once for each.
@@ -75,8 +83,12 @@ def build(
     budget = parse_bytes(memory_budget)
     spec = _loss(loss)
     _check_bounds({"proximal_mu": proximal_mu, "clip_value": clip_value, "clip_norm": clip_norm})
-    model = _captured(module, example_inputs)
-    names = _trainable(model, trainable)
+    if lora_rank:
+        model = _captured(_adapted(module, lora_rank, lora_alpha, trainable), example_inputs)
+        _check_adapters(model)
+    else:
+        model = _captured(module, example_inputs)
+    names = _trainable(model, None if lora_rank else trainable)
     recipe = Recipe(spec, _optimizer(optimizer), names, proximal_mu, correction, clip_value, clip_norm)
     sizes = _micro_batches(model, max(batches), micro_batch)
 
@@ -129,12 +141,42 @@ def _check_bounds(numbers: Mapping[str, float]) -> None:
             raise ConfigError(f"{name} = {value}: must be a finite number >= 0")
 
 
+def _adapted(
+    module: torch.nn.Module, rank: int, alpha: float | None, trainable: Sequence[str] | str | None
+) -> torch.nn.Module:
+    if type(rank) is not int or rank < 0:
+        raise ConfigError(f"lora_rank = {rank!r}: must be a whole number >= 0, and 0 for no adapters")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise ConfigError(f"lora_alpha = {alpha}: must be a finite number > 0, or None for lora_rank")
+    with _needs_torch():
+        from edge_runtime.capture.adapters import with_adapters
+    return with_adapters(module, rank, alpha, trainable)
+
+
 def _captured(module: torch.nn.Module, example_inputs: Any) -> Model:
-    try:
+    with _needs_torch():
         from edge_runtime.capture.model import capture_model
+    return capture_model(module, example_inputs)
+
+
+@contextlib.contextmanager
+def _needs_torch() -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise MissingPackageError("building a Program needs PyTorch: pip install 'hedgerow[server]'") from error
-    return capture_model(module, example_inputs)
+
+
+def _check_adapters(model: Model) -> None:
+    """Refuse a model that takes an adapted layer's weight without calling the layer: the adapters would do nothing."""
+    for graph in (model.forward(model.fixed or 2), model.predict(model.fixed or 2)):
+        for name in model.names:
+            layer = name.removesuffix(LORA_A)
+            if layer != name and name not in graph.state and f"{layer}weight" in graph.state:
+                raise UnsupportedOpError(
+                    f"the model uses {layer}weight without calling its layer, past the layer's adapters; call the "
+                    f"layer, or leave lora_rank at 0"
+                )
 
 
 def _trainable(model: Model, trainable: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -142,12 +184,7 @@ def _trainable(model: Model, trainable: Sequence[str] | str | None) -> tuple[str
     names = model.trainable
     if trainable is not None and trainable != "auto":
         known = [name for name in model.names if model.aliases.get(name, name) in model.parameters]
-        wanted: set[str] = set()
-        for pattern in [trainable] if isinstance(trainable, str) else trainable:
-            fitting = [model.aliases.get(name, name) for name in known if fnmatchcase(name, pattern)]
-            if not fitting:
-                raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(known)}")
-            wanted.update(fitting)
+        wanted = {model.aliases.get(name, name) for name in names_that_fit(trainable, known)}
         used = model.forward(model.fixed or 2).state
         names = tuple(name for name in known if name in wanted and name in used)
     if not names:

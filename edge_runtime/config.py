@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, TypeVar
 
@@ -192,6 +193,21 @@ def _type_text(hint: Any) -> str:
     if isinstance(hint, types.GenericAlias):
         return "a list of words, each"
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text,"}.get(hint, str(hint))
+
+
+def names_that_fit(patterns: Sequence[str] | str, known: Sequence[str]) -> set[str]:
+    """The parameters among `known` that `trainable` means: names, or patterns with `*`.
+
+    >>> sorted(names_that_fit(["*.bias", "a.weight"], ["a.weight", "a.bias", "b.weight", "b.bias"]))
+    ['a.bias', 'a.weight', 'b.bias']
+    """
+    wanted: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fitting = [name for name in known if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(known)}")
+        wanted.update(fitting)
+    return wanted
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}

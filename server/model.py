@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import plugins
+from edge_runtime.adapters import merge_adapters
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
@@ -48,6 +49,7 @@ class GlobalModel:
     def __init__(self, config: ServerConfig, test: Examples | None = None) -> None:
         self._strategy = STRATEGIES[config.server.strategy]
         self._settings = dataclasses.replace(config.server, lr=config.server.lr or self._strategy.default_lr)
+        self._lora_rank, self._lora_alpha = config.train.lora_rank, config.train.lora_alpha
         # What clients are sent beside the weights when the engine trains.
         self.program = b""
         program = None
@@ -81,9 +83,10 @@ class GlobalModel:
         return True
 
     def state_dict(self) -> State:
-        """All tensors under the module's own names, in its order."""
+        """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""
         self._load()
-        return self._trainer.state_dict()
+        state = self._trainer.state_dict()
+        return merge_adapters(state, alpha=self._lora_alpha or None) if self._lora_rank else state
 
     def evaluate(self, examples: Examples) -> Mapping[str, float]:
         self._load()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from edge_runtime.capture import adapters
 from edge_runtime.capture.aten import ATEN, INSTEAD
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.builder import Builder
@@ -160,8 +161,9 @@ def _is_counter(node: fx.Node, state: dict[str, str]) -> bool:
 
 
 def _source(node: fx.Node) -> str:
-    """`file:line: code` of the innermost frame that is not PyTorch's own."""
-    frames = [match for match in _FRAME.finditer(node.meta.get("stack_trace") or "") if "/torch/" not in match["file"]]
+    """`file:line: code` of the innermost frame that is neither PyTorch's nor an adapter's."""
+    every = _FRAME.finditer(node.meta.get("stack_trace") or "")
+    frames = [match for match in every if "/torch/" not in match["file"] and match["file"] != adapters.__file__]
     if frames:
         return f"{frames[-1]['file']}:{frames[-1]['line']}: {(frames[-1]['code'] or '').strip()}"
     path, kind = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))

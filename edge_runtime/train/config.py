@@ -105,7 +105,8 @@ class TrainConfig:
 
     The engine trains a Program that the server builds and sends, inside `memory_budget` (a text such as "8 MiB";
     empty for no limit). `trainable` names what is trained (empty: all; names or patterns with commas; "auto": all, or
-    as many as the budget lets the engine train).
+    as many as the budget lets the engine train). With a `lora_rank`, low-rank adapters train in place of the weights of
+    linear and 1x1 convolution layers, and `trainable` says what trains beside them; see `capture/adapters.py`.
     """
 
     trainer: str = key("engine", choices=("engine", "torch"))
@@ -114,6 +115,8 @@ class TrainConfig:
     memory_budget: str = key("")
     micro_batch: int = key(0, low=0, high=1_000_000)  # 0: the planner's choice
     trainable: str = key("")
+    lora_rank: int = key(0, low=0, high=4096)  # 0: no adapters
+    lora_alpha: float = key(0.0, low=0, high=1e6)  # 0: the rank
     loss: str = key("cross_entropy", choices=tuple(losses.LOSSES))
     label_smoothing: float = key(0.0, low=0, below=1)
     huber_delta: float = key(1.0, above=0, high=1e6)
@@ -122,6 +125,11 @@ class TrainConfig:
     clip_norm: float = key(0.0, low=0, high=1e9)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
+
+    def trainable_names(self) -> list[str] | str | None:
+        """`trainable` as `build` takes it."""
+        names = [name.strip() for name in self.trainable.split(",") if name.strip()]
+        return "auto" if names == ["auto"] else names or None
 
     def build_loss(self) -> losses.Loss:
         """The loss of that name, with the arguments it has."""

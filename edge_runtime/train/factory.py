@@ -54,7 +54,6 @@ def _cached_program(
 ) -> Program:
     from edge_runtime.building import build
 
-    names = _trainable(train)
     return build(
         make_module(model, seed),
         np.zeros((1, *shape), dtype),
@@ -62,7 +61,9 @@ def _cached_program(
         optimizer=train.optimizer.build(),
         batch_size=train.batch_size,
         memory_budget=train.memory_budget or None,
-        trainable="auto" if names == ["auto"] else names or None,
+        trainable=train.trainable_names(),
+        lora_rank=train.lora_rank,
+        lora_alpha=train.lora_alpha or None,
         micro_batch=train.micro_batch or None,
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,
@@ -70,25 +71,19 @@ def _cached_program(
     )
 
 
-def _trainable(train: TrainConfig) -> list[str]:
-    return [name.strip() for name in train.trainable.split(",") if name.strip()]
-
-
-def _freeze_others(module: torch.nn.Module, train: TrainConfig) -> torch.nn.Module:
-    """The module with a gradient only for the parameters of `train.trainable`; PyTorch has no budget: "auto" is all."""
-    names = _trainable(train)
-    if not names or names == ["auto"]:
-        return module
+def _freeze_others(module: torch.nn.Module, trainable: list[str] | str | None) -> None:
+    """Leave a gradient to the parameters that `trainable` names; PyTorch has no budget, so "auto" is all."""
+    if not isinstance(trainable, list):
+        return
     parameters = dict(module.named_parameters(remove_duplicate=False))
     wanted: set[torch.nn.Parameter] = set()
-    for pattern in names:
+    for pattern in trainable:
         fitting = [one for name, one in parameters.items() if fnmatchcase(name, pattern)]
         if not fitting:
             raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(parameters)}")
         wanted.update(fitting)
     for one in parameters.values():
         one.requires_grad_(one in wanted)
-    return module
 
 
 def example_of(model: ModelConfig) -> Array:
@@ -122,8 +117,15 @@ def make_trainer(
 
     from edge_runtime.train.torch_trainer import TorchTrainer
 
+    module = make_module(model, seed)
+    if train.lora_rank:
+        from edge_runtime.capture.adapters import with_adapters
+
+        module = with_adapters(module, train.lora_rank, train.lora_alpha or None, train.trainable_names())
+    else:
+        _freeze_others(module, train.trainable_names())
     return TorchTrainer(
-        _freeze_others(make_module(model, seed), train),
+        module,
         loss=train.build_loss(),
         optimizer=train.optimizer.build(),
         proximal_mu=proximal_mu,

@@ -77,6 +77,16 @@ class TensorLayout:
                 yield start, start + size
                 start += size
 
+    def matrices(self) -> Iterator[tuple[slice, int, int]]:
+        """Each tensor that has values as a matrix: where it stands in the flat vector, its rows and its columns.
+
+        Rows are output channels: shape[0] of a tensor of two axes or more; any other is one row.
+        """
+        shapes = (shape for _, shape in self.shapes if math.prod(shape))
+        for (start, stop), shape in zip(self.spans(), shapes, strict=True):
+            rows = shape[0] if len(shape) > 1 else 1
+            yield slice(start, stop), rows, (stop - start) // rows
+
     def flatten(self, tensors: Mapping[str, NDArray[np.generic]]) -> FloatVector:
         """One float32 vector of shape (size,) with every tensor of the layout, copied.
 

@@ -18,6 +18,7 @@ from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, NumericsError, PeerError
 from edge_runtime.kernels import int8, native
 from edge_runtime.updates import wire
+from edge_runtime.updates.context.codec import Context
 from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.floats import BFloat16, Float16, Float32
 from edge_runtime.updates.quantize import Int4, Int8, Uniform
@@ -41,6 +42,7 @@ CODECS: dict[str, type[Stage]] = {
         SignSGD,
         STC,
         Hadamard,
+        Context,
     )
 }
 

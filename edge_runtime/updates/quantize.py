@@ -8,8 +8,6 @@ Tensors without values leave no bytes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,16 +36,16 @@ class PerChannel(Coder):
     def encode(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> bytes:
         codes: list[NDArray[np.uint32]] = []
         q = np.empty(layout.size, np.int8)
-        for start, rows, columns in _channels(layout):
-            tensor = values[start : start + rows * columns].reshape(rows, columns)
+        for span, rows, columns in layout.matrices():
+            tensor = values[span].reshape(rows, columns)
             low, high = int8.row_range(tensor)
             codes.append(self._scale_codes(np.maximum(np.abs(low), np.abs(high))))
-            q[start : start + tensor.size] = int8.quantize(tensor, _scales(codes[-1])).ravel()
+            q[span] = int8.quantize(tensor, _scales(codes[-1])).ravel()
         listed = np.concatenate(codes) if codes else np.empty(0, np.uint32)
         return vectors.pack_bits(listed, 24).tobytes() + self._pack(q)
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
-        channels = list(_channels(layout))
+        channels = list(layout.matrices())
         codes = reader.bits(f"{self.name} scales", sum(rows for _, rows, _ in channels), 24).astype(np.uint32)
         if codes.size and not (self._lowest_code <= codes.min() and codes.max() <= self._highest_code):
             raise PeerError(f"{self.name} scales must be 2^-126 or more, and finite times {self.peak}")
@@ -55,8 +53,7 @@ class PerChannel(Coder):
         if q.size and q.min() < -self.peak:
             raise PeerError(f"{self.name} values must be -{self.peak} to {self.peak}")
         values, channel = destination(out, layout.size), 0
-        for start, rows, columns in channels:
-            span = slice(start, start + rows * columns)
+        for span, rows, columns in channels:
             tensor = int8.dequantize(q[span].reshape(rows, columns), scales[channel : channel + rows])
             values[span] = tensor.ravel()
             channel += rows
@@ -143,16 +140,6 @@ class Uniform(Coder):
             levels = np.linspace(low, high, 1 << bits).astype(np.float32)
             np.take(levels, q[start:stop], out=values[start:stop], mode="clip")  # no index is out of range
         return values
-
-
-def _channels(layout: TensorLayout) -> Iterator[tuple[int, int, int]]:
-    """First flat index, rows and columns of every tensor that has values."""
-    start = 0
-    for _, shape in layout.shapes:
-        if size := math.prod(shape):
-            rows = shape[0] if len(shape) > 1 else 1
-            yield start, rows, size // rows
-            start += size
 
 
 def _scales(codes: NDArray[np.uint32]) -> FloatVector:

@@ -125,7 +125,7 @@ def test_a_part_can_run_without_a_rival(load: Any, capsys: pytest.CaptureFixture
     [(1.4, False, "MISSED"), (1.5, False, "holds"), (1.6, True, "MISSED"), (math.nan, False, "not measured")],
 )
 def test_a_bar_says_whether_it_holds(load: Any, figure: float, at_most: bool, verdict: str) -> None:
-    bar = load("bench_engine_speed").Bar("times faster", figure, 1.5, at_most)
+    bar = load("bars").Bar("times faster", figure, 1.5, at_most)
     assert str(bar).endswith(verdict)
 
 

@@ -131,6 +131,7 @@ LOSSY: list[dict[str, Any]] = [
     {"uplink.codec": "topk,int8", "uplink.fraction": 0.2},
     {"uplink.codec": "signsgd"},
     {"uplink.codec": "hadamard", "uplink.bits": 1},
+    {"uplink.codec": "context", "uplink.bits": 2.0},
     {"uplink.codec": "float16"},
 ]
 STOCHASTIC = ("uniform", "hadamard")  # the same values, another payload: by the client's seed

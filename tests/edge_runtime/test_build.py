@@ -716,12 +716,8 @@ INDEPENDENT = {
 }
 
 
-@pytest.mark.parametrize("name", INDEPENDENT)
-def test_a_model_of_independent_rows_trains_as_in_pytorch_whole_short_and_split(name):
-    function, shape = INDEPENDENT[name]
-    module = seeded(lambda: Apply(function, l=nn.Linear(6, 6)))
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 6, 8)
+def beside_pytorch(module, x, y):
+    """The engine's trainer and PyTorch's after three equal steps: on whole batches, short ones and split ones."""
     for rows, settings in ((8, {}), (5, {}), (8, {"micro_batch": 3})):
         trainer, rival = (
             er.Trainer(er.build(module, x, batch_size=8, **settings)),
@@ -730,6 +726,16 @@ def test_a_model_of_independent_rows_trains_as_in_pytorch_whole_short_and_split(
         for _ in range(3):
             np.testing.assert_allclose(trainer.step(x[:rows], y[:rows]), rival.step(x[:rows], y[:rows]), rtol=1e-5)
         assert_close(trainer.state_dict(), rival.state_dict())
+        yield trainer, rival
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_a_model_of_independent_rows_trains_as_in_pytorch_whole_short_and_split(name):
+    function, shape = INDEPENDENT[name]
+    module = seeded(lambda: Apply(function, l=nn.Linear(6, 6)))
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 6, 8)
+    assert len(list(beside_pytorch(module, x, y))) == 3
 
 
 def test_pytorchs_own_transformer_layer_trains_whole_short_and_split():
@@ -737,14 +743,7 @@ def test_pytorchs_own_transformer_layer_trains_whole_short_and_split():
     module = seeded(lambda: Apply(lambda m, x: m.o(m.e(x)[:, 0]), e=layer, o=nn.Linear(8, CLASSES)))
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 5, 8)).astype(np.float32), rng.integers(0, CLASSES, 8)
-    for rows, settings in ((8, {}), (5, {}), (8, {"micro_batch": 3})):
-        trainer, rival = (
-            er.Trainer(er.build(module, x, batch_size=8, **settings)),
-            er.TorchTrainer(copy.deepcopy(module)),
-        )
-        for _ in range(3):
-            np.testing.assert_allclose(trainer.step(x[:rows], y[:rows]), rival.step(x[:rows], y[:rows]), rtol=1e-5)
-        assert_close(trainer.state_dict(), rival.state_dict())
+    for trainer, rival in beside_pytorch(module, x, y):
         np.testing.assert_allclose(trainer.predict(x), rival.predict(x), rtol=1e-4, atol=1e-5)
 
 

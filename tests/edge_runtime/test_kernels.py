@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,13 +19,6 @@ LENGTHS, OFFSETS = st.integers(0, 100), st.integers(0, 9)
 GUARD = 9
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _selected_isa_is_put_back() -> Iterator[None]:
-    before = native.selected_isa()
-    yield
-    native.select_isa(before)
 
 
 @st.composite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,13 +21,6 @@ each_isa = pytest.mark.parametrize("isa", native.isas())
 ROWS = st.integers(0, 19)
 COLUMNS = st.one_of(st.integers(0, 35), st.integers(120, 140))
 DEPTHS = st.one_of(st.integers(0, 40), st.integers(1022, 1042), st.integers(2047, 2050))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _selected_isa_is_put_back() -> Iterator[None]:
-    before = native.selected_isa()
-    yield
-    native.select_isa(before)
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -38,13 +36,6 @@ CORNERS = np.array(
 )
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _selected_isa_is_put_back() -> Iterator[None]:
-    before = native.selected_isa()
-    yield
-    native.select_isa(before)
 
 
 def floats_of(patterns: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,13 +110,6 @@ OPTIONAL = {
 }  # fmt: skip
 
 each_op = pytest.mark.parametrize("name", CASES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _selected_isa_is_put_back() -> Iterator[None]:
-    before = native.selected_isa()
-    yield
-    native.select_isa(before)
 
 
 class Pages:

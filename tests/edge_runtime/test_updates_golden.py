@@ -29,7 +29,8 @@ def made() -> dict[str, bytes]:
     return golden.make()
 
 
-@pytest.mark.parametrize("case", golden.CASES)
+# Singular vectors differ in their last bits from machine to machine, and so may what `context` makes of them.
+@pytest.mark.parametrize("case", sorted(set(golden.CASES) - {"context"}))
 def test_the_files_are_what_is_written_today(made: dict[str, bytes], case: str) -> None:
     assert made[f"{case}.bin"] == (golden.HERE / f"{case}.bin").read_bytes(), HINT
 
@@ -49,3 +50,12 @@ def test_a_receivers_options_do_not_change_what_it_reads() -> None:
         for fraction, bits in ((0.25, 3), (1.0, 8))
     )
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_matrix_of_low_rank_is_among_what_context_writes() -> None:
+    layout = golden.LAYOUT.subset(["hidden.weight"])
+    x = golden.LAYOUT.views(golden.values())["hidden.weight"]
+    payload = make_codec("context", nmse=1e-3).encode({"hidden.weight": x})
+    decoded = make_codec("context").decode_vector(payload, layout)
+    assert np.sum((decoded - x.ravel()) ** 2) <= 1e-3 * np.sum(x**2)
+    assert 8 * len(payload) < 1.5 * x.size, "480 values, from the 44 numbers of two vectors"

@@ -15,12 +15,20 @@ from edge_runtime.updates import CODECS, TensorLayout, make_codec
 
 HERE = Path(__file__).parent / "updates"
 LAYOUT = TensorLayout.of(
-    {"conv.weight": (6, 3, 2, 2), "conv.bias": (6,), "scale": (), "empty": (0, 4), "out.weight": (5, 19)}
+    {
+        "conv.weight": (6, 3, 2, 2),
+        "conv.bias": (6,),
+        "scale": (),
+        "empty": (0, 4),
+        "out.weight": (5, 19),
+        "hidden.weight": (20, 24),
+    }
 )
 ROUND, SEED = 300, 7
 # File name -> codec and its options. Each codec by itself, and what its defaults do not show.
 CASES: dict[str, tuple[str, dict[str, float]]] = {
     **{name: (name, {}) for name in CODECS},
+    "context": ("context", {"bits": 3}),  # a quarter of a bit would leave nothing of so few values
     "hadamard_unbiased": ("hadamard", {"bits": 4, "unbiased": True}),
     "randk_uniform": ("randk,uniform", {"fraction": 0.25, "bits": 3}),
     "topk_int8": ("topk,int8", {"fraction": 0.1}),
@@ -28,9 +36,11 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def values() -> NDArray[np.float32]:
-    """Binary fractions of many sizes, with zeros among them: exact in float32."""
+    """Binary fractions of many sizes, zeros and a matrix of rank 1 among them: exact in float32."""
     index = np.arange(LAYOUT.size)
-    return np.ldexp((index * 37 % 101 - 50) / 64, -(index % 5)).astype(np.float32) * (index % 7 != 3)
+    x = np.ldexp((index * 37 % 101 - 50) / 64, -(index % 5)).astype(np.float32) * (index % 7 != 3)
+    LAYOUT.views(x)["hidden.weight"][...] = np.outer(np.arange(20) % 7 - 3, np.arange(24) % 5 - 2) / 64
+    return x
 
 
 def make() -> dict[str, bytes]:

@@ -53,6 +53,25 @@ def test_state_dict_has_the_modules_names_in_its_order(trainer):
         np.testing.assert_array_equal(state[name], tensor.numpy())
 
 
+def test_adapters_move_with_the_weights_and_merge_into_them(trainer):
+    model = make("fedavg", trainer, **{"train.lora_rank": 1, "train.lora_alpha": 2.0})
+    torch.manual_seed(1)
+    start = {name: tensor.numpy() for name, tensor in normalised().state_dict().items()}
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, start[name])
+    delta = np.zeros(model.moving.size)
+    for name, view in model.moving.views(delta).items():
+        view[...] = 0.5 * (name in ("1.lora_B", "3.bias"))
+    a = model.layout.views(model.weights)["1.lora_A"].copy()
+    model.apply(delta)
+    state = model.state_dict()
+    assert list(state) == list(start)
+    np.testing.assert_allclose(state["1.weight"], start["1.weight"] + 2 * np.full((3, 1), 0.5) @ a, rtol=1e-6)
+    np.testing.assert_array_equal(state["3.bias"], start["3.bias"] + np.float32(0.5))
+    for name in start.keys() - {"1.weight", "3.bias"}:
+        np.testing.assert_array_equal(state[name], start[name])
+
+
 def test_a_step_to_infinity_leaves_the_model_as_it_was(trainer):
     model = make("fedavgm", trainer)
     before = model.weights.copy()

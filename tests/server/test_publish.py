@@ -29,6 +29,7 @@ DELTAS: list[dict[str, Any]] = [
     {"delta": "uniform", "bits": 4},
     {"delta": "topk,float16", "fraction": 0.2},
     {"delta": "stc", "fraction": 0.1},
+    {"delta": "context", "bits": 1.0},
     {"delta": "int8"},
     {"delta": "float32"},
 ]

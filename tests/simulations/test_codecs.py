@@ -28,6 +28,8 @@ TINY = (
 SMALL = {
     "uniform and deltas": "uplink.codec=uniform uplink.bits=4 downlink.codec=float16 downlink.delta=uniform "
     "downlink.bits=8",
+    "context both ways": "uplink.codec=context uplink.bits=1 downlink.codec=float16 downlink.delta=context "
+    "downlink.bits=2",
     "topk with feedback": "uplink.codec=topk,float16 uplink.fraction=0.1 uplink.error_feedback=true "
     "downlink.codec=int8 downlink.delta=topk,int8 downlink.fraction=0.2",
 }

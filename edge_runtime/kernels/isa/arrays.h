@@ -2,6 +2,7 @@
 #ifndef HEDGEROW_ISA_ARRAYS_H_
 #define HEDGEROW_ISA_ARRAYS_H_
 
+#include "low_rank/low_rank.h"
 #include "mask_add/mask_add.h"
 #include "pack_bits/pack_bits.h"
 #include "quantize/quantize.h"
@@ -14,6 +15,7 @@ struct ArrayKernels {
   PackBitsKernels pack_bits;
   MaskAddKernels mask_add;
   TopkKernels topk;
+  LowRankKernels low_rank;
 };
 
 extern const ArrayKernels kArraysScalar;

@@ -1,0 +1,84 @@
+"""The step at which an update keeps to a number of bytes, or to an error, found in as few codings as may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from edge_runtime.kernels.context import MAX_MAGNITUDE
+from edge_runtime.updates.context.encoding import Coding, Update
+from edge_runtime.updates.context.format import HEADER, Offsets
+
+# The search aims at this part of the target, is content with that part, and gives up after so many codings.
+AIM, CLOSE, MOST_CODINGS = 0.96, 0.92, 8
+MIN_EXPONENT = -120  # of the step: an update below it vanishes
+
+Measure = Literal["nbytes", "nmse"]
+
+
+def search(update: Update, measure: Measure, target: float) -> Coding:
+    """A coding that measures at most `target` and, where a few attempts find one, hardly less."""
+    forecast = _Forecast(update, measure)
+    best: Coding | None = None
+    points: list[tuple[float, float]] = []  # step and measure of codings with the present ranks, in log2
+    ranks: list[int] = []
+    offsets, at, goal = Offsets(), forecast.step_for(math.log2(target * AIM)), math.log2(target * AIM)
+    for attempt in range(MOST_CODINGS):
+        if attempt < 2:  # then they stay: with one component more or less, bytes would jump over the target
+            ranks, points = [matrix.rank(2**at) for matrix in update.matrices], []
+        coding = Coding(update, 2**at, ranks, offsets)
+        measured = max(float(getattr(coding, measure)), 1e-30)
+        if measured <= target and (best is None or measured > getattr(best, measure)):
+            best = coding
+        if CLOSE * target <= measured <= target:
+            break
+        points.append((at, math.log2(measured)))
+        following = forecast.next_step(points, goal)
+        if following == at:
+            break
+        offsets, at = coding.better_offsets, following
+    return best or Coding(update, 2**forecast.safest, [0] * len(update.matrices), offsets)
+
+
+class _Forecast:
+    """log2 of steps, and what the measure should be at each: from the sizes of the numbers alone.
+
+    A number of rms s steps takes about log2(1 + 5 s^2) / 2 bits and leaves an error of min(s^2, 1/8). What codings turn
+    out to measure is some factor away, and one that hardly depends on the step.
+    """
+
+    def __init__(self, update: Update, measure: Measure) -> None:
+        # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers; at 4 all is zero.
+        largest = max((math.sqrt(matrix.energy) for matrix in update.matrices), default=0.0)
+        finest = max(math.log2(max(largest, 1e-9) / MAX_MAGNITUDE), MIN_EXPONENT - update.exponent)
+        self._steps = np.linspace(finest, max(2.0, finest), 64)
+        self.safest = float(self._steps[-1 if measure == "nbytes" else 0])
+        groups = np.array([group for matrix in update.matrices for group in matrix.groups()]).reshape(-1, 4)
+        counts, sizes, limits, scales = groups.T
+        steps = 2.0 ** self._steps[:, None]
+        coded = steps < limits
+        if measure == "nbytes":
+            bits = np.where(coded, scales * counts * np.log2(1 + 5 * (sizes / steps) ** 2) / 2, 0).sum(axis=1)
+            self._rising, forecast = -1, HEADER.size + bits / 8
+        else:
+            errors = counts * np.where(coded, np.minimum(sizes**2, steps**2 / 8), sizes**2 / 2)
+            self._rising, forecast = 1, errors.sum(axis=1) / max(update.energy, 1e-30)
+        self._logs = np.log2(np.maximum(forecast, 1e-30))
+
+    def step_for(self, goal: float) -> float:
+        """The step at which the measure should be `goal`, in log2: the nearest one that is allowed."""
+        way = slice(None, None, self._rising)
+        return float(np.interp(goal, self._logs[way], self._steps[way]))
+
+    def next_step(self, points: Sequence[tuple[float, float]], goal: float) -> float:
+        """From what was measured: along the last two points if they differ, else beside the forecast."""
+        at, measured = points[-1]
+        following = self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
+        if len(points) > 1:
+            before, was = points[-2]
+            if (measured - was) * (at - before) * self._rising > 0:
+                following = at + (goal - measured) * (at - before) / (measured - was)
+        return min(max(following, float(self._steps[0])), float(self._steps[-1]))
