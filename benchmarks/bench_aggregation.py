@@ -93,7 +93,7 @@ def hedgerow(clients: int, parameters: int) -> dict[str, float]:
     idle = peak_mib()
     layout, codec = TensorLayout((("w", (parameters,)),)), make_codec("float32")
     nodes = {node: str(node) for node in range(clients)}
-    opened = OpenRound(1, nodes, layout, codec, min_updates=clients, downlink_bytes=0)
+    opened = OpenRound(1, nodes, layout, codec, min_updates=clients)
     spent = 0.0
     for node, (update, examples) in enumerate(updates(clients, parameters)):
         payload = codec.encode_vector(update, layout, round_number=1)

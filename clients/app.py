@@ -1,23 +1,22 @@
-"""The Flower ClientApp: reads a message, trains or evaluates, answers. All Flower records are handled here."""
+"""The Flower ClientApp: reads a message, trains or evaluates, answers."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.config import NodeConfig
 from clients.datasets import load_examples
+from clients.exchange import encode_update, receive_model
+from clients.records import answer, client_number, open_state, read_model, read_program, read_task
 from clients.round import Workbench
-from edge_runtime.config import from_flat
 from edge_runtime.engine.cores import allowed_cores
-from edge_runtime.errors import ConfigError, PeerError, ProgramError
+from edge_runtime.errors import PeerError, ProgramError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
 from edge_runtime.train.factory import make_trainer, unpack_program
-from edge_runtime.updates import STYPE
 
 app = ClientApp()
 
@@ -25,67 +24,41 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this node's examples; the reply holds the encoded delta."""
-    node, task, model, program = _read(message, context)
+    node, task, bench = _read(message, context)
+    sent, state, client = read_model(message), open_state(context), client_number(context)
     examples = _examples(node, task.data, task.seed)
-    update = _workbench(task, program, node).train(task, model, examples, _client_number(node, context))
-    payload = Array("uint8", (len(update.payload),), STYPE, update.payload)
-    content = RecordDict(
-        {
-            "update": ArrayRecord({"delta": payload}),
-            "metrics": MetricRecord({"num-examples": update.examples, "loss": update.loss}),
-        }
-    )
-    return Message(content, reply_to=message)
+    weights = receive_model(task, sent, bench.tensors, state)
+    update = bench.train(task, weights, examples, client)
+    payload = encode_update(task, update.delta, bench.tensors, state, client)
+    return answer(message, {"num-examples": update.examples, "loss": update.loss}, sent.model_id, payload)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the global model on this node's examples."""
-    node, task, model, program = _read(message, context)
+    node, task, bench = _read(message, context)
+    sent = read_model(message)
     examples = _examples(node, task.data, task.seed)
-    figures = _workbench(task, program, node).evaluate(task, model, examples)
-    return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(examples), **figures})}), reply_to=message)
+    figures = bench.evaluate(receive_model(task, sent, bench.tensors, open_state(context)), examples)
+    return answer(message, {"num-examples": len(examples), **figures}, sent.model_id)
 
 
-def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, bytes, bytes]:
-    """What the message asks, checked: nothing of it is believed before it stands inside a config's bounds."""
+def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Workbench]:
+    """Who this node is, what the message asks of it, and what it takes to do it."""
     node = NodeConfig.from_node_config(context.node_config)
-    settings, arrays = message.content.get("task"), message.content.get("model")
-    if not isinstance(settings, ConfigRecord) or not isinstance(arrays, ArrayRecord):
-        raise PeerError("message has no task and model records")
-    program = settings.get("program", b"")
-    try:
-        # The types are a part of what is cached: 1, 1.0 and True are equal. A list has no hash, and fits no key.
-        items = [(k, type(v), tuple(v) if isinstance(v, list) else v) for k, v in settings.items() if k != "program"]
-        task = _task(tuple(items))
-    except ConfigError as error:
-        raise PeerError(f"message's task: {error}") from error
+    task, program = read_task(message), read_program(message)
     if not node.data_path and task.data.clients != node.partitions:
         raise PeerError(
             f"the task splits data among {task.data.clients} clients, this node is a partition of {node.partitions}"
         )
-    if not isinstance(program, bytes) or (task.train.trainer == "engine") != bool(program):
+    if (task.train.trainer == "engine") != bool(program):
         raise PeerError(f"the task's trainer is {task.train.trainer}, and it does not bring what that one needs")
     # The engine runs no code of the server's choice.
     if task.train.trainer == "torch" and task.model.entry != "" and task.model.entry != node.model_entry:
         raise PeerError(
             f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"
         )
-    array = arrays.get("weights")
-    if array is None or array.stype != STYPE:
-        raise PeerError(f"message has no weights of type {STYPE}")
-    return node, task, array.data, program
-
-
-# A simulation's process is sent the same task for every client of a round.
-@lru_cache(maxsize=1)
-def _task(settings: tuple[tuple[str, type, Any], ...]) -> RoundTask:
-    return from_flat(RoundTask, {name: kind(value) for name, kind, value in settings})
-
-
-def _client_number(node: NodeConfig, context: Context) -> int:
-    """What distinguishes this client's random numbers from another's; stable over rounds."""
-    return node.partition if node.partition >= 0 else context.node_id % 2**63
+    return node, task, _workbench(task, program, node)
 
 
 def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:

@@ -18,7 +18,8 @@ class NodeConfig:
     Either `data-path` names a local file or folder, or `partition-id` and `num-partitions` (Flower's own names) make
     this node one client of a simulated split of a registered data set, read from `dataset-path` if it is a file.
     `memory-budget`, a text such as "8 MiB", is the most that training may take here; a Program that needs more is
-    refused. `threads` is how many of its cores training may use; 0 for all that the process may use.
+    refused. `threads` is how many of its cores training may use; 0 for all that the process may use. `state-path`, a
+    folder of this node's own, lets what codecs remember survive a restart; see clients/state.py.
     """
 
     data_path: str = ""

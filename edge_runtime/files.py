@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file beside `path`, force it to the disk, and put it in the place of `path` in one move."""
+def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview], *, mode: int = 0o666) -> None:
+    """Write a file beside `path`, force it to the disk, and put it in the place of `path` in one move.
+
+    `mode` is the new file's, less what the process's umask takes away.
+    """
     path = Path(path)
     # One writer a process; another process's half-written file is not ours to overwrite.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
-from edge_runtime.train.config import DataConfig, LinkConfig, ModelConfig, RoundTask, TrainConfig
+from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
 from server.strategy import STRATEGIES
 
 
@@ -61,8 +61,8 @@ class ServerConfig:
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     server: StrategyConfig = section(StrategyConfig)
-    uplink: LinkConfig = section(LinkConfig)
-    downlink: LinkConfig = section(LinkConfig)
+    uplink: UplinkConfig = section(UplinkConfig)
+    downlink: DownlinkConfig = section(DownlinkConfig)
     deploy: DeployConfig = section(DeployConfig)
     run: OutputConfig = section(OutputConfig)
 

@@ -17,13 +17,14 @@ from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.loop import State
 from edge_runtime.train.sources import DataSource
-from edge_runtime.updates import make_codec
+from edge_runtime.updates.versions import Parcel, Versions
 from server import results
 from server.artefacts import export_and_check
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
-from server.link import Answer, Link, Question, read_metrics, read_update
+from server.link import Answer, Link, Question, read_held, read_metrics, read_update
 from server.model import GlobalModel
+from server.publish import DeltaModels, WholeModels
 from server.rounds import OpenRound, RoundResult, choose_cohort
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
 
@@ -55,10 +56,12 @@ class _Run:
         self._link, self._config, self._listeners = link, config, listeners
         directory = Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}")
         refuse_used(directory)
-        self._uplink, self._downlink = make_codec(config.uplink.codec), make_codec(config.downlink.codec)
         self._test = _load_test(config) if config.server.evaluate == "central" else None
         self._model = GlobalModel(config, self._test)
+        self._uplink = config.uplink.build()
+        self._publisher = make_publisher(config, self._model)
         self._rows: list[results.RoundRow] = []
+        self._downlink_bytes = 0  # of the round in progress
         self._started_s = time.monotonic()
         self._store = RunStore(directory)  # last: what fails before this leaves nothing behind
 
@@ -77,7 +80,9 @@ class _Run:
             result, unchanged = self._train(number)
             due = number == settings.rounds or number % settings.eval_every == 0
             figures = self._evaluate(number) if due else {}
-            self._close_round(results.round_row(result, unchanged, figures, time.monotonic() - started_s))
+            seconds = time.monotonic() - started_s
+            self._close_round(results.round_row(result, unchanged, figures, self._downlink_bytes, seconds))
+            self._downlink_bytes = 0
         return self._finish()
 
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
@@ -85,16 +90,16 @@ class _Run:
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
-        question = self._question(number)
+        question, parcels = self._question(number), self._parcels(cohort, number)
         opened = OpenRound(
             number=number,
             names={node: str(node) for node in cohort},
-            layout=self._model.layout,
+            layout=self._model.moving,
             codec=self._uplink,
             min_updates=settings.min_updates,
-            downlink_bytes=question.nbytes * len(cohort),
         )
-        for answer in self._link.train(cohort, question, settings.deadline_s):
+        for answer in self._link.train(question, parcels, settings.deadline_s):
+            self._learn(answer)
             _receive(opened, answer)
             self._emit(ClientAnswered(number, str(answer.node)))
         result = opened.close(f"no reply within {settings.deadline_s:g} s")
@@ -105,8 +110,18 @@ class _Run:
         return result, None
 
     def _question(self, number: int) -> Question:
-        weights = self._downlink.encode_vector(self._model.weights, self._model.layout, round_number=number)
-        return Question(weights, flatten(self._config.task(number)), self._model.program)
+        return Question(flatten(self._config.task(number)), self._model.program)
+
+    def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
+        """The model as it is now, for each of the nodes, which are about to be sent it."""
+        self._publisher.publish(self._model.weights, number)
+        parcels = {node: self._publisher.parcel(node) for node in nodes}
+        self._downlink_bytes += sum(len(one.content) + len(self._model.program) for one in parcels.values())
+        return parcels
+
+    def _learn(self, answer: Answer) -> None:
+        # An error may be that the node has lost its state: it is sent the whole model the next time.
+        self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
 
     def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
@@ -124,7 +139,9 @@ class _Run:
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         reports = []
-        for answer in self._link.evaluate(cohort, self._question(number), settings.deadline_s):
+        parcels = self._parcels(cohort, number)
+        for answer in self._link.evaluate(self._question(number), parcels, settings.deadline_s):
+            self._learn(answer)
             try:
                 reports.append(read_metrics(_content(answer)))
             except ValueError as error:
@@ -197,6 +214,14 @@ class _Run:
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+
+def make_publisher(config: ServerConfig, model: GlobalModel) -> WholeModels | DeltaModels:
+    """What `[downlink]` asks for."""
+    full, delta = config.downlink.build(), config.downlink.build_delta()
+    if delta is None:
+        return WholeModels(model.layout, full)
+    return DeltaModels(Versions(model.layout, model.moving, full, delta), config.seed)
 
 
 def _receive(opened: OpenRound, answer: Answer) -> None:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.updates import STYPE
+from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
 from server.aggregate import MAX_EXAMPLES
 from server.rounds import Update
 
@@ -24,16 +25,20 @@ MAX_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What every asked client gets: the encoded model, the task as flat keys, the Program if the engine trains."""
+    """What every asked client gets, but for the model: the task as flat keys, the Program if the engine trains."""
 
-    model: bytes
     task: Mapping[str, Scalar]
     program: bytes = b""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of payload that one client is sent."""
-        return len(self.model) + len(self.program)
+    def content(self, parcel: Parcel) -> RecordDict:
+        """The message to a client that is sent the model as this parcel."""
+        # One Array for the whole model: Flower makes an HTTP request per object. For that reason, too, what goes with
+        # the model stands in the task's record.
+        stype = STYPE if parcel.whole else CHAIN_STYPE
+        array = Array("uint8", (len(parcel.content),), stype, parcel.content)
+        beside = {"program": self.program, "model-id": parcel.model_id}
+        task = ConfigRecord({**self.task, **{name: value for name, value in beside.items() if value}})
+        return RecordDict({"model": ArrayRecord({"weights": array}), "task": task})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +63,23 @@ class Link:
             time.sleep(POLL_S)
         return nodes
 
-    def train(self, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
-        return self._ask(MessageType.TRAIN, nodes, question, deadline_s)
+    def train(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
+        """Ask the nodes of `parcels`, each of which gets its own."""
+        return self._ask(MessageType.TRAIN, question, parcels, deadline_s)
 
-    def evaluate(self, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
-        return self._ask(MessageType.EVALUATE, nodes, question, deadline_s)
+    def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
+        return self._ask(MessageType.EVALUATE, question, parcels, deadline_s)
 
-    def _ask(self, kind: str, nodes: Sequence[int], question: Question, deadline_s: float) -> Iterator[Answer]:
-        # One Array for the whole model: Flower makes an HTTP request per object.
-        weights = Array("uint8", (len(question.model),), STYPE, question.model)
-        program = {"program": question.program} if question.program else {}
-        task = ConfigRecord({**question.task, **program})
-        content = RecordDict({"model": ArrayRecord({"weights": weights}), "task": task})
-        messages = [Message(content, node, kind, ttl=deadline_s, group_id=str(task["round"])) for node in nodes]
+    def _ask(self, kind: str, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
+        # Nodes that are sent the same share one object: it is held, hashed and stored once.
+        contents = {key: question.content(parcel) for key, parcel in {id(one): one for one in parcels.values()}.items()}
+        group = str(question.task["round"])
+        messages = [
+            Message(contents[id(parcel)], node, kind, ttl=deadline_s, group_id=group)
+            for node, parcel in parcels.items()
+        ]
         outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
-        del messages, content, weights
+        del messages, contents
         end = self._clock() + deadline_s
         while outstanding and self._clock() < end:
             replies = self._pull(list(outstanding))
@@ -110,6 +117,13 @@ def read_update(content: RecordDict) -> Update:
     if type(examples) is not int or not isinstance(loss, float):
         raise ValueError("reply does not say num-examples (whole number) and loss (number)")
     return Update(array.data, examples, loss)
+
+
+def read_held(content: RecordDict) -> bytes:
+    """The id of the model version that a node says it holds; empty where it says none."""
+    record = content.get("holds")
+    held = record.get("model-id") if isinstance(record, ConfigRecord) else None
+    return held if isinstance(held, bytes) and len(held) == ID_BYTES else b""
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:

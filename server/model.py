@@ -18,6 +18,7 @@ from edge_runtime.train.factory import example_of, make_program, make_trainer, p
 from edge_runtime.train.loop import State
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
+from edge_runtime.updates.versions import gather, replaced
 from server.config import ServerConfig
 from server.strategy import STRATEGIES
 
@@ -40,7 +41,10 @@ def _example(config: ServerConfig, test: Examples | None) -> NDArray[np.generic]
 
 
 class GlobalModel:
-    """Weights between rounds. Float tensors are trained and travel; integer counters (batch norm's) stay as built."""
+    """Weights between rounds: of the float tensors of `layout`, of which training moves those of `moving`.
+
+    Integer counters (batch norm's) stay as built.
+    """
 
     def __init__(self, config: ServerConfig, test: Examples | None = None) -> None:
         self._strategy = STRATEGIES[config.server.strategy]
@@ -57,40 +61,43 @@ class GlobalModel:
         self._initial = self._trainer.state_dict()
         self.layout = TensorLayout.of(self._initial)
         self.weights = self.layout.flatten(self._initial)
-        self._strategy_state = self._strategy.init(self.layout.size)
+        self.moving = self.layout.subset(self._trainer.moving_names())
+        self._strategy_state = self._strategy.init(self.moving.size)
         self._is_buffer = self._mark_buffers()
 
     def apply(self, delta: NDArray[np.float64]) -> bool:
-        """Move the weights by the mean client delta, as the strategy says; running statistics are plainly averaged.
+        """Move the weights by the mean client delta of the moving tensors, as the strategy says.
 
-        Returns False, and leaves model and strategy as they were, if the new weights would not be finite: deltas can
-        each be finite and still overflow float32 here.
+        Running statistics are plainly averaged. Returns False, and leaves model and strategy as they were, if the new
+        weights would not be finite: deltas can each be finite and still overflow float32 here.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            state, moved = self._strategy.apply(self._settings, self._strategy_state, self.weights, delta)
+            before = gather(self.weights, self.layout, self.moving)
+            state, moved = self._strategy.apply(self._settings, self._strategy_state, before, delta)
             # An adaptive step on a running variance could make it negative.
-            moved[self._is_buffer] = (self.weights + delta).astype(np.float32)[self._is_buffer]
+            moved[self._is_buffer] = (before + delta).astype(np.float32)[self._is_buffer]
         if not native.all_finite(moved):
             return False
-        self._strategy_state, self.weights = state, moved
+        self._strategy_state = state
+        self.weights = replaced(self.weights, self.layout, self.moving, moved)
         return True
 
     def state_dict(self) -> State:
         """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""
-        state = self._trainer_state()
+        self._load()
+        state = self._trainer.state_dict()
         return merge_adapters(state, alpha=self._lora_alpha or None) if self._lora_rank else state
 
     def evaluate(self, examples: Examples) -> Mapping[str, float]:
-        self._trainer.load_state_dict(self._trainer_state())
+        self._load()
         return self._trainer.evaluate(Batches(examples, EVALUATION_BATCH))
 
-    def _trainer_state(self) -> State:
-        views = self.layout.views(self.weights)
-        return {name: views.get(name, value) for name, value in self._initial.items()}
+    def _load(self) -> None:
+        self._trainer.load_state_dict({**self._initial, **self.layout.views(self.weights)})
 
     def _mark_buffers(self) -> NDArray[np.bool_]:
         buffers = self._trainer.buffer_names()
-        flags = np.zeros(self.layout.size, np.float32)
-        for name, view in self.layout.views(flags).items():
+        flags = np.zeros(self.moving.size, np.float32)
+        for name, view in self.moving.views(flags).items():
             view[...] = name in buffers
         return flags.astype(bool)

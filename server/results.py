@@ -14,6 +14,8 @@ from server.rounds import Failure, RoundResult
 class RoundRow:
     """One round. `clients` and `dropped` count; `failures` names. Bytes are payload bytes over all clients.
 
+    Down go models and Programs, to be trained and to be evaluated. `uplink_bits_per_parameter` is the mean over the
+    updates that came, good or bad, and over the parameters that travel.
     `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
     global model, on what `final.evaluated_on` says; null in rounds that were not evaluated.
     """
@@ -28,13 +30,17 @@ class RoundRow:
     unchanged: str | None
     train_loss: float | None
     uplink_bytes: int
+    uplink_bits_per_parameter: float | None
     downlink_bytes: int
     epsilon: float | None
     seconds: float
 
 
-def round_row(result: RoundResult, unchanged: str | None, figures: Mapping[str, float], seconds: float) -> RoundRow:
+def round_row(
+    result: RoundResult, unchanged: str | None, figures: Mapping[str, float], downlink_bytes: int, seconds: float
+) -> RoundRow:
     """The row of a closed round; `unchanged` is why the model stayed as it was, None if it moved."""
+    bits = result.uplink_bits_per_parameter
     return RoundRow(
         round=result.round,
         loss=finite(figures.get("loss")),
@@ -46,7 +52,8 @@ def round_row(result: RoundResult, unchanged: str | None, figures: Mapping[str, 
         unchanged=unchanged,
         train_loss=finite(result.train_loss),
         uplink_bytes=result.uplink_bytes,
-        downlink_bytes=result.downlink_bytes,
+        uplink_bits_per_parameter=None if bits is None else round(bits, 4),
+        downlink_bytes=downlink_bytes,
         epsilon=None,
         seconds=round(seconds, 3),
     )

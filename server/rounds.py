@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import PeerError
 from edge_runtime.updates import Codec, TensorLayout
+from edge_runtime.updates.delta import FloatVector
 from server.aggregate import WeightedSum
 
 
@@ -41,7 +42,7 @@ class RoundResult:
     failures: tuple[Failure, ...]
     train_loss: float | None
     uplink_bytes: int
-    downlink_bytes: int
+    uplink_bits_per_parameter: float | None
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:
@@ -57,31 +58,40 @@ def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int,
 
 @dataclass(slots=True)
 class OpenRound:
-    """A round while answers come in. Every asked client ends up in `clients` or in `failures`, exactly once."""
+    """A round while answers come in. Every asked client ends up in `clients` or in `failures`, exactly once.
+
+    `layout` is that of the updates: the tensors that training moves.
+    """
 
     number: int
     names: dict[int, str]  # node id -> the name shown to people, for every asked client
     layout: TensorLayout
     codec: Codec
     min_updates: int
-    downlink_bytes: int
     _sum: WeightedSum = field(init=False)
     _outcome: dict[int, Failure | None] = field(init=False, default_factory=dict)
     _loss: float = field(init=False, default=0.0)
     _uplink_bytes: int = field(init=False, default=0)
+    _payloads: int = field(init=False, default=0)
+    _scratch: FloatVector | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._sum = WeightedSum(self.layout.size)
+        # A float32 update is read where it lies; the others are decoded here, one after another. Not into the sum: an
+        # update that shows itself malformed half-way must not have left its first half there.
+        if self.codec.names != ("float32",):
+            self._scratch = np.empty(self.layout.size, np.float32)
 
     def receive(self, node: int, update: Update) -> None:
         """Check one update and add it to the sum; a bad one becomes that client's failure."""
         if node not in self.names or node in self._outcome:
             return  # not asked, or a second answer: the first one stands
         self._uplink_bytes += len(update.payload)
+        self._payloads += 1
         try:
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
-            delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number)
+            delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number, out=self._scratch)
             self._sum.add(delta, update.examples)
         except PeerError as error:
             self.fail(node, str(error))
@@ -99,6 +109,7 @@ class OpenRound:
         for node in self.names:
             self.fail(node, silent_reason)
         good = self._sum.count
+        values = self._payloads * self.layout.size
         return RoundResult(
             round=self.number,
             delta=self._sum.mean() if good >= self.min_updates else None,
@@ -106,5 +117,5 @@ class OpenRound:
             failures=tuple(failure for failure in self._outcome.values() if failure is not None),
             train_loss=self._loss / self._sum.total_weight if good else None,
             uplink_bytes=self._uplink_bytes,
-            downlink_bytes=self.downlink_bytes,
+            uplink_bits_per_parameter=8 * self._uplink_bytes / values if values else None,
         )

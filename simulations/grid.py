@@ -55,6 +55,7 @@ class WorkerSetup:
     sys_path: list[str]
     faults: FaultConfig
     trainer: str  # the module in edge_runtime.train to load before the first message
+    client_app: str
 
 
 @dataclass(slots=True)
@@ -79,11 +80,12 @@ class InProcessGrid(Grid):
         node_config: Mapping[str, str | int | float | bool] | None = None,
         faults: FaultConfig | None = None,
         trainer: str = "trainer",
+        client_app: str = "clients.app:app",
     ) -> None:
         assume_identity(SERVER_NODE_ID)
         self._clients = clients
         self._node_config = dict(node_config or {})
-        self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig(), trainer)
+        self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig(), trainer, client_app)
         self._states: dict[int, RecordDict] = {}  # Context.state of the clients that keep any
         self._order: deque[str] = deque()  # pushed and not yet handed out, oldest first
         self._waiting: deque[Message] = deque()  # pushed and not yet given to a process

@@ -11,6 +11,7 @@ import sys
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 
+from edge_runtime import plugins
 from simulations.channel import Channel
 from simulations.faults import App, with_faults
 from simulations.grid import REMEMBERED, WorkerSetup, assume_identity
@@ -23,13 +24,12 @@ def main() -> None:
         setup: WorkerSetup = channel.receive()
         sys.path.extend(path for path in setup.sys_path if path not in sys.path)
         # Imported now, so that the time it takes is not counted against the first client.
-        import clients.app
-
+        app: App = plugins.load_entry(setup.client_app)
         importlib.import_module(f"edge_runtime.train.{setup.trainer}")
 
         gc.freeze()  # what the imports left lives for good: 4 % of a client's time would go into visiting it again
         channel.send((None, None))
-        serve(channel, with_faults(clients.app.app, setup.faults))
+        serve(channel, with_faults(app, setup.faults))
     except (EOFError, OSError):
         return  # the simulation is over
 

@@ -90,8 +90,10 @@ def _state_tensor(value: Value, offsets: Mapping[str, int], plan: Candidate, mod
     name = value.name
     tensor = _tensor(value, offsets)
     if name in model.initial:
-        role = "weight" if name in model.parameters else "buffer"
-        return StateTensor(tensor, role, trained=name in plan.recipe.trainable)
+        if name in model.parameters:
+            return StateTensor(tensor, "weight", trained=name in plan.recipe.trainable)
+        written = {one for phase in plan.phases for node in phase.graph.nodes for one in node.writes}
+        return StateTensor(tensor, "buffer", trained=name in written)
     if name == LOG_VARIANCES:
         return StateTensor(tensor, "variance", trained=True)
     if name.startswith("loss.class_weights."):

@@ -34,7 +34,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
-    """A tensor that lives on from step to step, and what it is (see ROLES). `trained`: a weight that steps move."""
+    """A tensor that lives on from step to step, and what it is (see ROLES). `trained`: steps move it."""
 
     tensor: Tensor
     role: str

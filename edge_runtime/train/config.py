@@ -6,15 +6,18 @@ They stand here because server and client both read them: the server sends them 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime import losses, optimizers, plugins, schedules
 from edge_runtime.config import key, section
 from edge_runtime.errors import ConfigError
-from edge_runtime.updates import CODECS
+from edge_runtime.updates import CODECS, Codec, make_codec
 
 DATASETS, MODELS = "hedgerow.datasets", "hedgerow.models"
+# Codecs that give back the same bits when what they decoded is encoded again: a whole model may be written by them.
+IDEMPOTENT = ("float32", "float16", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,9 @@ class TrainConfig:
     """Local training of one client in one round.
 
     The engine trains a Program that the server builds and sends, inside `memory_budget` (a text such as "8 MiB";
-    empty for no limit), updating the tensors of `trainable` (empty: all; names or patterns with commas; "auto").
-    With a `lora_rank`, low-rank adapters train in place of the weights of linear and 1x1 convolution layers, and
-    `trainable` says what trains beside them; see `capture/adapters.py`.
+    empty for no limit). `trainable` names what is trained (empty: all; names or patterns with commas; "auto": all, or
+    as many as the budget lets the engine train). With a `lora_rank`, low-rank adapters train in place of the weights of
+    linear and 1x1 convolution layers, and `trainable` says what trains beside them; see `capture/adapters.py`.
     """
 
     trainer: str = key("engine", choices=("engine", "torch"))
@@ -142,10 +145,75 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkConfig:
-    """How models or updates are written on one direction of the wire."""
+class UplinkConfig:
+    """How a client writes its update: stages of `edge_runtime.updates`, in order, and their options.
 
-    codec: str = key("float32", choices=tuple(CODECS))
+    An option at 0 or false is the stage's own default. `error_feedback` keeps on the client what the codec lost of one
+    update, and adds it to the next.
+    """
+
+    codec: tuple[str, ...] = key(("float32",), choices=tuple(CODECS))
+    bits: float = key(0.0, low=0, high=32)
+    nmse: float = key(0.0, low=0, high=1)
+    fraction: float = key(0.0, low=0, high=1)
+    unbiased: bool = key(False)
+    error_feedback: bool = key(False)
+
+    def __post_init__(self) -> None:
+        codec = self.build()
+        # What such a codec adds is noise of the update's own size: fed back, it would grow from round to round.
+        if self.error_feedback and (codec.unbiased or "randk" in codec.names):
+            raise ConfigError(
+                f"uplink.error_feedback = True: must be false with {','.join(codec.names)}, an unbiased codec"
+            )
+
+    def build(self) -> Codec:
+        """The codec of those stages, with the options that are set."""
+        options = {"bits": self.bits, "nmse": self.nmse, "fraction": self.fraction, "unbiased": self.unbiased}
+        return _build_codec("uplink", self.codec, options)
+
+
+@dataclass(frozen=True, slots=True)
+class DownlinkConfig:
+    """How the server writes the model: whole by `codec`, and by `delta` to a client that holds an earlier version.
+
+    Without `delta` every client is sent the whole model in every round. `bits`, `nmse` and `fraction` are options of
+    the delta's stages, as in `UplinkConfig`.
+    """
+
+    codec: str = key("float32", choices=tuple(name for name in IDEMPOTENT if name in CODECS))
+    delta: tuple[str, ...] = key((), choices=tuple(CODECS))
+    bits: float = key(0.0, low=0, high=32)
+    nmse: float = key(0.0, low=0, high=1)
+    fraction: float = key(0.0, low=0, high=1)
+
+    def __post_init__(self) -> None:
+        self.build_delta()
+
+    def build(self) -> Codec:
+        """The codec of whole models."""
+        return make_codec(self.codec)
+
+    def build_delta(self) -> Codec | None:
+        """The codec of deltas; None where there are none."""
+        options = {"bits": self.bits, "nmse": self.nmse, "fraction": self.fraction}
+        if self.delta:
+            return _build_codec("downlink", self.delta, options, names="delta")
+        if given := [name for name, value in options.items() if value]:
+            raise ConfigError(f"downlink.{given[0]} = {options[given[0]]}: must be 0 while downlink.delta is empty")
+        return None
+
+
+def _build_codec(table: str, stages: tuple[str, ...], options: Mapping[str, float], names: str = "codec") -> Codec:
+    """ConfigError in the scenario's own words: the key is TABLE.NAMES for the stages, TABLE.OPTION for an option."""
+    given = {name: value for name, value in options.items() if value}
+    # A scenario has one number for all stages; some take whole ones only.
+    given |= {name: int(value) for name, value in given.items() if type(value) is float and value.is_integer()}
+    try:
+        return make_codec(stages, **given)
+    except ConfigError as error:
+        text = str(error).removeprefix("codec")
+        raise ConfigError(f"{table}.{text if text == str(error) else names + text}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,5 +226,5 @@ class RoundTask:
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
-    uplink: LinkConfig = section(LinkConfig)
-    downlink: LinkConfig = section(LinkConfig)
+    uplink: UplinkConfig = section(UplinkConfig)
+    downlink: DownlinkConfig = section(DownlinkConfig)

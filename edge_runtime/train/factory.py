@@ -6,6 +6,7 @@ import functools
 import re
 import zlib
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,6 +71,21 @@ def _cached_program(
     )
 
 
+def _freeze_others(module: torch.nn.Module, trainable: list[str] | str | None) -> None:
+    """Leave a gradient to the parameters that `trainable` names; PyTorch has no budget, so "auto" is all."""
+    if not isinstance(trainable, list):
+        return
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    wanted: set[torch.nn.Parameter] = set()
+    for pattern in trainable:
+        fitting = [one for name, one in parameters.items() if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(parameters)}")
+        wanted.update(fitting)
+    for one in parameters.values():
+        one.requires_grad_(one in wanted)
+
+
 def example_of(model: ModelConfig) -> Array:
     """One row of the shape and dtype that `model.input` says.
 
@@ -106,6 +122,8 @@ def make_trainer(
         from edge_runtime.capture.adapters import with_adapters
 
         module = with_adapters(module, train.lora_rank, train.lora_alpha or None, train.trainable_names())
+    else:
+        _freeze_others(module, train.trainable_names())
     return TorchTrainer(
         module,
         loss=train.build_loss(),

@@ -51,6 +51,12 @@ class LocalTrainer(Protocol):
     def buffer_names(self) -> set[str]:
         """Names in `state_dict()` of running statistics and counters: moved by the forward pass, not by gradients."""
 
+    def moving_names(self) -> list[str]:
+        """Float tensors that a step may move, in the order of `state_dict()`: trained parameters, running statistics.
+
+        Of a tensor with several names only the one that `load_state_dict` reads. All others stay as loaded.
+        """
+
     def reseed(self, seed: int) -> None:
         """Restart the random numbers that training uses (dropout)."""
 

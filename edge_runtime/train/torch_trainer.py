@@ -94,8 +94,8 @@ class TorchTrainer:
             if tuple(tensor.shape) != state[name].shape:
                 raise ValueError(f"tensor {name} has shape {state[name].shape}, the model's has {tuple(tensor.shape)}")
         with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.numpy()[...] = state[name]
+            for name in self._own_names():
+                own[name].numpy()[...] = state[name]
             if self._log_variances is not None:
                 self._log_variances.zero_()
         self._restart()
@@ -103,9 +103,23 @@ class TorchTrainer:
     def state_dict(self) -> State:
         return {name: tensor.numpy().copy() for name, tensor in self.module.state_dict().items()}
 
+    def _own_names(self) -> list[str]:
+        """Names of the state_dict, but of tied tensors only the first one."""
+        first = {name for name, _ in [*self.module.named_parameters(), *self.module.named_buffers()]}
+        return [name for name in self.module.state_dict() if name in first]
+
     def buffer_names(self) -> set[str]:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         return self.module.state_dict().keys() - parameters.keys()
+
+    def moving_names(self) -> list[str]:
+        moving = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        # A layer in evaluation mode leaves its buffers alone; of others it is not known which ones they move.
+        for (prefix, part), (_, training) in zip(self.module.named_modules(), self._modes, strict=True):
+            if training:
+                own = part.named_buffers(prefix, recurse=False)
+                moving |= {name for name, buffer in own if buffer.is_floating_point()}
+        return [name for name in self._own_names() if name in moving]
 
     def reseed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also visits every kind of GPU, 50x as long

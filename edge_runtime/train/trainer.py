@@ -103,6 +103,10 @@ class Trainer:
     def buffer_names(self) -> set[str]:
         return {name for name, one in self._tensors.items() if one.role == "buffer"} | set(self._counters)
 
+    def moving_names(self) -> list[str]:
+        # The log-variances of a learned loss move too, but are no part of the state_dict.
+        return [name for name in self.program.state_dict_order if (one := self._tensors.get(name)) and one.trained]
+
     def reseed(self, seed: int) -> None:
         self._seed = seed % 2**63
 

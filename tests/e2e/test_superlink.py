@@ -1,15 +1,23 @@
-"""A federation over a real SuperLink and two real SuperNodes on loopback, against the same one in process."""
+"""Federations over a real SuperLink and two real SuperNodes on loopback: the model, and the bytes on the wire.
+
+The SuperNodes reach the SuperLink through a proxy that counts what passes; the ServerApp does not.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,14 +28,24 @@ from edge_runtime.cli import FLOWER_ENV
 from simulations.runner import simulate
 from simulations.scenario import load_scenario
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SETTINGS = [
-    "data.name='digits'", "data.clients=2", "data.partition='iid'", "model.name='digits_cnn'", "train.epochs=1",
-    "server.rounds=2", "server.cohort=2", "server.min_updates=2", "server.deadline_s=90.0",
-]  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "data.name": "digits", "data.clients": 2, "data.partition": "iid", "model.name": "digits_cnn", "train.epochs": 1,
+    "server.rounds": 2, "server.cohort": 2, "server.min_updates": 2, "server.deadline_s": 90.0,
+}  # fmt: skip
+# 61,706 parameters: payloads are most of what passes.
+LARGER = {**SETTINGS, "data.name": "mnist", "model.name": "lenet", "server.rounds": 3, "deploy.formats": ""}
+SMALL = {
+    "uplink.codec": "topk,float16", "uplink.fraction": 0.05, "uplink.error_feedback": True,
+    "downlink.codec": "float16", "downlink.delta": "uniform", "downlink.bits": 4.0,
+}  # fmt: skip
+
+# What Flower adds, both nodes together: a run's bundle, per message some ten requests with their headers, records and
+# object trees, and polls and heartbeats all the time.
+BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 200_000, 15_000, 3_000
 
 
 def free_port() -> int:
@@ -36,48 +54,142 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(tmp_path / "flwr"), "PATH": f"{BIN}:{os.environ['PATH']}"}
+@dataclass
+class CountingProxy:
+    """Passes TCP connections on to `target` and counts the bytes of each direction; runs until the process ends."""
+
+    target: tuple[str, int]
+    up: int = 0
+    down: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        # Closing alone would not wake the thread that waits on it.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._pass, args=(client,), daemon=True).start()
+
+    def _pass(self, client: socket.socket) -> None:
+        """Until either side ends the connection, or the SuperLink is not there."""
+        with client, contextlib.suppress(OSError), socket.create_connection(self.target) as server:
+            sinks = {client: server, server: client}
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    if not (data := source.recv(1 << 16)):
+                        return
+                    with self._lock:
+                        self.up += len(data) if source is client else 0
+                        self.down += len(data) if source is server else 0
+                    sinks[source].sendall(data)
 
 
-@pytest.fixture
-def superlink(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
-    """The address of a SuperLink with two SuperNodes; all their processes are ended by id afterwards."""
-    address = f"127.0.0.1:{free_port()}"
-    home = tmp_path / "flwr"
+@dataclass(frozen=True)
+class Federation:
+    """A SuperLink with two SuperNodes behind a proxy."""
+
+    home: Path
+    environment: dict[str, str]
+    proxy: CountingProxy
+
+    def run(self, out: Path, settings: dict[str, Any]) -> Run:
+        overrides = " ".join(words({**settings, "run.out": str(out)}))
+        command = [str(BIN / "flwr"), "run", str(ROOT), "test", "--stream", "-c", overrides]
+        up, down, started_s = self.proxy.up, self.proxy.down, time.monotonic()
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200, check=False)
+        passed = self.proxy.up - up, self.proxy.down - down
+        log = done.stdout + done.stderr + (self.home / "flower.log").read_text()
+        assert (out / "run.json").exists(), log[-3000:]
+        record = json.loads((out / "run.json").read_text())
+        assert record["error"] is None
+        assert all((row["clients"], row["dropped"]) == (2, 0) for row in record["rounds"]), record["rounds"]
+        return Run(record, log, *passed, time.monotonic() - started_s)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left, and what passed the proxy while it went on."""
+
+    record: dict[str, Any]
+    log: str
+    up: int
+    down: int
+    seconds: float
+
+    @property
+    def payload_up(self) -> int:
+        return int(self.record["final"]["uplink_bytes"])
+
+    @property
+    def payload_down(self) -> int:
+        return int(self.record["final"]["downlink_bytes"])
+
+    @property
+    def flowers_share(self) -> float:
+        """The most that Flower may add in one direction."""
+        messages = 2 * len(self.record["rounds"])
+        return BUNDLE_BYTES + messages * MESSAGE_BYTES + self.seconds * IDLE_BYTES_PER_S
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """All processes are ended by id afterwards."""
+    folder = tmp_path_factory.mktemp("federation")
+    home = folder / "flwr"
     home.mkdir()
+    environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    address = f"127.0.0.1:{free_port()}"
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "{address}"\ninsecure = true\n'
     )
-    log = (tmp_path / "flower.log").open("w")
+    log = (folder / "flower.log").open("w")
 
     def start(program: str, *arguments: str) -> psutil.Popen:
         command = [str(BIN / program), "--insecure", *arguments]
-        return psutil.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    port = address.rpartition(":")[2]
-    roots = [start("flower-superlink", "--host", "127.0.0.1", "--port", port, "--database", str(tmp_path / "state.db"))]
+    host, _, port = address.rpartition(":")
+    roots = [start("flower-superlink", "--host", host, "--port", port, "--database", str(folder / "state.db"))]
+    proxy = CountingProxy((host, int(port)))
     try:
-        wait_until_listening(address)
+        wait_until_listening(host, int(port))
         for node in range(2):
             config = f"partition-id={node} num-partitions=2"
-            link = ["--superlink", address, "--port", str(free_port()), "--node-config", config]
+            link = ["--superlink", proxy.address, "--port", str(free_port()), "--node-config", config]
             roots.append(start("flower-supernode", *link))
-        yield address
+        yield Federation(folder, environment, proxy)
     finally:
         end(roots)
+        proxy.close()
         log.close()
 
 
-def wait_until_listening(address: str) -> None:
-    host, _, port = address.rpartition(":")
+def words(settings: dict[str, Any]) -> list[str]:
+    """As TOML, which both command lines read."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def wait_until_listening(host: str, port: int) -> None:
     for _ in range(300):
         with socket.socket() as sock:
-            if sock.connect_ex((host, int(port))) == 0:
+            if sock.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on {address}")
+    raise TimeoutError(f"nothing listens on {host}:{port}")
 
 
 def end(roots: list[psutil.Popen]) -> None:
@@ -93,24 +205,40 @@ def end(roots: list[psutil.Popen]) -> None:
     assert not alive
 
 
-def test_two_supernodes_train_the_same_model_as_the_simulation(superlink, environment, tmp_path):
+def test_two_supernodes_train_the_same_model_as_the_simulation(federation: Federation, tmp_path: Path) -> None:
     deployed, simulated = tmp_path / "deployed", tmp_path / "simulated"
-    overrides = " ".join([*SETTINGS, f"run.out='{deployed}'"])
-    command = [str(BIN / "flwr"), "run", str(ROOT), "test", "--stream", "-c", overrides]
-    streamed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    log = streamed.stdout + streamed.stderr + (tmp_path / "flower.log").read_text()
-    assert (deployed / "run.json").exists(), log[-3000:]
+    run = federation.run(deployed, SETTINGS)
+    assert run.record["final"]["int8_accuracy"]["onnx"] > 0.5
+    assert "round 2/2" in run.log
 
-    run = json.loads((deployed / "run.json").read_text())
-    assert run["error"] is None
-    assert [(row["clients"], row["dropped"]) for row in run["rounds"]] == [(2, 0), (2, 0)]
-    assert run["final"]["int8_accuracy"]["onnx"] > 0.5
-    assert "round 2/2" in log
+    simulate(load_scenario("mnist", words({**SETTINGS, "deploy.formats": "", "run.out": str(simulated)})))
+    assert_same_run(simulated, deployed)
 
-    simulate(load_scenario("mnist", [*SETTINGS, f"run.out='{simulated}'", "deploy.formats=''"]))
+
+def test_the_bytes_of_a_run_are_the_bytes_on_the_wire(federation: Federation, tmp_path: Path) -> None:
+    """More than run.json says passes by what Flower adds; a smaller payload takes as much from the one as the other."""
+    plain = federation.run(tmp_path / "plain", LARGER)
+    small = federation.run(tmp_path / "small", {**LARGER, **SMALL})
+    for run in (plain, small):
+        assert 0 < run.up - run.payload_up < run.flowers_share
+        assert 0 < run.down - run.payload_down < run.flowers_share
+    assert small.payload_up < plain.payload_up / 10
+    assert small.payload_down < plain.payload_down / 2
+    # The bundle and the messages are the same in both; what is left are polls, by how long each run took.
+    tolerance = 0.05 * plain.payload_up
+    assert plain.up - small.up == pytest.approx(plain.payload_up - small.payload_up, abs=tolerance)
+    assert plain.down - small.down == pytest.approx(plain.payload_down - small.payload_down, abs=tolerance)
+
+    # What clients keep between messages is in Flower's hands there, in the grid's here.
+    simulate(load_scenario("mnist", words({**LARGER, **SMALL, "run.out": str(tmp_path / "simulated")})))
+    assert_same_run(tmp_path / "simulated", tmp_path / "small")
+
+
+def assert_same_run(simulated: Path, deployed: Path) -> None:
+    """Equal bytes in every round, and one model, but for the order of a sum: that in which updates arrived."""
     ours, theirs = load_file(simulated / "model.safetensors"), load_file(deployed / "model.safetensors")
     for name, value in ours.items():
         np.testing.assert_allclose(theirs[name], value, rtol=0, atol=1e-6, err_msg=name)
-    again = json.loads((simulated / "run.json").read_text())
+    rows = [json.loads((folder / "run.json").read_text())["rounds"] for folder in (simulated, deployed)]
     for column in ("uplink_bytes", "downlink_bytes"):
-        assert [row[column] for row in run["rounds"]] == [row[column] for row in again["rounds"]]
+        assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]]

@@ -61,7 +61,7 @@ def drawn(shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained_names(program: er.Program) -> set[str]:
-    return {one.tensor.name for one in program.state if one.trained}
+    return {one.tensor.name for one in program.state if one.trained and one.role == "weight"}
 
 
 def moved_names(module: nn.Module) -> set[str]:

@@ -35,7 +35,7 @@ def make(strategy: str, trainer: str, **settings) -> GlobalModel:
 
 def test_running_statistics_are_averaged_whatever_the_strategy(trainer):
     model = make("fedadam", trainer)
-    delta = np.full(model.layout.size, -0.25)
+    delta = np.full(model.moving.size, -0.25)
     before = model.state_dict()
     model.apply(delta)
     after = model.state_dict()
@@ -59,8 +59,8 @@ def test_adapters_move_with_the_weights_and_merge_into_them(trainer):
     start = {name: tensor.numpy() for name, tensor in normalised().state_dict().items()}
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, start[name])
-    delta = np.zeros(model.layout.size)
-    for name, view in model.layout.views(delta).items():
+    delta = np.zeros(model.moving.size)
+    for name, view in model.moving.views(delta).items():
         view[...] = 0.5 * (name in ("1.lora_B", "3.bias"))
     a = model.layout.views(model.weights)["1.lora_A"].copy()
     model.apply(delta)
@@ -75,7 +75,7 @@ def test_adapters_move_with_the_weights_and_merge_into_them(trainer):
 def test_a_step_to_infinity_leaves_the_model_as_it_was(trainer):
     model = make("fedavgm", trainer)
     before = model.weights.copy()
-    huge = np.full(model.layout.size, 3e38)
+    huge = np.full(model.moving.size, 3e38)
     assert model.apply(huge)
     assert np.isfinite(model.weights).all()
     assert not model.apply(huge)
@@ -133,3 +133,14 @@ def test_a_budget_that_nothing_fits_is_refused_when_the_model_is_made():
     values = {"model.name": "digits_cnn", "model.input": "1x8x8", "train.memory_budget": "20 KiB"}
     with pytest.raises(BudgetError, match=r"20\.0 KiB"):
         GlobalModel(from_flat(ServerConfig, values))
+
+
+def test_only_the_moving_tensors_are_moved_by_a_delta_of_their_size(trainer):
+    model = make("fedavg", trainer, **{"train.trainable": "3.*"})
+    before = model.state_dict()
+    assert [name for name, _ in model.moving.shapes] == ["2.running_mean", "2.running_var", "3.weight", "3.bias"]
+    assert model.apply(np.full(model.moving.size, -0.25))
+    after = model.state_dict()
+    for name, value in before.items():
+        moves = name in dict(model.moving.shapes)
+        np.testing.assert_allclose(after[name], value - 0.25 if moves else value, err_msg=name)

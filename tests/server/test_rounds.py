@@ -18,7 +18,7 @@ NODES = [11, 22, 33, 2**63 + 5]
 
 
 def opened(min_updates: int = 1) -> OpenRound:
-    return OpenRound(4, {node: str(node) for node in NODES}, LAYOUT, CODEC, min_updates, downlink_bytes=100)
+    return OpenRound(4, {node: str(node) for node in NODES}, LAYOUT, CODEC, min_updates)
 
 
 def update(

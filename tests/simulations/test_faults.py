@@ -165,15 +165,14 @@ def drawn(settings: Scenario, number: int) -> dict[int, str]:
 def replay(settings: Scenario) -> NDArray[np.float32]:
     """The run without a grid: the clients that no fault was drawn for train here, and their mean is applied."""
     bench = Workbench(make_trainer(settings.model, settings.train, seed=settings.seed))
-    source, codec = plugins.load(DATASETS, settings.data.name), make_codec("float32")
-    weights = bench.layout.flatten(bench.initial)
+    source, layout = plugins.load(DATASETS, settings.data.name), bench.tensors.layout
+    weights = layout.flatten(bench.initial)
     for number in range(1, settings.server.rounds + 1):
-        payload = codec.encode_vector(weights, bench.layout, round_number=number)
-        total, examples = np.zeros(bench.layout.size), 0
+        total, examples = np.zeros(layout.size), 0
         for client in [client for client, fault in drawn(settings, number).items() if not fault]:
             rows = source.client_split(settings.data, settings.seed, client)
-            update = bench.train(settings.task(number), payload, rows, client)
-            total += len(rows) * codec.decode_vector(update.payload, bench.layout).astype(np.float64)
+            update = bench.train(settings.task(number), weights, rows, client)
+            total += len(rows) * update.delta.astype(np.float64)
             examples += len(rows)
         weights = (weights + total / max(examples, 1)).astype(np.float32)
     return weights

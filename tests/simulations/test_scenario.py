@@ -99,7 +99,23 @@ REFUSED = {
     "unknown loss": ("train.loss=hinge", r"train\.loss = 'hinge': must be .*one of .*cross_entropy"),
     "unknown optimizer": ("train.optimizer.name=lion", r"train\.optimizer\.name = 'lion': must be .*one of .*sgd"),
     "unknown strategy": ("server.strategy=krum", r"server\.strategy = 'krum': must be .*one of .*fedavg"),
-    "unknown codec": ("uplink.codec=zip", r"uplink\.codec = 'zip': must be .*one of float32"),
+    "unknown codec": ("uplink.codec=zip", r"uplink\.codec = .*zip.*: must be .*one of float32"),
+    "no codec of deltas": ("downlink.delta=zip", r"downlink\.delta = .*zip.*: must be .*one of float32"),
+    "codec that is not exact": ("downlink.codec=topk", r"downlink\.codec = 'topk': must be .*one of float32, float16"),
+    "bits of a codec without": ("uplink.bits=4", r"uplink\.codec float32 has no option bits"),
+    "bits out of range": ("uplink.codec=uniform uplink.bits=9", r"uplink\.bits = 9: must be .*<= 8"),
+    "bits that are not whole": ("uplink.codec=uniform uplink.bits=2.5", r"uplink\.bits = 2\.5: must be a whole number"),
+    "bits without deltas": ("downlink.bits=4", r"downlink\.bits = 4.*: must be 0 while downlink\.delta is empty"),
+    "fraction of a codec without": (
+        "downlink.delta=int8 downlink.fraction=0.1",
+        r"downlink\.delta int8 has no option fraction",
+    ),
+    "feedback of an unbiased codec": (
+        "uplink.codec=randk,int8 uplink.error_feedback=true",
+        r"uplink\.error_feedback = True: must be false with randk,int8",
+    ),
+    "feedback of nothing": ("uplink.error_feedback=true", r"uplink\.error_feedback = True: must be false with float32"),
+    "stages in the wrong order": ("uplink.codec=float16,topk", r"uplink\.codec = 'float16,topk': must be transforms"),
     "unknown format": ("deploy.formats=onnx,coreml", r"deploy\.formats = .*coreml.*: must be"),
     "fault rate beyond one": ("faults.crash=1.5", r"faults\.crash = 1\.5: must be a finite number >= 0 and <= 1"),
     "negative fault rate": ("faults.nan=-0.1", r"faults\.nan = -0\.1: must be"),
@@ -109,7 +125,7 @@ REFUSED = {
 @pytest.mark.parametrize(("override", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_bad_setting_is_refused_with_key_value_and_range(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        load_scenario("mnist", [override])
+        load_scenario("mnist", override.split(" "))
     assert "\n" not in str(caught.value)
 
 

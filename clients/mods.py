@@ -1,0 +1,79 @@
+"""`update_codec_mod`: the codecs and versions of a Hedgerow server for any Flower ClientApp, whatever it trains with.
+
+    app = ClientApp(mods=[update_codec_mod(like={"w": (784, 10), "b": (10,)})])
+
+    @app.train()
+    def train(message, context):
+        arrays, config = message.content["arrays"], message.content["config"]   # ArrayRecord, ConfigRecord
+        ...
+        metrics = MetricRecord({"num-examples": n, "loss": loss})
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
+
+The function trains `arrays` and returns all of them; what it returns of the tensors that move, less what it was given,
+is the update. Put this mod first: what stands behind it in the list (clipping, noise) sees plain arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+
+from clients.exchange import Tensors, encode_update, receive_model
+from clients.records import answer, client_number, open_state, read_model, read_task
+from edge_runtime.config import flatten
+from edge_runtime.updates import TensorLayout
+from edge_runtime.updates.delta import FloatVector
+from edge_runtime.updates.versions import gather
+
+Train = Callable[[Message, Context], Message]
+Mod = Callable[[Message, Context, Train], Message]
+Shape = tuple[int, ...]
+
+
+def update_codec_mod(
+    like: Mapping[str, np.typing.NDArray[np.generic] | Shape], moving: Collection[str] | None = None
+) -> Mod:
+    """A Flower client mod that decodes the model before the train or evaluate function, and encodes the update after.
+
+    Args:
+        like: arrays or shapes of the model's float tensors, named and ordered as on the server.
+        moving: names of those that training moves, as on the server; None for all.
+
+    """
+    layout = TensorLayout.of(like)
+    tensors = Tensors(layout, layout if moving is None else layout.subset(moving))
+
+    def mod(message: Message, context: Context, call_next: Train) -> Message:
+        kind = message.metadata.message_type.split(".")[0]
+        if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
+            return call_next(message, context)
+        task, sent, state = read_task(message), read_model(message), open_state(context)
+        weights = receive_model(task, sent, tensors, state)
+        message.content = RecordDict({"arrays": _as_record(weights, layout), "config": ConfigRecord({**flatten(task)})})
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        figures = reply.content["metrics"]
+        if not isinstance(figures, MetricRecord):
+            raise TypeError("the reply's metrics must be a MetricRecord")
+        update = None
+        if kind == MessageType.TRAIN:
+            delta = _moved(reply, tensors.moving) - gather(weights, layout, tensors.moving)
+            update = encode_update(task, delta, tensors, state, client_number(context))
+        return answer(message, figures, sent.model_id, update)
+
+    return mod
+
+
+def _as_record(values: FloatVector, layout: TensorLayout) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.ascontiguousarray(view)) for name, view in layout.views(values).items()})
+
+
+def _moved(reply: Message, moving: TensorLayout) -> FloatVector:
+    """The moving tensors as the reply has them."""
+    arrays = reply.content["arrays"]
+    if not isinstance(arrays, ArrayRecord):
+        raise TypeError("the reply's arrays must be an ArrayRecord")
+    return moving.flatten({name: arrays[name].numpy() for name, _ in moving.shapes if name in arrays})

@@ -1,0 +1,100 @@
+"""What stands where in the Flower messages between server and clients, as a client reads and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from clients.state import ClientState, FileStore
+from edge_runtime.config import from_flat
+from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.train.config import RoundTask
+from edge_runtime.updates import STYPE
+from edge_runtime.updates.versions import CHAIN_STYPE, Parcel
+
+Figure = int | float | list[int] | list[float]  # what Flower lets a MetricRecord hold
+STATE = "hedgerow.state"
+BESIDE = ("program", "model-id")  # stand in the task's record and are no settings
+
+
+def read_task(message: Message) -> RoundTask:
+    """What the message asks for, checked: nothing is believed before it stands inside a config's bounds."""
+    settings = _task_record(message)
+    try:
+        # The types are a part of what is cached: 1, 1.0 and True are equal. A list has no hash, and fits no key.
+        items = [(k, type(v), tuple(v) if isinstance(v, list) else v) for k, v in settings.items() if k not in BESIDE]
+        return _task(tuple(items))
+    except ConfigError as error:
+        raise PeerError(f"message's task: {error}") from error
+
+
+# A simulation's process is sent the same task for every client of a round.
+@lru_cache(maxsize=1)
+def _task(settings: tuple[tuple[str, type, Any], ...]) -> RoundTask:
+    return from_flat(RoundTask, {name: kind(value) for name, kind, value in settings})
+
+
+def read_program(message: Message) -> bytes:
+    """The packed Program; empty if there is none."""
+    program = _task_record(message).get("program", b"")
+    return program if isinstance(program, bytes) else b""
+
+
+def read_model(message: Message) -> Parcel:
+    """The model as it was sent, not yet decoded."""
+    arrays = message.content.get("model")
+    array = arrays.get("weights") if isinstance(arrays, ArrayRecord) else None
+    if array is None or array.stype not in (STYPE, CHAIN_STYPE):
+        raise PeerError(f"message has no weights of type {STYPE} or {CHAIN_STYPE}")
+    version = _task_record(message).get("model-id", b"")
+    return Parcel(array.data, array.stype == STYPE, version if isinstance(version, bytes) else b"")
+
+
+def _task_record(message: Message) -> ConfigRecord:
+    settings = message.content.get("task")
+    if not isinstance(settings, ConfigRecord) or not isinstance(message.content.get("model"), ArrayRecord):
+        raise PeerError("message has no task and model records")
+    return settings
+
+
+def answer(message: Message, figures: Mapping[str, Figure], held: bytes = b"", update: bytes | None = None) -> Message:
+    """The reply: figures, the version that the node holds where versions are told apart, and an update, if any."""
+    content = RecordDict({"metrics": MetricRecord(dict(figures))})
+    if held:
+        content["holds"] = ConfigRecord({"model-id": held})
+    if update is not None:
+        content["update"] = ArrayRecord({"delta": Array("uint8", (len(update),), STYPE, update)})
+    return Message(content, reply_to=message)
+
+
+def client_number(context: Context) -> int:
+    """What distinguishes this client's random numbers from another's; stable over rounds."""
+    partition = context.node_config.get("partition-id", -1)
+    return partition if type(partition) is int and partition >= 0 else context.node_id % 2**63
+
+
+class ContextStore:
+    """A `Store` in Flower's own state of a node in a run."""
+
+    def __init__(self, state: RecordDict) -> None:
+        self._state = state
+
+    def read(self, name: str, most: int) -> bytes | None:
+        record = self._state.get(STATE)
+        array = record.get(name) if isinstance(record, ArrayRecord) else None
+        return array.data if isinstance(array, Array) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        record = self._state.setdefault(STATE, ArrayRecord())
+        assert isinstance(record, ArrayRecord)
+        record[name] = Array("uint8", (len(content),), "hedgerow.state.v1", content)
+
+
+def open_state(context: Context) -> ClientState:
+    """The state of the node and run of `context`; nothing is made or read before it is used."""
+    path = str(context.node_config.get("state-path", ""))
+    return ClientState(FileStore(Path(path), context.run_id) if path else ContextStore(context.state))
