@@ -85,29 +85,27 @@ class Task:
         self.seed = seed
         self.clients = image_clients("reporting", CLIENTS, ALPHA, seed)
         self.bench: Workbench = make_workbench("mlp", self.clients[0], OPTIMIZER, TRAIN.batch_size, seed)
-        self.initial = self.bench.layout.flatten(self.bench.initial)
+        self.initial = self.bench.tensors.layout.flatten(self.bench.initial)
         self.test: Examples = FASHION_MNIST.test_split(DataConfig(), seed)
         draw = np.random.default_rng([seed, 0xC0407])
         self.cohorts = [sorted(draw.choice(CLIENTS, COHORT, replace=False).tolist()) for _ in range(ROUNDS)]
 
     def train(self, client: int, number: int, weights: FloatVector) -> tuple[FloatVector, int]:
         """The client's raw update, and its number of examples."""
-        raw, layout = make_codec("float32"), self.bench.layout
         task = RoundTask(round=number, seed=self.seed, train=TRAIN)
-        model = raw.encode_vector(weights, layout, round_number=number)
-        sent = self.bench.train(task, model, self.clients[client], client)
-        return raw.decode_vector(sent.payload, layout), sent.examples
+        update = self.bench.train(task, weights, self.clients[client], client)
+        return update.delta, update.examples
 
     def accuracy(self, weights: FloatVector) -> float:
         trainer = self.bench.trainer
-        trainer.load_state_dict(self.bench.layout.views(weights))
+        trainer.load_state_dict(self.bench.tensors.layout.views(weights))
         return trainer.evaluate(Batches(self.test, EVALUATION_BATCH))["accuracy"]
 
 
 def federate(task: Task, sender: Sender) -> Run:
     """One run; the server sees only what it decodes from payloads."""
     codec: Codec = make_codec(sender.codec, **sender.options)
-    layout, weights = task.bench.layout, task.initial
+    layout, weights = task.bench.tensors.layout, task.initial
     left_out: dict[int, FloatVector] = {}
     uplink_bytes, accuracy = 0, {}
     for number, cohort in enumerate(task.cohorts, start=1):

@@ -27,7 +27,6 @@ import edge_runtime as er
 from clients.round import Workbench
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, RoundTask, TrainConfig
-from edge_runtime.updates import make_codec
 from server.aggregate import WeightedSum
 from simulations.datasets import FASHION_MNIST, MNIST, SHAKESPEARE
 from simulations.partition import partition
@@ -148,21 +147,19 @@ def record(federation: Federation, split: str) -> list[Recording]:
     """Run a federation by plain federated averaging and keep the updates of its first clients in its rounds."""
     clients, seed = DATA[federation.task](split), SEEDS[split]
     bench = make_workbench(federation.family, clients[0], federation.optimizer, federation.batch_size, seed)
-    layout, raw = bench.layout, make_codec("float32")
+    layout = bench.tensors.layout
     train = TrainConfig(epochs=federation.epochs, batch_size=federation.batch_size)
     weights = layout.flatten(bench.initial)
     kept: list[Recording] = []
     for number in range(1, max(federation.rounds) + 1):
         task = RoundTask(round=number, seed=seed, train=train)
-        model = raw.encode_vector(weights, layout, round_number=number)
         total = WeightedSum(layout.size)
         for client, examples in enumerate(clients):
-            sent = bench.train(task, model, examples, client)
-            update = np.array(raw.decode_vector(sent.payload, layout, round_number=number))
-            total.add(update, sent.examples)
+            update = bench.train(task, weights, examples, client)
+            total.add(update.delta, update.examples)
             if number in federation.rounds and client < RECORDED:
                 began = layout.views(weights)
-                kept.append(Recording(federation.family, number, client, layout.views(update), began))
+                kept.append(Recording(federation.family, number, client, layout.views(update.delta), began))
         weights = (weights + total.mean()).astype(np.float32)
     return kept
 
