@@ -15,6 +15,7 @@ from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.stage import Coder, Reader
 
 ENVELOPE_BYTES = 28  # what wire.py puts around a body that only this codec has made
+MOST_SLACK = 0.06  # of the target that may be left unused
 UNKNOWN_BITS = 1.0  # for how many bits to look for components where the bits are not given
 
 
@@ -36,8 +37,10 @@ class Context(Coder):
     def encode(self, values: FloatVector, layout: TensorLayout, rng: np.random.Generator) -> bytes:
         update = Update(values, layout, UNKNOWN_BITS if self.nmse else self.bits)
         if self.nmse:
-            return search(update, "nmse", self.nmse).body
-        return search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES)).body
+            return search(update, "nmse", self.nmse, MOST_SLACK).body
+        # The fewer bytes there are, the more each of them is worth, and the less time it takes to try another step.
+        slack = min(MOST_SLACK, 0.02 + 0.08 * self.bits)
+        return search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES), slack).body
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
         return decode(reader, layout, out)

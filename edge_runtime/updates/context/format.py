@@ -5,13 +5,14 @@ All numbers are divided by one step, which sets the size of the whole, and becom
 error plus lambda times its cost in bits is least. What an integer costs is learned on the way from its neighbours, by
 sender and receiver alike. Bytes of the body:
 
-    0   4   step, float32
-    4   4   what a magnitude of 1 decodes to, and how far one of n > 1 lies above n - 1, in 64ths of a step: for the
-            integers of plain tensors, then for those of factors
-    8   ... one arithmetic-coded stream (kernels/context/context.h), for each tensor in order:
+    0   2   e, signed, little-endian
+    2   1   f: the step is 2^(e/4) (1 + f (2^(1/4) - 1) / 256)
+    3   2   for tensors that are coded plainly, what a magnitude of 1 decodes to, and how far one of n > 1 lies above
+            n - 1, in 64ths of a step; integers of factors are what they say
+    5   ... one arithmetic-coded stream (kernels/context/context.h), for each tensor in order:
             its rank, 0 to 256: 0 says that it is coded plainly, and what follows is its integers
-            else for each component its level, round(4 log2(singular value / step)), as falls from one to the next; the
-            lag and five taps that predict along rows of the right factor; its integers; those of the left factor
+            else for each component its level, round(4 log2(singular value)) - e, as falls from one to the next; the lag
+            and five taps that predict along rows of the right factor; its integers; those of the left factor
 
 A tensor of two axes or more is a matrix of shape[0] rows. Its right factor holds the singular vectors of length
 `columns`, times their singular values; the left one what fits best to them as they were decoded, of length `rows`. With
@@ -49,57 +50,66 @@ PLAIN, FACTOR = 0, 1  # kinds of planes
 # Slots of the numbers in the stream.
 RANK, FIRST_LEVEL, LEVEL_FALL, LAG, TAP = range(5)
 
-HEADER = struct.Struct("<f4B")
+HEADER = struct.Struct("<h3B")
 MAX_RANK, MAX_LEVEL, MAX_TAP = 256, 160, 16
+MAX_EXPONENT = 4 * 110  # of the step, in quarter octaves, up and down
 MIN_OFFSET, MAX_OFFSET = LEVEL_UNIT // 2, LEVEL_UNIT * 3 // 2
 MIN_MATRIX = 256  # values from which on a tensor may be factored
 
 
 @dataclass(frozen=True, slots=True)
-class Offsets:
-    """Bytes 4 to 8 of the body."""
+class Step:
+    """The first 3 bytes: quarter octaves, and 256ths of the way to the next one."""
 
-    plain_one: int = 80
-    plain_more: int = 66
-    factor_one: int = 65
-    factor_more: int = 64
+    exponent: int
+    fine: int
 
     @classmethod
-    def of_means(cls, seen: NDArray[np.float64]) -> Offsets:
-        """From `PlaneEncoder.seen`: the mean of what each level stands for."""
-        means = [total / count if count else 1.0 for count, total in seen.reshape(-1, 2).tolist()]
-        return cls(*(min(max(round(LEVEL_UNIT * mean), MIN_OFFSET), MAX_OFFSET) for mean in means))
+    def near(cls, log2: float) -> Step:
+        exponent = math.floor(4 * log2)
+        return cls(exponent, min(255, round(256 * (2 ** (log2 - exponent / 4) - 1) / _TO_NEXT)))
 
     @property
-    def plain(self) -> tuple[int, int]:
-        return self.plain_one, self.plain_more
+    def mantissa(self) -> float:
+        """What it is above 2^(exponent / 4)."""
+        return 1 + self.fine * (_TO_NEXT / 256)
 
     @property
-    def factor(self) -> tuple[int, int]:
-        return self.factor_one, self.factor_more
+    def value(self) -> float:
+        return _quarter_octaves(self.exponent) * self.mantissa
+
+
+def _quarter_octaves(count: int) -> float:
+    """2^(count/4), alike on all machines."""
+    return math.ldexp((1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[count % 4], count // 4)
+
+
+_TO_NEXT = _quarter_octaves(1) - 1
 
 
 def decode(reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
     """The values of a body; PeerError if it is malformed."""
-    step, *numbers = HEADER.unpack(reader.take(HEADER.size, "header of context"))
-    if not (math.isfinite(step) and step > 0):
-        raise PeerError(f"step of context is {step:g}, must be finite and above 0")
-    if not all(MIN_OFFSET <= number <= MAX_OFFSET for number in numbers):
-        raise PeerError(f"offsets of context are {numbers}, must be {MIN_OFFSET} to {MAX_OFFSET}")
-    decoder, offsets = PlaneDecoder(reader.take(reader.remaining, "stream of context")), Offsets(*numbers)
+    exponent, fine, *offsets = HEADER.unpack(reader.take(HEADER.size, "header of context"))
+    if abs(exponent) > MAX_EXPONENT:
+        raise PeerError(
+            f"step of context is 2^({exponent} / 4), must be 2^-{MAX_EXPONENT // 4} to 2^{MAX_EXPONENT // 4}"
+        )
+    if not all(MIN_OFFSET <= offset <= MAX_OFFSET for offset in offsets):
+        raise PeerError(f"offsets of context are {offsets}, must be {MIN_OFFSET} to {MAX_OFFSET}")
+    decoder, step = PlaneDecoder(reader.take(reader.remaining, "stream of context")), Step(exponent, fine)
     values = destination(out, layout.size)
     for span, rows, columns in layout.matrices():
-        _decode_matrix(decoder, step, offsets, values[span].reshape(rows, columns))
+        _decode_matrix(decoder, step, (offsets[0], offsets[1]), values[span].reshape(rows, columns))
     decoder.end()
     return values
 
 
-def _decode_matrix(decoder: PlaneDecoder, step: float, offsets: Offsets, out: Matrix) -> None:
+def _decode_matrix(decoder: PlaneDecoder, step: Step, offsets: tuple[int, int], out: Matrix) -> None:
     rows, columns = out.shape
     most = min(rows, columns, MAX_RANK) if may_be_factored(rows, columns) else 0
     rank = decoder.number(RANK, most, "rank of context")
     if not rank:
-        out[...] = decode_levels(decoder.plane(PlaneForm(rows, columns)), *offsets.plain, step / LEVEL_UNIT)
+        out[...] = decode_levels(decoder.plane(PlaneForm(rows, columns)), *offsets, step.value / LEVEL_UNIT)
         return
     levels = [decoder.number(FIRST_LEVEL, MAX_LEVEL, "level of context")]
     for _ in range(rank - 1):
@@ -108,8 +118,8 @@ def _decode_matrix(decoder: PlaneDecoder, step: float, offsets: Offsets, out: Ma
     if lag in (1, 2):
         raise PeerError(f"lag of context is {lag}, must be 0 or at least 3")
     taps = tuple(_from_zigzag(decoder.number(TAP, 2 * MAX_TAP, "tap of context")) for _ in range(TAPS))
-    right = decoded_right(decoder.plane(right_form(levels, columns, lag, taps)), levels, offsets)
-    left = decoded_left(decoder.plane(left_form(levels, rows)), step, offsets)
+    right = decoded_right(decoder.plane(right_form(levels, columns, lag, taps)), levels, step)
+    left = decoded_left(decoder.plane(left_form(levels, rows)), step)
     low_rank_product(left, right, out)
 
 
@@ -140,14 +150,11 @@ def _row_classes(levels: Sequence[int], length: int) -> NDArray[np.uint8]:
     return np.clip([(2 * level - fourfold_log2) // 4 + 6 for level in levels], 0, CLASSES - 1).astype(np.uint8)
 
 
-def decoded_left(q: NDArray[np.int16], step: float, offsets: Offsets) -> Matrix:
-    return decode_levels(q, *offsets.factor, step / LEVEL_UNIT)
+def decoded_left(q: NDArray[np.int16], step: Step) -> Matrix:
+    return q * np.float32(step.value)
 
 
-def decoded_right(q: NDArray[np.int16], levels: Sequence[int], offsets: Offsets) -> Matrix:
-    """Singular vectors, of about unit length."""
-    units = [math.ldexp(_QUARTER_OCTAVES[-level % 4], -level // 4) / LEVEL_UNIT for level in levels]
-    return decode_levels(q, *offsets.factor, 1.0) * np.array(units, np.float32)[:, None]
-
-
-_QUARTER_OCTAVES = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2^(i/4)
+def decoded_right(q: NDArray[np.int16], levels: Sequence[int], step: Step) -> Matrix:
+    """Singular vectors, of about unit length: in steps over singular values."""
+    units = [_quarter_octaves(-level) * step.mantissa for level in levels]
+    return q * np.array(units, np.float32)[:, None]

@@ -10,37 +10,38 @@ import numpy as np
 
 from edge_runtime.kernels.context import MAX_MAGNITUDE
 from edge_runtime.updates.context.encoding import Coding, Update
-from edge_runtime.updates.context.format import HEADER, Offsets
+from edge_runtime.updates.context.format import HEADER, Step
 
-# The search aims at this part of the target, is content with that part, and gives up after so many codings.
-AIM, CLOSE, MOST_CODINGS = 0.97, 0.94, 8
-MIN_EXPONENT = -120  # of the step: an update below it vanishes
+MOST_CODINGS = 8
+MIN_EXPONENT = -100  # of the step: an update below it vanishes
+OFFSETS = (80, 66)  # to begin with: what they turn out to be in most updates
 
 Measure = Literal["nbytes", "nmse"]
 
 
-def search(update: Update, measure: Measure, target: float) -> Coding:
-    """A coding that measures at most `target` and, where a few attempts find one, hardly less."""
+def search(update: Update, measure: Measure, target: float, slack: float) -> Coding:
+    """A coding that measures at most `target` and, where a few attempts find one, at least (1 - slack) of it."""
     forecast = _Forecast(update, measure)
     best: Coding | None = None
     points: list[tuple[float, float]] = []  # step and measure of codings with the present ranks, in log2
     ranks: list[int] = []
-    offsets, at, goal = Offsets(), forecast.step_for(math.log2(target * AIM)), math.log2(target * AIM)
+    goal = math.log2(target * (1 - slack / 2))
+    offsets, at = OFFSETS, forecast.step_for(goal)
     for attempt in range(MOST_CODINGS):
         if attempt < 2:  # then they stay: with one component more or less, bytes would jump over the target
             ranks, points = [matrix.rank(2**at) for matrix in update.matrices], []
-        coding = Coding(update, 2**at, ranks, offsets)
+        coding = Coding(update, Step.near(at), ranks, offsets)
         measured = max(float(getattr(coding, measure)), 1e-30)
         if measured <= target and (best is None or measured > getattr(best, measure)):
             best = coding
-        if CLOSE * target <= measured <= target:
+        if (1 - slack) * target <= measured <= target:
             break
         points.append((at, math.log2(measured)))
         following = forecast.next_step(points, goal)
         if following == at:
             break
         offsets, at = coding.better_offsets, following
-    return best or Coding(update, 2**forecast.safest, [0] * len(update.matrices), offsets)
+    return best or Coding(update, Step.near(forecast.safest), [0] * len(update.matrices), offsets)
 
 
 class _Forecast:
