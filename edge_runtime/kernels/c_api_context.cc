@@ -43,7 +43,9 @@ size_t hr_context_end_encode(void* state) { return StateAt(state).encoder.End();
 
 int32_t hr_context_end_decode(const void* state) { return static_cast<const State*>(state)->decoder.AtEnd() ? 0 : -1; }
 
-void hr_context_put_number(void* state, int32_t slot, uint32_t value) { PutNumber(StateAt(state), slot, value); }
+void hr_context_put_numbers(void* state, int32_t slot, size_t count, const uint32_t* values) {
+  for (size_t i = 0; i < count; ++i) PutNumber(StateAt(state), slot, values[i]);
+}
 
 int32_t hr_context_get_number(void* state, int32_t slot, uint32_t most, uint32_t* value) {
   return GetNumber(StateAt(state), slot, most, value) ? 0 : -1;

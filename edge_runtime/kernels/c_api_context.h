@@ -18,7 +18,7 @@ HR_API size_t hr_context_end_encode(void* state);
 HR_API int32_t hr_context_end_decode(const void* state);
 
 // slot below 16, values below 2^31. Getting returns 0, or -1 when the stream has a value above `most`.
-HR_API void hr_context_put_number(void* state, int32_t slot, uint32_t value);
+HR_API void hr_context_put_numbers(void* state, int32_t slot, size_t count, const uint32_t* values);
 HR_API int32_t hr_context_get_number(void* state, int32_t slot, uint32_t most, uint32_t* value);
 
 // kind is 0 or 1; row_class may be nullptr; taps are 5; lag is 0 or 3 and more; workspace holds

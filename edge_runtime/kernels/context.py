@@ -36,7 +36,7 @@ def _core() -> ctypes.CDLL:
             ("hr_context_begin_decode", [pointer, pointer, size], None),
             ("hr_context_end_encode", [pointer], size),
             ("hr_context_end_decode", [pointer], number),
-            ("hr_context_put_number", [pointer, number, ctypes.c_uint32], None),
+            ("hr_context_put_numbers", [pointer, number, size, pointer], None),
             ("hr_context_get_number", [pointer, number, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], number),
             ("hr_context_workspace_bytes", [size, size], size),
             ("hr_context_put_plane", [*plane, real, real, real, pointer, pointer, pointer, pointer], None),
@@ -66,6 +66,8 @@ class PlaneForm:
             raise ValueError(f"no such plane: {self}")
         if self.row_class is not None:
             check(self.row_class, "row_class", np.uint8, shape=(self.rows,))
+            if self.rows and self.row_class.max() >= CLASSES:
+                raise ValueError(f"row classes must be below {CLASSES}, got {self.row_class.max()}")
 
 
 class PlaneEncoder:
@@ -73,16 +75,16 @@ class PlaneEncoder:
 
     def __init__(self, capacity: int) -> None:
         self._out = np.empty(capacity, np.uint8)
-        self._state = np.empty(-(-_core().hr_context_state_bytes() // 8), np.uint64)
+        self._state = _State()
         # For both kinds: counts and sums of |x| where |q| is 1, and of |x| - |q| + 1 where it is more.
         self.seen = np.zeros((KINDS, 4))
-        _core().hr_context_begin_encode(self._state.ctypes.data, self._out.ctypes.data, capacity)
+        _core().hr_context_begin_encode(self._state.address, self._out.ctypes.data, capacity)
 
-    def put_number(self, slot: int, value: int) -> None:
-        """One number from 0 to 2^31 - 1; those of one slot are expected to be alike."""
-        if not (0 <= slot < SLOTS and 0 <= value <= MAX_NUMBER):
-            raise ValueError(f"number {value} of slot {slot}: must be 0 to 2^31 - 1, the slot below {SLOTS}")
-        _core().hr_context_put_number(self._state.ctypes.data, slot, value)
+    def put_numbers(self, slot: int, *values: int) -> None:
+        """Numbers from 0 to 2^31 - 1; those of one slot are expected to be alike."""
+        if not 0 <= slot < SLOTS or any(not 0 <= value <= MAX_NUMBER for value in values):
+            raise ValueError(f"numbers {values} of slot {slot}: must be 0 to 2^31 - 1, the slot below {SLOTS}")
+        _core().hr_context_put_numbers(self._state.address, slot, len(values), (ctypes.c_uint32 * len(values))(*values))
 
     def put_plane(
         self, form: PlaneForm, x: NDArray[np.float32], lambda_: float, d1: float, d2: float
@@ -94,16 +96,16 @@ class PlaneEncoder:
         """
         check(x, "x", np.float32, shape=(form.rows, form.columns))
         q = np.empty(x.shape, np.int16)
-        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns, form.lag), np.uint8)
+        seen = self.seen.ctypes.data + form.kind * self.seen.strides[0]
         _core().hr_context_put_plane(
-            *_arguments(self._state, form),
-            *(lambda_, d1, d2, x.ctypes.data, q.ctypes.data, workspace.ctypes.data, self.seen[form.kind].ctypes.data),
+            *self._state.plane(form),
+            *(lambda_, d1, d2, x.ctypes.data, q.ctypes.data, self._state.workspace(form), seen),
         )
         return q
 
     def end(self) -> int:
         """How many bytes the stream has; nothing may be put after this."""
-        self._size = int(_core().hr_context_end_encode(self._state.ctypes.data))
+        self._size = int(_core().hr_context_end_encode(self._state.address))
         return self._size
 
     def data(self) -> bytes:
@@ -118,32 +120,46 @@ class PlaneDecoder:
 
     def __init__(self, data: memoryview | bytes) -> None:
         self._data = np.frombuffer(data, np.uint8)
-        self._state = np.empty(-(-_core().hr_context_state_bytes() // 8), np.uint64)
-        _core().hr_context_begin_decode(self._state.ctypes.data, self._data.ctypes.data, self._data.size)
+        self._state = _State()
+        _core().hr_context_begin_decode(self._state.address, self._data.ctypes.data, self._data.size)
 
     def number(self, slot: int, most: int, what: str) -> int:
         value = ctypes.c_uint32()
-        if _core().hr_context_get_number(self._state.ctypes.data, slot, most, ctypes.byref(value)):
+        if _core().hr_context_get_number(self._state.address, slot, most, ctypes.byref(value)):
             raise PeerError(f"{what} must be at most {most}")
         return value.value
 
     def plane(self, form: PlaneForm) -> NDArray[np.int16]:
         """int16 of the plane's shape."""
         q = np.empty((form.rows, form.columns), np.int16)
-        workspace = np.empty(_core().hr_context_workspace_bytes(form.columns, form.lag), np.uint8)
-        if _core().hr_context_get_plane(*_arguments(self._state, form), q.ctypes.data, workspace.ctypes.data):
+        if _core().hr_context_get_plane(*self._state.plane(form), q.ctypes.data, self._state.workspace(form)):
             raise PeerError(f"a value of {form.rows} x {form.columns} is beyond {MAX_MAGNITUDE} steps")
         return q
 
     def end(self) -> None:
-        if _core().hr_context_end_decode(self._state.ctypes.data):
+        if _core().hr_context_end_decode(self._state.address):
             raise PeerError(f"the {self._data.size} coded bytes have some missing or left over")
 
 
-def _arguments(state: NDArray[np.uint64], form: PlaneForm) -> Sequence[object]:
-    classes = None if form.row_class is None else form.row_class.ctypes.data
-    taps = (ctypes.c_int32 * TAPS)(*form.taps)
-    return state.ctypes.data, form.kind, form.rows, form.columns, classes, form.lag, taps
+class _State:
+    """The native state of a stream, and room for what coding a plane needs beside it."""
+
+    def __init__(self) -> None:
+        self._words = np.empty(-(-_core().hr_context_state_bytes() // 8), np.uint64)
+        self.address = self._words.ctypes.data
+        self._room = np.empty(0, np.uint8)
+
+    def plane(self, form: PlaneForm) -> Sequence[object]:
+        classes = None if form.row_class is None else form.row_class.ctypes.data
+        taps = (ctypes.c_int32 * TAPS)(*form.taps)
+        return self.address, form.kind, form.rows, form.columns, classes, form.lag, taps
+
+    def workspace(self, form: PlaneForm) -> int:
+        nbytes = _core().hr_context_workspace_bytes(form.columns, form.lag)
+        if self._room.size < nbytes:
+            self._room = np.empty(nbytes, np.uint8)
+            self._address = self._room.ctypes.data
+        return self._address
 
 
 def decode_levels(q: NDArray[np.int16], d1: int, d2: int, scale: float) -> NDArray[np.float32]:

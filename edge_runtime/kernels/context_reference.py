@@ -5,8 +5,7 @@ Written from that specification. Integers are exact here, so nothing can overflo
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,16 @@ from edge_runtime.kernels.context import CLASSES, MAX_MAGNITUDE, PlaneForm
 
 Grid = NDArray[np.int16]
 
-LOGIT_LIMIT, LEAST = 3071, 16
-SIGMOID: list[int] = [min(65535, round(65536 / (1 + 2.718281828459045 ** (-i / 4)))) for i in range(50)]
+LEAST = 16
+SIGMOID: list[int] = [round(65536 / (1 + 2.718281828459045 ** (-i / 4))) for i in range(21)]
 
 
 def probability(logit: int) -> int:
     """65536 / (1 + exp(-logit / 256)), straight between multiples of 64."""
-    size = min(abs(logit), LOGIT_LIMIT)
+    size = min(abs(logit), 1279)
     low, high = SIGMOID[size // 64], SIGMOID[size // 64 + 1]
-    p = min(low + (high - low) * (size % 64) // 64, 65536 - LEAST)
+    p = low + (high - low) * (size % 64) // 64
     return p if logit >= 0 else 65536 - p
-
-
-PROBABILITIES = [probability(x) for x in range(-LOGIT_LIMIT, LOGIT_LIMIT + 1)]
-LOGITS = np.minimum(np.searchsorted(PROBABILITIES, np.arange(4096) * 16 + 8), 2 * LOGIT_LIMIT) - LOGIT_LIMIT
 
 
 def class_of(v: int) -> int:
@@ -63,36 +58,13 @@ def some_logit(m: int) -> int:
 def first_logit(name: tuple[object, ...]) -> int | None:
     """What the counter of that name begins with."""
     match name:
-        case ("more", _, int(k), int(context)):
-            return max(118 * (context // 4) - 206 * k - 1463, -590)
+        case ("some", _, _, int(m), bool(predicted)):
+            return max(some_logit(m), 77) if predicted else some_logit(m)
+        case ("more", _, int(k), int(m), _):
+            return max(118 * m - 206 * k - 1463, -590)
         case ("high", *_):
             return -205
     return None
-
-
-class Mixed:
-    """Two tables of counters whose logits are mixed by learned weights."""
-
-    def __init__(self) -> None:
-        self.tables: tuple[dict[int, Counter], ...] = (
-            {c: Counter(max(some_logit(c // 4), 77 if c % 4 else -9999)) for c in range(128)},
-            {c: Counter(some_logit(2 * (c % 16))) for c in range(512)},
-        )
-        self.weights: defaultdict[int, list[int]] = defaultdict(lambda: [1 << 15, 1 << 15])
-
-    def look(self, contexts: Sequence[int], row: int) -> None:
-        self.found = [table[context] for table, context in zip(self.tables, contexts, strict=True)]
-        self.used = self.weights[row]
-        self.logits = [int(LOGITS[counter.share >> 12]) for counter in self.found]
-        total = sum(w * logit for w, logit in zip(self.used, self.logits, strict=True)) >> 16
-        self.p = PROBABILITIES[min(max(total, -LOGIT_LIMIT), LOGIT_LIMIT) + LOGIT_LIMIT]
-
-    def learn(self, bit: int) -> None:
-        error = ((65536 if bit else 0) - self.p) * 6
-        for i, counter in enumerate(self.found):
-            moved = self.used[i] + (self.logits[i] * error + (1 << 17) >> 18)
-            self.used[i] = min(max(moved, -(1 << 18)), 1 << 18)
-            counter.learn(bit)
 
 
 class Interval:
@@ -131,19 +103,12 @@ class _Coder:
 
     def __init__(self, bit: Callable[[int, int], int]) -> None:
         self._bit = bit
-        self._some = [Mixed(), Mixed()]
         self._counters: dict[tuple[object, ...], Counter] = {}
 
     def _counted(self, bit: int, *name: object) -> int:
         counter = self._counters.setdefault(name, Counter(first_logit(name)))
         bit = self._bit(bit, counter.p)
         counter.learn(bit)
-        return bit
-
-    def _mix(self, bit: int, mixed: Mixed, contexts: Sequence[int], row: int) -> int:
-        mixed.look(contexts, row)
-        bit = self._bit(bit, mixed.p)
-        mixed.learn(bit)
         return bit
 
     def number(self, slot: int, value: int) -> int:
@@ -159,11 +124,11 @@ class _Coder:
 
     def plane(self, form: PlaneForm, given: Grid | None) -> Grid:
         q: NDArray[np.int64] = np.zeros((form.rows, form.columns), np.int64)
-        across, whole, before = [0] * form.columns, 0, 0
+        across, before = [0] * form.columns, 0
         for i in range(form.rows):
             some = self._counted(int(given is not None and bool(given[i].any())), "row", form.kind, before)
             before = (before << 1 | some) & 3
-            along, shift = whole, min(5, 1 + min(i + 1, 64).bit_length() - 1)
+            along, shift = 0, min(5, 1 + min(i + 1, 64).bit_length() - 1)
             for j in range(form.columns):
                 if some:
                     q[i, j] = self._value(form, q, i, j, across[j], along, None if given is None else int(given[i, j]))
@@ -171,7 +136,6 @@ class _Coder:
                         raise PeerError("a value is too large")
                     v = 128 * min(abs(int(q[i, j])), 40)
                     along += v - along >> 4
-                    whole += v - whole >> 8
                 else:
                     v = 0
                 across[j] += v - across[j] >> shift
@@ -190,21 +154,17 @@ class _Coder:
         distances = (1, 2, form.lag, form.lag - 1, form.lag + 1) if form.lag else (1, 2)
         total = sum(tap * at(i, j - d) for tap, d in zip(form.taps, distances, strict=False))
         mu = min(max(total + 4 >> 3, -MAX_MAGNITUDE), MAX_MAGNITUDE)
-        near = (
-            4 * a(i, j - 1) + 2 * a(i, j - 2) + 4 * a(i - 1, j) + 2 * (a(i - 1, j + 1) + a(i - 1, j - 1) + a(i - 2, j))
-        )
+        near = 4 * (a(i, j - 1) + a(i - 1, j)) + 2 * a(i, j - 2)
         near += 3 * a(i, j - form.lag) + a(i, j - form.lag + 1) if form.lag else a(i, j - 3)
         m = class_of(8 * near + 3 * (across // 4) + along >> 3)
         row_class = class_of(along >> 2) if form.row_class is None else int(form.row_class[i])
-        contexts, row = (4 * m + min(abs(mu), 3), 16 * row_class + m // 2), min(7, m // 3)
-
         e = 0 if given is None else given - mu
-        if not self._mix(int(e != 0), self._some[form.kind], contexts, row):
+        if not self._counted(int(e != 0), "some", form.kind, row_class, m, mu != 0):
             return mu
         signs = [1 if v > 0 else 2 if v < 0 else 0 for v in (mu, at(i, j - 1))]
         negative = self._counted(int(e < 0), "sign", form.kind, *signs)
         log, k = abs(e).bit_length() - 1, 0
-        while self._counted(int(k < log), "more", form.kind, min(k, 6), contexts[0]):
+        while self._counted(int(k < log), "more", form.kind, min(k, 6), m, min(abs(mu), 3)):
             if k == 16:
                 raise PeerError("a value is too large")
             k += 1

@@ -211,7 +211,8 @@ void Context() {
     for (size_t j = 0; j < 5; ++j) taps[j] = i % 5 ? static_cast<int32_t>(Random() % 33) - 16 : 0;
     const uint8_t* given = i % 7 ? classes.data() : nullptr;
     hr_context_begin_encode(state.data(), bytes.data(), bytes.size());
-    hr_context_put_number(state.data(), static_cast<int32_t>(i % 16), static_cast<uint32_t>(Random() >> (33 + i % 31)));
+    const auto written_number = static_cast<uint32_t>(Random() >> (33 + i % 31));
+    hr_context_put_numbers(state.data(), static_cast<int32_t>(i % 16), 1, &written_number);
     // Without lambda the choice is a matter of exact squares; with it, of logarithms that differ between machines.
     hr_context_put_plane(state.data(), kind, rows, columns, given, lag, taps.data(), 0, 1, 1.0625f, x.data(), q.data(),
                          workspace.data(), seen.data());

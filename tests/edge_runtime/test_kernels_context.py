@@ -44,7 +44,7 @@ numbers = st.lists(st.tuples(st.integers(0, 15), st.just(0) | st.integers(0, 50)
 def encoded(content: list[tuple[PlaneForm, np.ndarray]], listed: list[tuple[int, int]]) -> bytes:
     encoder = PlaneEncoder(1 << 16)
     for slot, value in listed:
-        encoder.put_number(slot, value)
+        encoder.put_numbers(slot, value)
     for form, q in content:
         chosen = encoder.put_plane(form, q.astype(np.float32), 0, 1, 1)
         np.testing.assert_array_equal(chosen, q)

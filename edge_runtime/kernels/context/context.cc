@@ -33,11 +33,6 @@ struct Putting {
     counter.Learn(bit);
     return bit;
   }
-  bool At(MixedBit& mixed, const Context& c, bool bit) {
-    state.encoder.Put(bit, mixed.predicted());
-    mixed.Learn(c, bit);
-    return bit;
-  }
   bool Even(bool bit) {
     state.encoder.Put(bit, kHalf);
     return bit;
@@ -49,11 +44,6 @@ struct Getting {
   bool At(Counter& counter, bool) {
     const bool bit = state.decoder.Get(counter.Probability());
     counter.Learn(bit);
-    return bit;
-  }
-  bool At(MixedBit& mixed, const Context& c, bool) {
-    const bool bit = state.decoder.Get(mixed.predicted());
-    mixed.Learn(c, bit);
     return bit;
   }
   bool Even(bool) { return state.decoder.Get(kHalf); }
@@ -72,10 +62,9 @@ int32_t MoreLogit(int32_t k, uint32_t expected) {
 
 // What is known where the next integer comes.
 struct Place {
-  Context context;
-  uint32_t expected;  // a class
-  int32_t predicted;
-  int32_t sign;  // which counter
+  uint32_t row_class, expected;
+  int32_t predicted, size;  // mu and min(|mu|, 3)
+  int32_t sign;             // which counter
 };
 
 int32_t Sign(int32_t v) { return v > 0 ? 1 : v < 0 ? 2 : 0; }
@@ -96,12 +85,11 @@ class Walk {
 
   void BeginRow(size_t i) {
     row_ = i;
-    along_ = all_;
+    along_ = 0;
     shift_ = Least(5, 1 + Log2(static_cast<uint32_t>(i < 64 ? i + 1 : 64)));
-    uint8_t* oldest = sizes_[2];
-    sizes_[2] = sizes_[1];
-    sizes_[1] = sizes_[0];
-    sizes_[0] = oldest;
+    uint8_t* before = sizes_[0];
+    sizes_[0] = sizes_[1];
+    sizes_[1] = before;
   }
   void EmptyRow() {
     std::memset(now_, 0, plane_.columns * sizeof *now_);
@@ -110,10 +98,9 @@ class Walk {
   }
   void EndRow() { std::memcpy(q_ + row_ * plane_.columns, now_, plane_.columns * sizeof *now_); }
   Place At(size_t j) const {
-    // Of this row, of the one above, and of the one above that: what lies beyond a row's ends is 0.
-    const uint8_t *a = sizes_[0] + j, *up = sizes_[1] + j, *top = sizes_[2] + j;
+    const uint8_t *a = sizes_[0] + j, *up = sizes_[1] + j;
     const size_t lag = plane_.lag;
-    uint32_t near = 4u * a[-1] + 2u * a[-2] + 4u * up[0] + 2u * up[1] + 2u * up[-1] + 2u * top[0];
+    uint32_t near = 4u * a[-1] + 2u * a[-2] + 4u * up[0];
     if (lag == 0) {
       near += a[-3];
     } else if (j + 1 >= lag) {
@@ -123,11 +110,8 @@ class Walk {
     Place place;
     place.expected = Class((8 * near + across / 4 * 3 + along) >> 3);
     place.predicted = predicts_ ? Predicted(j) : 0;
-    const int32_t size = place.predicted < 0 ? -place.predicted : place.predicted;
-    const uint32_t row_class = plane_.row_class ? plane_.row_class[row_] : Class(along >> 2);
-    place.context.first = 4 * place.expected + static_cast<uint32_t>(Least(size, 3));
-    place.context.second = 16 * row_class + place.expected / 2;
-    place.context.weights = Least(place.expected / 3, 7u);
+    place.size = Least(place.predicted < 0 ? -place.predicted : place.predicted, 3);
+    place.row_class = plane_.row_class ? plane_.row_class[row_] : Class(along >> 2);
     place.sign = 3 * Sign(place.predicted) + Sign((now_ + j)[-1]);
     return place;
   }
@@ -138,7 +122,6 @@ class Walk {
     const uint32_t v = static_cast<uint32_t>(size) << 7;
     Move(along_, v, 4);
     Move(across_[j], v, shift_);
-    Move(all_, v, 8);
   }
 
  private:
@@ -160,25 +143,32 @@ class Walk {
   const Plane& plane_;
   int16_t *q_, *now_;  // a row's integers stand in now_, where zeros are before them, until it ends
   uint16_t* across_;
-  uint8_t* sizes_[3];
+  uint8_t* sizes_[2];  // min(|q|, 40) of this row and the one above, with zeros around
   bool predicts_ = false;
   size_t row_ = 0;
-  uint32_t along_ = 0, all_ = 0;
+  uint32_t along_ = 0;
   int32_t shift_ = 0;
 };
 
 // The bits of e = q - mu. Returns the decoded one; what is too large comes out as kTooLarge.
 constexpr int32_t kTooLarge = 1 << 20;
 
-// model.some has already predicted.
+Counter& Some(PlaneModel& model, const Place& place) {
+  return model.some[place.row_class][place.expected][place.size != 0];
+}
+
+Counter& More(PlaneModel& model, const Place& place, int32_t k) {
+  return model.more[Least(k, kMores - 1)][place.expected][place.size];
+}
+
 template <typename End>
 int32_t Difference(End& end, PlaneModel& model, const Place& place, int32_t e) {
-  if (!end.At(model.some, place.context, e != 0)) return 0;
+  if (!end.At(Some(model, place), e != 0)) return 0;
   const bool negative = end.At(model.sign[place.sign], e < 0);
   const uint32_t size = static_cast<uint32_t>(e < 0 ? -e : e);
   const int32_t log = e != 0 ? Log2(size) : 0;
   int32_t k = 0;
-  while (end.At(model.more[Least(k, kMores - 1)][place.context.first], k < log)) {
+  while (end.At(More(model, place, k), k < log)) {
     if (++k == 17) return kTooLarge;
   }
   uint32_t value = 1;
@@ -202,10 +192,10 @@ class BitTable {
 };
 const BitTable kBits;
 
-// The integer for a real value x. model.some has already predicted.
+// The integer for a real value x.
 class Chooser {
  public:
-  Chooser(const PlaneModel& model, const Place& place, const Choice& choice, float x)
+  Chooser(PlaneModel& model, const Place& place, const Choice& choice, float x)
       : model_(model), place_(place), choice_(choice), x_(x) {
     const float most = kMostMagnitude;
     const int32_t nearest = static_cast<int32_t>(std::lrintf(x < -most ? -most : Least(x, most)));
@@ -217,7 +207,7 @@ class Chooser {
     if (Bucket(nearest - mu) == Bucket(inward - mu) && std::fabs(x) > kFar && std::fabs(x - static_cast<float>(mu)) > kFar) {
       return;
     }
-    const uint32_t some = model.some.predicted(), minus = model.sign[place.sign].Probability();
+    const uint32_t some = Some(model, place).Probability(), minus = model.sign[place.sign].Probability();
     none_ = kBits(65536 - some);
     some_[0] = kBits(some) + kBits(65536 - minus);
     some_[1] = kBits(some) + kBits(minus);
@@ -246,13 +236,13 @@ class Chooser {
     const int32_t log = Log2(static_cast<uint32_t>(e < 0 ? -e : e));
     float bits = some_[e < 0] + static_cast<float>(log);
     for (int32_t k = 0; k <= log; ++k) {
-      const uint32_t p = model_.more[Least(k, kMores - 1)][place_.context.first].Probability();
+      const uint32_t p = More(model_, place_, k).Probability();
       bits += kBits(k < log ? p : 65536 - p);
     }
     return bits;
   }
 
-  const PlaneModel& model_;
+  PlaneModel& model_;
   const Place& place_;
   const Choice& choice_;
   float x_, none_ = 0, some_[2] = {}, least_ = INFINITY;
@@ -280,7 +270,6 @@ bool CodePlane(End& end, PlaneModel& model, const Plane& plane, int16_t* q, void
     if (!some) walk.EmptyRow();
     for (size_t j = 0; some && j < plane.columns; ++j) {
       const Place place = walk.At(j);
-      model.some.Predict(place.context);
       const int32_t value = place.predicted + Difference(end, model, place, pick.At(i, j, place));
       if (value < -kMostMagnitude || value > kMostMagnitude) return false;
       walk.Set(j, value);
@@ -292,11 +281,16 @@ bool CodePlane(End& end, PlaneModel& model, const Plane& plane, int16_t* q, void
 
 }  // namespace
 
-PlaneModel::PlaneModel()
-    : some([](uint32_t c) { return c % 4 == 0 || SomeLogit(c / 4) > 77 ? SomeLogit(c / 4) : 77; },
-           [](uint32_t c) { return SomeLogit(2 * (c % 16)); }) {
-  for (int32_t k = 0; k < kMores; ++k) {
-    for (uint32_t c = 0; c < kFirstContexts; ++c) more[k][c] = Counter(MoreLogit(k, c / 4));
+PlaneModel::PlaneModel() {
+  for (uint32_t m = 0; m < kClasses; ++m) {
+    const int32_t logit = SomeLogit(m);
+    for (auto& row : some) {
+      row[m][0] = Counter(logit);
+      row[m][1] = Counter(logit < 77 ? 77 : logit);
+    }
+    for (int32_t k = 0; k < kMores; ++k) {
+      for (Counter& counter : more[k][m]) counter = Counter(MoreLogit(k, m));
+    }
   }
   for (auto& row : high) {
     for (Counter& counter : row) counter = Counter(-205);
@@ -304,7 +298,7 @@ PlaneModel::PlaneModel()
 }
 
 size_t WorkspaceBytes(size_t columns, size_t lag) {
-  return 2 * columns + 2 * (kMargin + lag + columns) + 3 * (columns + 2 * kMargin);
+  return 2 * columns + 2 * (kMargin + lag + columns) + 2 * (columns + 2 * kMargin);
 }
 
 void PutNumber(State& state, int slot, uint32_t value) {

@@ -6,33 +6,31 @@
 //
 //   predicted  mu  = floor((sum over the taps t of taps[t] * q[i][j - distance t] + 4) / 8), distances 1, 2 and, with a lag,
 //                    lag, lag - 1, lag + 1; brought to within +-kMostMagnitude
-//   near       n   = 4 a[i][j-1] + 2 a[i][j-2] + 4 a[i-1][j] + 2 a[i-1][j+1] + 2 a[i-1][j-1] + 2 a[i-2][j]
-//                    + 3 a[i][j-lag] + a[i][j-lag+1], or + a[i][j-3] without a lag
-//   along      r   = running mean of 128 a in this row: r += floor((128 a - r) / 16); starts at that of the whole plane
+//   near       n   = 4 a[i][j-1] + 2 a[i][j-2] + 4 a[i-1][j] + 3 a[i][j-lag] + a[i][j-lag+1]; a[i][j-3] in place of
+//                    the last two without a lag
+//   along      r   = running mean of 128 a in this row, from 0: r += floor((128 a - r) / 16)
 //   across     c[j]= running mean of 128 a in this column: c += floor((128 a - c) / 2^s), s = min(5, 1 + floor(log2(i + 1)))
-//   plane      g   = running mean of 128 a: g += floor((128 a - g) / 256)
 //   class(v)       = 0 for 0, 1 for 1, else 2 floor(log2 v) + the bit after the first, at most 31
 //   expected   m   = class(floor((8 n + 3 floor(c / 4) + r) / 8))
 //
-// A row of zeros moves its columns' means, and nothing else. The difference e = q - mu is coded as bits: e != 0; its
-// sign; then, with |e| in [2^k, 2^(k+1)), k ones and a zero, and the k bits below the first from the highest.
+// A row of zeros moves its columns' means, and nothing else. The difference e = q - mu is coded as bits, each with a
+// counter of its own (counter.h) for what is known before it:
 //
-//   e != 0             is mixed (model.h) under 4 m + min(|mu|, 3) and 16 row class + floor(m / 2), by the weights
-//                      min(7, floor(m / 3)); the row class is given, or class(floor(r / 4))
-//   the sign           has a counter for each sign of mu and of q[i][j-1]
-//   ones and the zero  have one for each place, alike from the 7th on, and 4 m + min(|mu|, 3)
-//   the highest bit    has one for each min(k, 9) and m; those below it have none
-//   a row's first bit  has one for each pair of what those of the two rows before it were
+//   e != 0             mu != 0, m, and the row class, which is given, or class(floor(r / 4))
+//   its sign           the signs of mu and of q[i][j-1]
+//   k ones and a zero  where |e| is in [2^k, 2^(k+1)): how many came before, alike from the 7th on, min(|mu|, 3) and m
+//   k bits             of |e| below the first one, from the highest: min(k, 9) and m for that one, none for the others
+//   a row's first bit  those of the two rows before it
 //
-// Each of the kinds of planes has counters and weights of its own. What they begin with are straight lines through what
-// recorded updates led to: PlaneModel().
+// Each of the kinds of planes has counters of its own. What they begin with are straight lines through what recorded
+// updates led to: PlaneModel().
 #ifndef HEDGEROW_CONTEXT_CONTEXT_H_
 #define HEDGEROW_CONTEXT_CONTEXT_H_
 
 #include <cstddef>
 #include <cstdint>
 
-#include "context/model.h"
+#include "context/counter.h"
 #include "context/range_coder.h"
 
 namespace hedgerow {
@@ -40,7 +38,8 @@ namespace context {
 
 constexpr int32_t kMostMagnitude = 32767;
 constexpr int kTaps = 5, kKinds = 2, kSlots = 16;
-constexpr int kMores = 7, kClasses = 32;
+constexpr int kMores = 7;
+constexpr uint32_t kClasses = 32;
 
 struct Plane {
   size_t rows, columns;
@@ -59,8 +58,7 @@ struct Choice {
 struct PlaneModel {
   PlaneModel();
 
-  MixedBit some;
-  Counter more[kMores][kFirstContexts], sign[9], row[4], high[10][kClasses];
+  Counter some[kClasses][kClasses][2], more[kMores][kClasses][4], sign[9], row[4], high[10][kClasses];
 };
 
 // A stream in progress.

@@ -39,7 +39,7 @@ class Context(Coder):
         if self.nmse:
             return search(update, "nmse", self.nmse, MOST_SLACK).body
         # The fewer bytes there are, the more each of them is worth, and the less time it takes to try another step.
-        slack = min(MOST_SLACK, 0.02 + 0.08 * self.bits)
+        slack = min(MOST_SLACK, 0.035 + 0.06 * self.bits)
         return search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES), slack).body
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:

@@ -13,6 +13,8 @@ from edge_runtime.updates.context.encoding import Coding, Update
 from edge_runtime.updates.context.format import HEADER, Step
 
 MOST_CODINGS = 8
+NEAR = 0.3  # from here on, in log2, other ranks would do better
+SLOPE = 0.75  # of the measure over the step, both in log2, while ranks stay
 MIN_EXPONENT = -100  # of the step: an update below it vanishes
 OFFSETS = (80, 66)  # to begin with: what they turn out to be in most updates
 
@@ -24,23 +26,24 @@ def search(update: Update, measure: Measure, target: float, slack: float) -> Cod
     forecast = _Forecast(update, measure)
     best: Coding | None = None
     points: list[tuple[float, float]] = []  # step and measure of codings with the present ranks, in log2
-    ranks: list[int] = []
     goal = math.log2(target * (1 - slack / 2))
-    offsets, at = OFFSETS, forecast.step_for(goal)
-    for attempt in range(MOST_CODINGS):
-        if attempt < 2:  # then they stay: with one component more or less, bytes would jump over the target
-            ranks, points = [matrix.rank(2**at) for matrix in update.matrices], []
+    ranks, offsets, at = update.ranks(forecast.step_for(goal)), OFFSETS, forecast.step_for(goal)
+    for _ in range(MOST_CODINGS):
         coding = Coding(update, Step.near(at), ranks, offsets)
         measured = max(float(getattr(coding, measure)), 1e-30)
         if measured <= target and (best is None or measured > getattr(best, measure)):
             best = coding
         if (1 - slack) * target <= measured <= target:
             break
+        offsets, before = coding.better_offsets, at
         points.append((at, math.log2(measured)))
-        following = forecast.next_step(points, goal)
-        if following == at:
+        if abs(points[-1][1] - goal) > NEAR:
+            at = forecast.other_step(*points[-1], goal)
+            ranks, points = update.ranks(at), []
+        else:  # with a component more or less, bytes would jump over the target
+            at = forecast.near_step(points, goal)
+        if at == before:
             break
-        offsets, at = coding.better_offsets, following
     return best or Coding(update, Step.near(forecast.safest), [0] * len(update.matrices), offsets)
 
 
@@ -55,10 +58,10 @@ class _Forecast:
         # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers; at 4 all is zero.
         largest = max((math.sqrt(matrix.energy) for matrix in update.matrices), default=0.0)
         finest = max(math.log2(max(largest, 1e-9) / MAX_MAGNITUDE), MIN_EXPONENT - update.exponent)
-        self._steps = np.linspace(finest, max(2.0, finest), 64)
+        self._steps = np.linspace(finest, max(2.0, finest), 40)
         self.safest = float(self._steps[-1 if measure == "nbytes" else 0])
-        groups = np.array([group for matrix in update.matrices for group in matrix.groups()]).reshape(-1, 4)
-        counts, sizes, limits, scales = groups.T
+        parts = [matrix.groups() for matrix in update.matrices] or [np.empty((4, 0))]
+        counts, sizes, limits, scales = np.concatenate(parts, axis=1)
         steps = 2.0 ** self._steps[:, None]
         coded = steps < limits
         if measure == "nbytes":
@@ -74,12 +77,16 @@ class _Forecast:
         way = slice(None, None, self._rising)
         return float(np.interp(goal, self._logs[way], self._steps[way]))
 
-    def next_step(self, points: Sequence[tuple[float, float]], goal: float) -> float:
-        """From what was measured: along the last two points if they differ, else beside the forecast."""
+    def other_step(self, at: float, measured: float, goal: float) -> float:
+        """Where the forecast, with the factor that it was away here, is at the goal."""
+        return self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
+
+    def near_step(self, points: Sequence[tuple[float, float]], goal: float) -> float:
+        """From what was measured with the same ranks: along the last two points, if there are two that can be used."""
         at, measured = points[-1]
-        following = self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
+        slope = self._rising * SLOPE
         if len(points) > 1:
             before, was = points[-2]
-            if (measured - was) * (at - before) * self._rising > 0:
-                following = at + (goal - measured) * (at - before) / (measured - was)
-        return min(max(following, float(self._steps[0])), float(self._steps[-1]))
+            drawn = (measured - was) / (at - before)
+            slope = drawn if drawn * self._rising > 0 else slope
+        return min(max(at + (goal - measured) / slope, float(self._steps[0])), float(self._steps[-1]))
