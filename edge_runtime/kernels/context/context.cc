@@ -7,7 +7,7 @@ namespace hedgerow {
 namespace context {
 namespace {
 
-constexpr size_t kMargin = 4;        // zeros on both sides of a row's magnitudes
+constexpr size_t kMargin = 4;      // zeros on both sides of a row's magnitudes
 constexpr int32_t kMostSeen = 40;  // a larger neighbour counts as this
 constexpr uint32_t kHalf = 32768;
 

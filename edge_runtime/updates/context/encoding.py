@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,13 +116,12 @@ def _cost(numbers: NDArray[np.floating], count: int) -> float:
 
 
 class Coding:
-    """One update at one step, and what came of it: `nbytes` of body, `nmse`, and offsets that would be better."""
+    """One update at one step: `nbytes` of body, and offsets that would have been better."""
 
     def __init__(self, update: Update, step: Step, ranks: Sequence[int], offsets: tuple[int, int]) -> None:
         self._header = HEADER.pack(step.exponent + 4 * update.exponent, step.fine, *offsets)
         self._step, self._offsets, self._encoder = step, offsets, PlaneEncoder(8 * update.size + 4096)
-        error = sum(map(self._put, update.matrices, ranks))
-        self.nmse = error / update.energy if update.energy else 0.0
+        self._energy, self._errors = update.energy, list(map(self._put, update.matrices, ranks))
         self.nbytes = HEADER.size + self._encoder.end()
         one, more = (
             total / count if count else 1.0 for count, total in self._encoder.seen[PLAIN].reshape(-1, 2).tolist()
@@ -130,21 +129,29 @@ class Coding:
         self.better_offsets = _offset(one), _offset(more)
 
     @property
+    def nmse(self) -> float:
+        return sum(error() for error in self._errors) / self._energy if self._energy else 0.0
+
+    @property
     def body(self) -> bytes:
         return self._header + self._encoder.data()
 
-    def _put(self, matrix: _Matrix, rank: int) -> float:
-        """Write one tensor; returns the sum of squared errors."""
+    def _put(self, matrix: _Matrix, rank: int) -> Callable[[], float]:
+        """Write one tensor; returns what works out the sum of squared errors."""
         self._encoder.put_numbers(RANK, rank)
         if rank:
             return self._put_factors(matrix, rank)
         x = matrix.x / np.float32(self._step.value)
         one, more = self._offsets
         q = self._encoder.put_plane(PlaneForm(*x.shape), x, LAMBDA[PLAIN], one / LEVEL_UNIT, more / LEVEL_UNIT)
-        x -= decode_levels(q, one, more, 1 / LEVEL_UNIT)
-        return float(np.vdot(x, x)) * self._step.value**2
 
-    def _put_factors(self, matrix: _Matrix, rank: int) -> float:
+        def error() -> float:
+            lost = x - decode_levels(q, one, more, 1 / LEVEL_UNIT)
+            return float(np.vdot(lost, lost)) * self._step.value**2
+
+        return error
+
+    def _put_factors(self, matrix: _Matrix, rank: int) -> Callable[[], float]:
         singular, (rows, columns) = matrix.singular[:rank], matrix.x.shape
         # Against the step's exponent alone: were it against the step, a hair's breadth could move all by a fifth.
         levels = np.clip(np.rint(4 * np.log2(singular)) - self._step.exponent, 0, MAX_LEVEL).astype(int).tolist()
@@ -159,9 +166,13 @@ class Coding:
         products, gram = right @ matrix.x.T, right @ right.T
         left = factors.left_factors(gram, products)
         q = self._put_factor(left_form(levels, rows), left / np.float32(self._step.value))
-        left = decoded_left(q, self._step)
-        # |x - left' right|^2
-        return max(0.0, matrix.energy - 2 * float(np.vdot(left, products)) + float(np.vdot(left, gram @ left)))
+
+        def error() -> float:
+            """|x - leftᵀ right|²."""
+            left = decoded_left(q, self._step)
+            return max(0.0, matrix.energy - 2 * float(np.vdot(left, products)) + float(np.vdot(left, gram @ left)))
+
+        return error
 
     def _put_factor(self, form: PlaneForm, x: Matrix) -> NDArray[np.int16]:
         return self._encoder.put_plane(form, x, LAMBDA[FACTOR], 1, 1)

@@ -48,10 +48,11 @@ def strongest_lag(right: Matrix) -> int:
     columns = right.shape[1]
     if columns < MIN_COLUMNS:
         return 0
-    spectrum = np.abs(np.fft.rfft(right[:4], 2 * columns, axis=1)) ** 2
+    largest = right[:2]
+    spectrum = np.abs(np.fft.rfft(largest, 2 * columns, axis=1)) ** 2
     alike = np.fft.irfft(spectrum.sum(axis=0))[3 : columns // 2]
     lag = 3 + int(np.argmax(alike))
-    return lag if alike[lag - 3] > ALIKE * np.sum(right[:4] ** 2) else 0
+    return lag if alike[lag - 3] > ALIKE * np.vdot(largest, largest) else 0
 
 
 def likeness(right: Matrix) -> float:
