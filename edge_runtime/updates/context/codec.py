@@ -15,7 +15,7 @@ from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.stage import Coder, Reader
 
 ENVELOPE_BYTES = 28  # what wire.py puts around a body that only this codec has made
-MOST_SLACK = 0.06  # of the target that may be left unused
+MOST_SLACK = 0.1  # of the target that may be left unused
 UNKNOWN_BITS = 1.0  # for how many bits to look for components where the bits are not given
 
 
@@ -39,7 +39,7 @@ class Context(Coder):
         if self.nmse:
             return search(update, "nmse", self.nmse, MOST_SLACK).body
         # The fewer bytes there are, the more each of them is worth, and the less time it takes to try another step.
-        slack = min(MOST_SLACK, 0.035 + 0.06 * self.bits)
+        slack = min(MOST_SLACK, 0.03 + 0.2 * self.bits)
         return search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES), slack).body
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
