@@ -15,7 +15,7 @@ REASON = "ValueError: [/bold] and [red]index[0]"
 
 def test_brackets_in_a_reason_do_not_end_the_run(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats the output as a terminal
-    row = RoundRow(1, 0.5, 0.9, 3, 1, (Failure("7", REASON),), True, None, 0.4, 10, 10, None, None, 0.1)
+    row = RoundRow(1, 0.5, 0.9, 3, 1, (Failure("7", REASON),), True, None, 0.4, 10, 0.5, 10, None, 0.1)
     with Console() as console:
         console.on_event(RunStarted(load_scenario("digits"), Path("run"), 10))
         console.on_event(RoundClosed(row, rounds=2))
