@@ -66,8 +66,8 @@ class _Matrix:
         self.energy = float(np.vdot(x, x))
         self.singular = np.empty(0)
         if may_be_factored(*x.shape) and self.energy > 0:
-            # A component takes some 1.5 bits per number, more the more of them there are.
-            most = int(bits * x.size / (1.5 * sum(x.shape))) + 8
+            # A component takes 1.8 bits per number or more, the more of them there are.
+            most = int(bits * x.size / (1.8 * sum(x.shape))) + 8
             self.singular, self.right = factors.right_factors(x, min(most, MAX_RANK, *x.shape))
             self.lag = factors.strongest_lag(self.right)
             # Where neighbours are alike, their numbers take fewer bits; the figures fit recorded updates within 7 %.

@@ -70,7 +70,7 @@ def prediction(x: Matrix, lag: int) -> tuple[int, tuple[int, ...]]:
     decoder has to predict from.
     """
     distances = [1, 2, lag, lag - 1, lag + 1] if lag else [1, 2]
-    q = np.rint(x[:: len(x) // 8 or 1])  # a few components tell it
+    q = np.rint(x[:: len(x) // 4 or 1])  # a few components tell it
     apart = sorted({abs(a - b) for a in distances for b in distances} | set(distances))
     alike = {d: float(np.vdot(q[:, d:], q[:, : q.shape[1] - d])) for d in apart}
     normal = np.array([[alike[abs(a - b)] for b in distances] for a in distances])

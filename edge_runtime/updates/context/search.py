@@ -12,7 +12,7 @@ from edge_runtime.kernels.context import MAX_MAGNITUDE
 from edge_runtime.updates.context.encoding import Coding, Update
 from edge_runtime.updates.context.format import HEADER, Step
 
-MOST_CODINGS = 8
+MOST_CODINGS = 5
 NEAR = 0.3  # from here on, in log2, other ranks would do better
 SLOPE = 0.75  # of the measure over the step, both in log2, while ranks stay
 MIN_EXPONENT = -100  # of the step: an update below it vanishes
