@@ -37,7 +37,7 @@ from edge_runtime.updates.delta import FloatVector, TensorLayout
 
 LAMBDA = {PLAIN: 0.15, FACTOR: 0.11}  # steps^2 per bit; found on recorded updates
 KEPT = 0.2  # of steps^2 per number: the energy from which on a component is kept
-SAMPLE = 2048  # values from which to tell what coding a matrix would take
+SAMPLE = 1024  # values from which to tell what coding a matrix would take
 
 
 class Update:

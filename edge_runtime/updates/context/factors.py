@@ -24,7 +24,7 @@ def right_factors(x: Matrix, count: int) -> tuple[NDArray[np.float64], Matrix]:
     4.4), else from the Gram matrix of the shorter side.
     """
     rows, columns = x.shape
-    if 4 * (count + _OVERSAMPLING) < min(rows, columns):
+    if 3 * (count + _OVERSAMPLING) < min(rows, columns):
         start = np.random.default_rng(0).standard_normal((columns, count + _OVERSAMPLING), np.float32)
         basis, _ = np.linalg.qr(x @ start)
         basis, _ = np.linalg.qr(x @ (x.T @ basis))
