@@ -290,3 +290,38 @@ def test_codecs_do_not_read_each_other() -> None:
             if make_codec(ours).names != make_codec(theirs).names:
                 with pytest.raises(PeerError, match="payload is encoded as"):
                     make_codec(ours).decode_vector(payload, layout)
+
+
+# ---- context: a size that is kept to, an error that is reached
+
+
+@pytest.mark.parametrize("kind", ["low rank", "noise", "sparse", "steps", "one value"])
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
+def test_context_keeps_to_its_bits_and_uses_them(kind: str, bits: float) -> None:
+    rng = np.random.default_rng(5)
+    x = {
+        "low rank": rng.standard_normal((96, 3)) @ rng.standard_normal((3, 160)) + rng.standard_normal((96, 160)) / 9,
+        "noise": rng.laplace(size=(96, 160)),
+        "sparse": rng.standard_normal((96, 160)) * (rng.random((96, 160)) < 0.1),
+        "steps": np.sign(rng.standard_normal((96, 160))),
+        "one value": np.pad([[1e20]], ((0, 95), (0, 159))),
+    }[kind].astype(np.float32)
+    payload = make_codec("context", bits=bits).encode({"w": x})
+    y = make_codec("context").decode(payload, {"w": x})["w"]
+    spent = 8 * len(payload) / x.size
+    nmse = float(np.sum(np.square(x - y, dtype=np.float64)) / np.sum(np.square(x, dtype=np.float64)))
+    assert spent <= bits
+    # Rate-distortion theory knows nothing worse than Gaussian noise, 2^(-2 bits); signs lose half of that.
+    assert nmse < 1.02 * 2**-spent
+    assert spent > 0.7 * bits or nmse < 0.1
+
+
+@pytest.mark.parametrize("nmse", [0.3, 0.03, 0.003])
+def test_context_reaches_the_error_that_is_asked_for(nmse: float) -> None:
+    rng = np.random.default_rng(6)
+    model = {"w": rng.standard_normal((64, 4)) @ rng.standard_normal((4, 90)), "b": rng.standard_normal(64) / 9}
+    payload = make_codec("context", nmse=nmse).encode(model)
+    back = make_codec("context").decode(payload, model)
+    lost = sum(float(np.sum((model[name] - back[name]) ** 2)) for name in model)
+    share = lost / sum(float(np.sum(x**2)) for x in model.values())
+    assert 0.6 * nmse < share <= nmse

@@ -12,9 +12,9 @@ from edge_runtime.kernels.context import MAX_MAGNITUDE
 from edge_runtime.updates.context.encoding import Coding, Update
 from edge_runtime.updates.context.format import HEADER, Step
 
-MOST_CODINGS = 5
-NEAR = 0.3  # from here on, in log2, other ranks would do better
-SLOPE = 0.75  # of the measure over the step, both in log2, while ranks stay
+MOST_CODINGS = 6
+NEAR = 0.1  # from here on, in log2, other ranks would do better
+SLOPE, MIN_SLOPE = 0.75, 0.1  # of the measure over the step, both in log2, while ranks stay: the usual and the least
 MIN_EXPONENT = -100  # of the step: an update below it vanishes
 OFFSETS = (80, 66)  # to begin with: what they turn out to be in most updates
 
@@ -27,8 +27,9 @@ def search(update: Update, measure: Measure, target: float, slack: float) -> Cod
     best: Coding | None = None
     points: list[tuple[float, float]] = []  # step and measure of codings with the present ranks, in log2
     goal = math.log2(target * (1 - slack / 2))
-    ranks, offsets, at = update.ranks(forecast.step_for(goal)), OFFSETS, forecast.step_for(goal)
-    for _ in range(MOST_CODINGS):
+    at = forecast.step_for(goal)
+    ranks, offsets = update.ranks(at), OFFSETS
+    for attempt in range(MOST_CODINGS):
         coding = Coding(update, Step.near(at), ranks, offsets)
         measured = max(float(getattr(coding, measure)), 1e-30)
         if measured <= target and (best is None or measured > getattr(best, measure)):
@@ -37,11 +38,10 @@ def search(update: Update, measure: Measure, target: float, slack: float) -> Cod
             break
         offsets, before = coding.better_offsets, at
         points.append((at, math.log2(measured)))
-        if abs(points[-1][1] - goal) > NEAR:
-            at = forecast.other_step(*points[-1], goal)
-            ranks, points = update.ranks(at), []
-        else:  # with a component more or less, bytes would jump over the target
-            at = forecast.near_step(points, goal)
+        at = forecast.next_step(points, goal, far=attempt == 0)
+        if attempt == 0 and (other := update.ranks(at)) != ranks:
+            # Only once: with a component more or less, bytes jump over the target.
+            ranks, points = other, []
         if at == before:
             break
     return best or Coding(update, Step.near(forecast.safest), [0] * len(update.matrices), offsets)
@@ -57,7 +57,7 @@ class _Forecast:
     def __init__(self, update: Update, measure: Measure) -> None:
         # No integer may pass MAX_MAGNITUDE, nor the step fall below the normal numbers; at 4 all is zero.
         largest = max((math.sqrt(matrix.energy) for matrix in update.matrices), default=0.0)
-        finest = max(math.log2(max(largest, 1e-9) / MAX_MAGNITUDE), MIN_EXPONENT - update.exponent)
+        finest = max(math.log2(max(largest, 1e-9) * 1.2 / MAX_MAGNITUDE), MIN_EXPONENT - update.exponent)
         self._steps = np.linspace(finest, max(2.0, finest), 40)
         self.safest = float(self._steps[-1 if measure == "nbytes" else 0])
         parts = [matrix.groups() for matrix in update.matrices] or [np.empty((4, 0))]
@@ -77,16 +77,16 @@ class _Forecast:
         way = slice(None, None, self._rising)
         return float(np.interp(goal, self._logs[way], self._steps[way]))
 
-    def other_step(self, at: float, measured: float, goal: float) -> float:
-        """Where the forecast, with the factor that it was away here, is at the goal."""
-        return self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
+    def next_step(self, points: Sequence[tuple[float, float]], goal: float, *, far: bool) -> float:
+        """From what was measured with the same ranks, nearest to the goal: on the line through two points.
 
-    def near_step(self, points: Sequence[tuple[float, float]], goal: float) -> float:
-        """From what was measured with the same ranks: along the last two points, if there are two that can be used."""
-        at, measured = points[-1]
+        With one, the measure moves by SLOPE; or where it is `far` from the goal, as the forecast does.
+        """
+        (at, measured), *others = sorted(points, key=lambda point: abs(point[1] - goal))
         slope = self._rising * SLOPE
-        if len(points) > 1:
-            before, was = points[-2]
-            drawn = (measured - was) / (at - before)
-            slope = drawn if drawn * self._rising > 0 else slope
+        if others:
+            drawn = (measured - others[0][1]) / (at - others[0][0])
+            slope = drawn if drawn * self._rising > MIN_SLOPE else slope
+        elif far and abs(measured - goal) > NEAR:
+            return self.step_for(goal + float(np.interp(at, self._steps, self._logs)) - measured)
         return min(max(at + (goal - measured) / slope, float(self._steps[0])), float(self._steps[-1]))
