@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edge_runtime import losses as losses
     from edge_runtime import optimizers as optimizers
     from edge_runtime import schedules as schedules
+    from edge_runtime import secagg as secagg
     from edge_runtime import updates as updates
     from edge_runtime.adapters import merge_adapters as merge_adapters
     from edge_runtime.building import build as build
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("deploy", "losses", "optimizers", "schedules", "updates")
+_SUBPACKAGES = ("deploy", "losses", "optimizers", "schedules", "secagg", "updates")
 
 # Each module with the public names that it holds.
 _NAMES = {

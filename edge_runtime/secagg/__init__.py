@@ -1,0 +1,38 @@
+"""Secure aggregation: the server learns a sum of masked updates and nothing of a single one.
+
+SecAgg+ (Bell et al., CCS 2020; double masking of Bonawitz et al., CCS 2017), without I/O, clock or thread of its own.
+A leaf: numpy, the native core and `cryptography`, each loaded with the name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_runtime.secagg.graph import choose_neighbours as choose_neighbours
+    from edge_runtime.secagg.graph import neighbours as neighbours
+    from edge_runtime.secagg.keys import DeviceKey as DeviceKey
+    from edge_runtime.secagg.lanes import Lanes as Lanes
+    from edge_runtime.secagg.masks import PRGS as PRGS
+
+# Each module with the public names that it holds.
+_NAMES = {
+    "graph": ("choose_neighbours", "neighbours"),
+    "keys": ("DeviceKey",),
+    "lanes": ("Lanes",),
+    "masks": ("PRGS",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"edge_runtime.secagg.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'edge_runtime.secagg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
