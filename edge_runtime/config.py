@@ -126,8 +126,8 @@ def pick(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def check(config: Any) -> None:
-    """For a `__post_init__`: each field takes its own type and is in its bounds, as from `from_flat`, or ConfigError."""
-    hints = _hints(type(config))
+    """For a `__post_init__`: puts each field in its own type, or ConfigError, as `from_flat` does."""
+    hints = _hints(typing.cast(Any, type(config)))
     for item in dataclasses.fields(config):
         bounds = item.metadata.get("bounds", Bounds())
         object.__setattr__(config, item.name, _checked(item.name, getattr(config, item.name), hints[item.name], bounds))

@@ -8,27 +8,28 @@ ledger with a `DistributedSum` is judged by Renyi differential privacy (RDP) at 
     sampled Gaussian            Mironov, Talwar, Zhang 2019, section 3.3, exact
     sampled, all others         Zhu, Wang 2019, theorem 5, which holds for every mechanism
 
-Neighbours differ by one client, added or removed. What noise tables are off by is charged to delta: outputs within total
-variation v of an (epsilon, d) mechanism's are (epsilon, d + (1 + e^epsilon) v).
+Neighbours differ by one client, added or removed. What noise tables are off by is charged to delta: outputs within
+total variation v of an (epsilon, d) mechanism's are (epsilon, d + (1 + e^epsilon) v).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.privacy.ledger import DistributedSum, Event, Ledger, SampledGaussian, TreeMechanism
 
 Costs = NDArray[np.float64]
 Curve = Callable[[float], float]  # delta -> epsilon
+Judge = Callable[[Counter[Event]], Curve]  # of events, each with how often it happened
 
 PLD_INTERVAL = 1e-4
 ORDERS = np.array([*range(2, 129), *range(136, 257, 8), 288, 320, 384, 448, 512, 640, 768, 1024])
@@ -44,8 +45,7 @@ def epsilon(ledger: Ledger, delta: float) -> float:
 
     """
     _check_delta(delta)
-    distributed = any(isinstance(event, DistributedSum) for event in ledger.events)
-    return _judged(ledger, delta, _rdp_curve if distributed else _pld_curve)
+    return _judged(ledger, delta, _judge_of(ledger))
 
 
 def noise_for(
@@ -70,25 +70,31 @@ def noise_for(
         raise ConfigError(f"epsilon = {epsilon_target}: must be a number above 0")
     before = spent or Ledger()
 
-    def by_rdp(log_x: float) -> float:
-        return _excess(_judged(before.append(event(math.exp(log_x))), delta, _rdp_curve), epsilon_target)
+    def excess(judge: Judge) -> Callable[[float], float]:
+        @cache
+        def at(log_x: float) -> float:
+            found = _judged(before.append(event(math.exp(log_x))), delta, judge)
+            return math.log(min(max(found / epsilon_target, 1e-9), 1e9))  # near a straight line in log_x
 
-    @lru_cache(maxsize=None)
-    def judged(log_x: float) -> float:
-        return _excess(epsilon(before.append(event(math.exp(log_x))), delta), epsilon_target)
+        return at
 
-    if by_rdp(math.log(high)) > 0:
+    lowest, x = math.log(low), math.log(high)
+    if excess(_rdp_curve)(x) > 0:
         raise ConfigError(
             f"epsilon = {epsilon_target}: no noise up to {high:.6g} reaches it at delta {delta}; "
             "allow a larger epsilon or delta, or fewer rounds"
         )
-    # RDP is quick and close from above: it saves the judge from what it would do worst, very little noise.
-    rough = _least(by_rdp, math.log(low), math.log(high), 1e-2)
-    return math.exp(_least(judged, *_bracket(judged, rough, math.log(low)), 1e-5))
+    exact = _judge_of(before.append(event(high)))
+    # The quick judges first, each close to the next: privacy loss distributions of very little noise are huge.
+    for judge, step, tolerance in ((_rdp_curve, 1.0, 1e-2), (_coarse_pld_curve, 0.05, 1e-4), (exact, 2e-4, 1e-5)):
+        if judge is not _coarse_pld_curve or exact is _pld_curve:
+            at = excess(judge)
+            x = _least(at, *_bracket(at, x, lowest, step), tolerance)
+    return math.exp(x)
 
 
-def rdp_epsilon(orders: Sequence[float], costs: Sequence[float], delta: float) -> float:
-    """min over orders a of r(a) + ln(1 - 1/a) - (ln delta + ln a) / (a - 1) (Canonne, Kamath, Steinke 2020)."""
+def rdp_epsilon(orders: ArrayLike, costs: ArrayLike, delta: float) -> float:
+    """The least, over orders a, of r(a) + ln(1 - 1/a) - (ln delta + ln a) / (a - 1) (Canonne, Kamath, Steinke 2020)."""
     a, r = np.asarray(orders, np.float64), np.asarray(costs, np.float64)
     found = r + np.log1p(-1 / a) - (math.log(delta) + np.log(a)) / (a - 1)
     return max(0.0, float(found.min()))
@@ -122,7 +128,7 @@ def gaussian_rdp(noise_multiplier: float, sampling_rate: float = 1.0) -> Costs:
 
 
 def skellam_rdp(l2: float, l1: float, mu: float, sampling_rate: float = 1.0) -> Costs:
-    """a D2^2 / 2 mu + min(((2a - 1) D2^2 + 6 D1) / 4 mu^2, 3 D1 / 2 mu), mu the variance of the sum's noise."""
+    """At each of ORDERS: a D2^2 / 2 mu + min(((2a - 1) D2^2 + 6 D1) / 4 mu^2, 3 D1 / 2 mu), mu of the sum."""
 
     def cost(a: Costs) -> Costs:
         extra = np.minimum(((2 * a - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
@@ -132,9 +138,10 @@ def skellam_rdp(l2: float, l1: float, mu: float, sampling_rate: float = 1.0) -> 
 
 
 def ddgauss_rdp(l2: float, sigma: float, shares: int, dimension: int, sampling_rate: float = 1.0) -> Costs:
-    """min(a D^2 / 2 n s^2 + t d, a/2 (D / (sqrt(n) s) + sqrt(d) t)^2), t = 10 sum_(k<n) e^(-2 pi^2 s^2 k / (k+1)).
+    """At each of ORDERS: min(a D^2 / 2 n s^2 + t d, a/2 (D / (sqrt(n) s) + sqrt(d) t)^2).
 
-    t is how far a sum of n discrete Gaussians is from one discrete Gaussian.
+    t = 10 sum over k = 1..n-1 of e^(-2 pi^2 s^2 k / (k+1)) is how far the sum of n is from one discrete
+    Gaussian.
     """
     k = np.arange(1, shares)
     apart = 10 * float(np.exp(-2 * math.pi**2 * sigma**2 * k / (k + 1)).sum())
@@ -154,7 +161,7 @@ def _sampled(cost: Callable[[Costs], Costs], rate: float) -> Costs:
     """
     whole = cost(_EVERY.astype(np.float64))
     if rate == 1:
-        return whole[ORDERS]
+        return np.asarray(whole[ORDERS])
     grown = (_EVERY - 1) * whole + np.where(_EVERY >= 3, math.log(3), 0.0)
     return np.array(
         [
@@ -174,21 +181,21 @@ def _sampled(cost: Callable[[Costs], Costs], rate: float) -> Costs:
 
 
 def _log_binomial(a: int, rate: float) -> Costs:
-    """ln C(a,l) (1-q)^(a-l) q^l for l = 0..a."""
-    l = _EVERY[: a + 1]  # noqa: E741 -- the papers' letter
-    choose = _LOG_FACTORIAL[a] - _LOG_FACTORIAL[l] - _LOG_FACTORIAL[a - l]
-    log_probability: Costs = choose + (a - l) * math.log1p(-rate) + l * math.log(rate)
+    """The logarithm of C(a,l) (1-q)^(a-l) q^l for l = 0..a."""
+    taken = _EVERY[: a + 1]
+    choose = _LOG_FACTORIAL[a] - _LOG_FACTORIAL[taken] - _LOG_FACTORIAL[a - taken]
+    log_probability: Costs = choose + (a - taken) * math.log1p(-rate) + taken * math.log(rate)
     return log_probability
 
 
 def _rdp_curve(counts: Counter[Event]) -> Curve:
-    total = sum(rounds * _event_rdp(event) for event, rounds in counts.items())
+    total = np.sum([rounds * _event_rdp(event) for event, rounds in counts.items()], axis=0)
     return lambda delta: rdp_epsilon(ORDERS, total, delta)
 
 
-def _pld_curve(counts: Counter[Event]) -> Curve:
+def _pld_curve(counts: Counter[Event], interval: float = PLD_INTERVAL) -> Curve:
     dp = _dp_accounting()
-    accountant = dp.pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, PLD_INTERVAL)
+    accountant = dp.pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
     for event, rounds in counts.items():
         match event:
             case SampledGaussian(noise_multiplier=z, sampling_rate=rate):
@@ -196,6 +203,14 @@ def _pld_curve(counts: Counter[Event]) -> Curve:
             case TreeMechanism(noise_multiplier=z, sensitivity=sensitivity):
                 accountant.compose(dp.GaussianDpEvent(z / sensitivity), rounds)
     return lambda delta: float(accountant.get_epsilon(delta))
+
+
+def _coarse_pld_curve(counts: Counter[Event]) -> Curve:
+    return _pld_curve(counts, 10 * PLD_INTERVAL)
+
+
+def _judge_of(ledger: Ledger) -> Judge:
+    return _rdp_curve if any(isinstance(event, DistributedSum) for event in ledger.events) else _pld_curve
 
 
 def _dp_accounting() -> Any:
@@ -221,7 +236,7 @@ def _charged(curve: Curve, delta: float, variation: float) -> float:
     return found
 
 
-def _judged(ledger: Ledger, delta: float, judge: Callable[[Counter[Event]], Curve]) -> float:
+def _judged(ledger: Ledger, delta: float, judge: Judge) -> float:
     counts: Counter[Event] = Counter()
     for event in ledger.events:
         if isinstance(event, TreeMechanism):  # all its rounds are one release
@@ -236,18 +251,13 @@ def _check_delta(delta: float) -> None:
         raise ConfigError(f"delta = {delta}: must be above 0 and below 1; less than 1 / clients is usual")
 
 
-def _excess(found: float, target: float) -> float:
-    """ln(found / target), held finite: near a straight line in ln(noise)."""
-    return math.log(min(max(found / target, 1e-9), 1e9))
-
-
-def _bracket(excess: Callable[[float], float], start: float, lowest: float) -> tuple[float, float]:
+def _bracket(excess: Callable[[float], float], start: float, lowest: float, step: float) -> tuple[float, float]:
     """Ends low < high with excess(high) <= 0, and excess(low) > 0 unless low is `lowest`, around `start`."""
-    low, high, step = start, start, 0.05
+    low = high = start
     while excess(high) > 0:
         low, high, step = high, high + step, 2 * step
     while low > lowest and excess(low) <= 0:
-        low, high, step = max(lowest, low - step), low, 1.5 * step
+        low, high, step = max(lowest, low - step), low, 2 * step
     return low, high
 
 

@@ -23,20 +23,24 @@ LARGEST = 2.0**30  # scale * clip: keeps the sum of squares inside int64
 
 
 def clip_by_norm(x: NDArray[np.floating], clip: float) -> Vector:
-    """x times min(1, clip / |x|), in float64; never longer than `clip`. NumericsError where x is not finite."""
+    """The vector x times min(1, clip / |x|), float64, never longer than `clip`; NumericsError if x is not finite."""
     if not (math.isfinite(clip) and clip > 0):
         raise ConfigError(f"clip = {clip}: must be a number above 0")
     values = np.array(x, np.float64)
     largest = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(largest):
         raise NumericsError("update holds NaN or infinity, so it has no norm to clip; leave this client out")
-    if largest > 0:
-        norm = largest * float(np.linalg.norm(values / largest))  # squares of tiny or huge values would not fit
-        if norm > clip:
-            values *= clip / norm
-        while float(np.linalg.norm(values)) > clip:  # float rounding put it a few units in the last place above
-            values *= 1 - 2.0**-50
+    inside = clip * (1 - 2.0**-30)  # more than float rounding of the norm, in any order of its sum, can hide
+    if _norm(values) > inside:
+        values /= largest
+        values *= inside / float(np.linalg.norm(values))
     return values
+
+
+def _norm(values: Vector) -> float:
+    """|values|, also where its square would not fit in a float."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return largest * float(np.linalg.norm(values / largest)) if largest else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,9 @@ def update_multiplier(noise_multiplier: float, votes_std: float) -> float:
     """
     if votes_std <= noise_multiplier:
         raise ConfigError(
-            f"votes_std = {votes_std}: must be above the noise multiplier {noise_multiplier}; a tenth of the cohort is usual"
+            f"votes_std = {votes_std}: must be above the noise multiplier {noise_multiplier}; cohort / 10 is usual"
         )
-    return (noise_multiplier**-2 - votes_std**-2) ** -0.5
+    return 1 / math.sqrt(noise_multiplier**-2 - votes_std**-2)
 
 
 def l2_bound(scale: float, clip: float, dimension: int) -> float:
@@ -98,8 +102,8 @@ def conditional_round(
 ) -> NDArray[np.int64]:
     """Clip x, multiply by `scale`, round each value up or down at random, unbiased; redraw what exceeds `l2_bound`.
 
-    Conditioning leaves a slight bias. Should no draw fit, values are cut towards zero, which always fits. The bound, not
-    `rng`, is what privacy rests on: it holds for every x and every draw.
+    Conditioning leaves a slight bias. Should no draw fit, values are cut towards zero, which always fits. Privacy rests
+    on the bound, not on `rng`: it holds for every x and every draw.
     """
     bound = l2_bound(scale, clip, x.size)
     most = math.floor(Fraction(bound) ** 2)  # exact: no float comparison at the edge

@@ -48,8 +48,9 @@ class SampledGaussian:
 class DistributedSum:
     """`rounds` sums of whole-number vectors to each of which its client added noise: `shares` noise shares in all.
 
-    `noise` is one share's exact parameter: sigma of a discrete Gaussian, mu (the variance) of a Skellam. Count as shares
-    those of clients whose vectors are in the sum, less the colluders assumed among them. `l2` and `l1` bound one vector.
+    `noise` is one share's exact parameter: sigma of a discrete Gaussian, mu (the variance) of a Skellam. Count as
+    shares those of clients whose vectors are in the sum, less the colluders assumed among them. `l2` and `l1` bound
+    one vector.
     """
 
     mechanism: str = key(MISSING, choices=("discrete_gaussian", "skellam"))

@@ -63,7 +63,7 @@ class TableSampler:
         return samples
 
     def look_up(self, upper: Words, lower: Callable[[], Words]) -> Samples:
-        """The samples that the uniform words `upper` 2^64 + `lower()` stand for; `lower` is asked only if it matters."""
+        """The samples for the uniform words 2^64 `upper` + `lower()`; `lower` is asked only if it matters."""
         reached = np.searchsorted(self._high, upper, side="right")
         undecided = np.flatnonzero(self._high[np.maximum(reached, 1) - 1] == upper)
         if undecided.size:
@@ -111,7 +111,7 @@ def _keystream(key: bytes, chunk: int, stream: int, out: Words) -> None:
     """Fill `out` with the words of one chunk. The nonce holds chunk and stream, so no two chunks share keystream."""
     nonce = bytes(8) + chunk.to_bytes(4, "little") + stream.to_bytes(4, "little")
     encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
-    encryptor.update_into(memoryview(_ZEROS)[: out.nbytes], out.view(np.uint8))
+    encryptor.update_into(memoryview(_ZEROS)[: out.nbytes], out.data.cast("B"))
 
 
 def _lower_words(key: bytes, chunk: int, count: int) -> Words:
