@@ -3,13 +3,14 @@
 Gaussian events alone are judged by dp-accounting's privacy loss distributions (server extra), discretised at 1e-4. A
 ledger with a `DistributedSum` is judged by Renyi differential privacy (RDP) at whole orders, added over all events:
 
-    Skellam                     Agarwal, Kairouz, Liu 2021, theorem 3.5
-    sums of discrete Gaussians  Kairouz, Liu, Steinke 2021, theorem 1
-    sampled Gaussian            Mironov, Talwar, Zhang 2019, section 3.3, exact
+    Skellam                     Agarwal, Kairouz, Liu 2021
+    sums of discrete Gaussians  Kairouz, Liu, Steinke 2021
+    sampled Gaussian            Mironov, Talwar, Zhang 2019, exact
     sampled, all others         Zhu, Wang 2019, theorem 5, which holds for every mechanism
 
-Neighbours differ by one client, added or removed. What noise tables are off by is charged to delta: outputs within
-total variation v of an (epsilon, d) mechanism's are (epsilon, d + (1 + e^epsilon) v).
+Neighbours differ by one client, added or removed. In a `DistributedSum` its vector turns to zeros and its noise share
+stays; where the share would go too, leave one out of `shares`. What noise tables are off by is charged to delta:
+outputs within total variation v of an (epsilon, d) mechanism's are (epsilon, d + (1 + e^epsilon) v).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def update_multiplier(noise_multiplier: float, votes_std: float) -> float:
 
 
 def l2_bound(scale: float, clip: float, dimension: int) -> float:
-    """Delta_2: the longest a vector may be after `conditional_round` (Kairouz, Liu, Steinke 2021, equation 2).
+    """Delta_2: the longest a vector may be after `conditional_round` (Kairouz, Liu, Steinke 2021).
 
     min(sc + sqrt d, sqrt((sc)^2 + d/4 + sqrt(2 ln 1/beta) (sc + sqrt(d)/2))), with beta = e^-1/2.
     """
