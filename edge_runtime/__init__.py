@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_runtime import deploy as deploy
     from edge_runtime import losses as losses
     from edge_runtime import optimizers as optimizers
+    from edge_runtime import privacy as privacy
     from edge_runtime import schedules as schedules
     from edge_runtime import secagg as secagg
     from edge_runtime import updates as updates
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("deploy", "losses", "optimizers", "schedules", "secagg", "updates")
+_SUBPACKAGES = ("deploy", "losses", "optimizers", "privacy", "schedules", "secagg", "updates")
 
 # Each module with the public names that it holds.
 _NAMES = {

@@ -125,6 +125,14 @@ def pick(cls: type[T], values: Mapping[str, Any]) -> T:
     return from_flat(cls, {name: value for name, value in values.items() if name in known})
 
 
+def check(config: Any) -> None:
+    """For a `__post_init__`: puts each field in its own type, or ConfigError, as `from_flat` does."""
+    hints = _hints(typing.cast(Any, type(config)))
+    for item in dataclasses.fields(config):
+        bounds = item.metadata.get("bounds", Bounds())
+        object.__setattr__(config, item.name, _checked(item.name, getattr(config, item.name), hints[item.name], bounds))
+
+
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     """A config class's field types; cached, because a client reads its task in every round."""
