@@ -20,6 +20,7 @@ Elements = NDArray[Any]  # unsigned, each an index of the tables
 
 _REDUCTION = 0x11B
 _GENERATOR = 3
+_WIDE_GENERATOR = 0x108  # the least whose powers reach all of GF(2^16) but zero
 _Y_SQUARED = 0x20  # y^2 = y + 0x20: of absolute trace 1, so y^2 + y + 0x20 has no root in GF(2^8)
 
 
@@ -55,26 +56,22 @@ def gf256() -> Field:
 
 @cache
 def gf65536() -> Field:
-    small, everything = gf256(), np.arange(1 << 16)
-    for generator in range(256, 1 << 16):
-        times = _times(generator, everything, small).tolist()
-        powers, word = [1], generator
-        while word != 1:
-            powers.append(word)
-            word = times[word]
-        if len(powers) == 65535:  # the powers reach every element but zero
-            break
-    return _field(np.array(powers, "<u2"))
+    small, powers, size = gf256(), np.ones(1 << 16, np.int64), 1
+    factor = powers[:1] * _WIDE_GENERATOR
+    while size < powers.size:  # powers holds g^0 to g^(size - 1), factor is g^size
+        powers[size : 2 * size] = _times(factor, powers[:size], small)
+        factor = _times(factor, factor, small)
+        size *= 2
+    return _field(powers[:-1].astype("<u2"))
 
 
-def _times(word: int, words: NDArray[np.int64], small: Field) -> NDArray[np.int64]:
+def _times(a: NDArray[np.int64], b: NDArray[np.int64], small: Field) -> NDArray[np.int64]:
     """(a0 + a1 y)(b0 + b1 y) = (a0 b0 + 0x20 a1 b1) + (a0 b1 + a1 b0 + a1 b1) y."""
-    a0, a1 = np.array(word & 255), np.array(word >> 8)
-    b0, b1 = words & 255, words >> 8
+    a0, a1, b0, b1 = a & 255, a >> 8, b & 255, b >> 8
     times = small.multiply
-    high_product = times(a1, b1)
-    low = times(a0, b0) ^ times(np.array(_Y_SQUARED), high_product)
-    high = times(a0, b1) ^ times(a1, b0) ^ high_product
+    square = times(a1, b1)
+    low = times(a0, b0) ^ times(np.array(_Y_SQUARED), square)
+    high = times(a0, b1) ^ times(a1, b0) ^ square
     product: NDArray[np.int64] = low.astype(np.int64) | high.astype(np.int64) << 8
     return product
 

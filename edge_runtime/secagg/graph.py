@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from edge_runtime.errors import ConfigError
 
-COMPLETE_UP_TO = 200  # clients: below, a complete graph costs little and asks nothing of how the ring was drawn
+COMPLETE_UP_TO = 200  # clients; so far a complete graph costs little, and nobody has to be trusted to draw a ring
 MAX_CLIENTS = 65536  # a secret has at most 65,535 shares
 
 
@@ -48,9 +48,9 @@ def choose_neighbours(
         drop: greatest share of clients that drop out, likewise.
         privacy_bits: a bound of 2^-bits on the failure of privacy and of connection.
         correctness_bits: a bound of 2^-bits on too few shares.
-        malicious_server: a server that lies about who dropped out needs t shares of both secrets of a client, one from
-            each half it tells its own story: then also 2 t > k + (t_privacy - 1), the corrupt neighbours. The ring's
-            order must then be out of the server's hands.
+        malicious_server: also 2 t > k + the most corrupt neighbours. A server that lies about who dropped out asks
+            some holders for one secret of a client and the rest for the other; only corrupt ones answer both times.
+            The ring's order must then not be the server's choice.
 
     Raises:
         ConfigError: an argument is out of range, or not even the complete graph keeps t live neighbours.

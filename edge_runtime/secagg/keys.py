@@ -118,8 +118,9 @@ class KeyPair(_Guarded):
         """
         if len(peer) != KEY_BYTES:
             raise PeerError(f"an X25519 public key has {KEY_BYTES} bytes, got {len(peer)}")
+        own = self._private()
         try:
-            agreed = self._private().exchange(X25519PublicKey.from_public_bytes(peer))
+            agreed = own.exchange(X25519PublicKey.from_public_bytes(peer))
         except ValueError:
             raise PeerError("an X25519 public key of low order: nothing secret comes of it") from None
         info = label + min(self.public, peer) + max(self.public, peer)

@@ -81,8 +81,8 @@ def apply_masks(
         raise ValueError(f"words are a contiguous writable uint64 vector, got {words.dtype} of shape {words.shape}")
     streams = [(_stream(key, prg), mask_add) for key in add]
     streams += [(_stream(key, prg), mask_subtract) for key in subtract]
-    mask = np.empty(CHUNK_WORDS + _SLACK_WORDS, np.uint64)
-    zeros, out = memoryview(_ZEROS), memoryview(mask).cast("B")
+    mask = np.empty(min(CHUNK_WORDS, words.size) + _SLACK_WORDS, np.uint64)
+    zeros, out = memoryview(_ZEROS), mask.data.cast("B")
     for first in range(0, words.size, CHUNK_WORDS):
         part = words[first : first + CHUNK_WORDS]
         for stream, apply in streams:
