@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import ConfigError, EdgeRuntimeError, NumericsError, PeerError
+from edge_runtime.errors import ConfigError, NumericsError, PeerError
 from edge_runtime.secagg import keys, masks, shamir
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg import transcript as t
@@ -111,7 +111,7 @@ class Client:
             PeerError: the message was refused. `phase` tells whether the client's part is over.
 
         """
-        agreed = self._phase.agreed if not isinstance(self._phase, Invited | Ended) else None
+        agreed = self._phase.agreed
         message: Any = m.decode(data, agreed)
         if isinstance(message, m.Abort):
             self.end(message.reason)
@@ -122,7 +122,7 @@ class Client:
         except (NumericsError, ConfigError) as error:  # our own trouble: the server need not wait for us
             self.end("abstains")
             return [m.encode(m.Abort(f"abstains: {type(error).__name__}"), agreed)]
-        except EdgeRuntimeError:
+        except BaseException:  # whatever it was: no secret outlives it
             self.end("refused what the server sent")
             raise
         if type(phase).__name__ not in after:
@@ -133,7 +133,7 @@ class Client:
     def end(self, reason: str = "left") -> None:
         """Leave the round, at a deadline or on the way out. Its secrets go with it."""
         self._phase.wipe()
-        self._phase = Ended(None, reason)
+        self._phase = Ended(self._phase.agreed, reason)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -167,8 +167,7 @@ class Invited:
 
     def receive(self, message: m.Setup) -> tuple[Advertised, m.Advertise]:
         """Check the settings against our own floor, then make keys for this round alone."""
-        agreed = RoundConfig.parse(message.config)
-        own, device = self.own, self.own.device
+        agreed, own, device = message.config, self.own, self.own.device
         device.policy.check_config(agreed)
         if agreed.model_hash != own.model_hash:
             raise PeerError("the round is about another model than the one this client has")
@@ -281,6 +280,8 @@ class Shared:
             raise PeerError("the shares that came are not those of this client's neighbours among those who shared")
         opened = {peer: self._open(peer, sealed) for peer, sealed in message.sealed.items()}
         held = {peer: share for peer, share in opened.items() if share is not None}
+        if len(held) + 1 < settings.threshold:  # bound to the transcript: the others may have seen another roster
+            raise PeerError(f"only {len(held)} neighbours' shares open; too few clients saw the same round as this one")
 
         words = self.own.update(self.agreed).words(self.agreed)
         masks.apply_masks(

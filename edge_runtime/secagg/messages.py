@@ -55,9 +55,13 @@ def _fixed(nbytes: int) -> Field:
     return Field(bytes, read, lambda _: nbytes)
 
 
-def _rest(nbytes: int) -> Field:
-    """All that is left, up to so many bytes."""
-    return Field(bytes, lambda data, _: (bytes(data), data[:0]), lambda _: nbytes)
+def _config() -> Field:
+    """A round's settings in their canonical bytes; all that is left."""
+
+    def read(data: memoryview, _: RoundConfig | None) -> tuple[RoundConfig, memoryview]:
+        return RoundConfig.parse(bytes(data)), data[:0]
+
+    return Field(lambda config: config.canonical, read, lambda _: MAX_CONFIG_BYTES)
 
 
 def _pairs(nbytes: int) -> Field:
@@ -123,10 +127,10 @@ def _word_bytes(agreed: RoundConfig | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Server to client: the round's public settings, in canonical bytes."""
+    """Server to client: the round's public settings."""
 
-    config: bytes
-    FIELDS: ClassVar = {"config": _rest(MAX_CONFIG_BYTES)}
+    config: RoundConfig
+    FIELDS: ClassVar = {"config": _config()}
 
 
 @dataclass(frozen=True, slots=True)

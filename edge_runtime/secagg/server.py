@@ -108,7 +108,7 @@ class Server:
 
     def start(self) -> list[Send]:
         """The invitations."""
-        setup = m.encode(m.Setup(self._agreed.canonical), None)
+        setup = m.encode(m.Setup(self._agreed), None)
         return [Send(client, setup) for client in sorted(self._phase.waiting)]
 
     def receive(self, event: Event) -> list[Send]:
