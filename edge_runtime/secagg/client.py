@@ -47,8 +47,8 @@ class Device:
 class Contribution:
     """A client's input: int64 of shape (count,), and its weight where the round has weights."""
 
-    values: Vector
-    weight: int = 1
+    values: Vector = field(repr=False)
+    weight: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         if type(self.weight) is not int or self.weight < 1:
@@ -67,10 +67,12 @@ class Contribution:
             )
         if self.values.min() < -agreed.max_abs or self.values.max() > agreed.max_abs:
             raise ConfigError(f"an input has values beyond the round's max_abs of {agreed.max_abs}; clip it first")
-        if not agreed.settings.max_weight:
-            return agreed.lanes.pack(self.values)
-        weight = min(self.weight, agreed.max_weight)
-        lanes, _ = agreed.lanes.wrap(np.append(self.values * weight, weight))
+        lanes = self.values
+        if agreed.settings.max_weight:
+            weight = min(self.weight, agreed.max_weight)
+            lanes = np.append(lanes * weight, weight)
+        if agreed.settings.wrap:
+            lanes, _ = agreed.lanes.wrap(lanes)
         return agreed.lanes.pack(lanes)
 
 
@@ -227,7 +229,7 @@ class Advertised:
         me, agreed, device = self.own.device.id, self.agreed, self.own.device
         if adverts.get(me) != self.advert.joined:
             raise PeerError("this client's own keys are not in the roster as it sent them")
-        if len(adverts) < max(agreed.settings.min_clients, device.policy.min_clients):
+        if len(adverts) < max(agreed.settings.min_clients, device.policy.floor):
             raise PeerError(f"{len(adverts)} clients advertised, fewer than the round or this client asks for")
         device.policy.check_degree(agreed, agreed.degree(len(adverts)))
         split = [m.Advertise.split(joined) for joined in adverts.values()]
@@ -273,7 +275,7 @@ class Shared:
         if me not in sharers or not sharers <= self.present:
             raise PeerError("the list of those who shared leaves this client out, or holds one that never advertised")
         settings = self.agreed.settings
-        floor = max(settings.threshold, settings.min_clients, self.own.device.policy.min_clients)
+        floor = max(settings.threshold, settings.min_clients, self.own.device.policy.floor)
         if len(sharers) < floor:
             raise PeerError(f"{len(sharers)} clients shared, fewer than the {floor} that are asked for")
         if message.sealed.keys() != peers:
@@ -331,7 +333,7 @@ class Masked:
             raise PeerError("a client is listed both as a survivor and as dropped: both its secrets were asked for")
         if survivors | dropped != self.sharers or self.own.device.id not in survivors:
             raise PeerError("survivors and dropped are not those who shared, with this client among the survivors")
-        if len(survivors) < max(self.agreed.fewest_survivors, self.own.device.policy.min_clients):
+        if len(survivors) < max(self.agreed.fewest_survivors, self.own.device.policy.floor):
             raise PeerError(f"{len(survivors)} survivors, fewer than the round or this client asks for")
         digest = t.survivors_digest(self.transcript, survivors, dropped)
         confirmed = Confirmed(self.own, self.agreed, self.peers, survivors, digest, self.held)

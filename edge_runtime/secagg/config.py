@@ -211,7 +211,7 @@ class Policy:
     """The least a client asks of a round, kept on the device. Empty or None fields ask nothing.
 
     corrupt: how many other clients of the cohort may work for the server; fewer than `threshold` of them can't
-        rebuild a secret.
+        rebuild a secret, and a sum has at least one more honest client in it than this one.
     malicious_server: also ask for the consistency phase and 2 threshold > sharers + corrupt, so that no two answers
         to different survivor lists can both reach the threshold. At most about a third of the cohort may then drop.
     """
@@ -226,6 +226,11 @@ class Policy:
     noise: frozenset[str] = frozenset()
     max_values: int = 2**28
 
+    @property
+    def floor(self) -> int:
+        """The fewest clients of a sum. Two honest ones at least: the corrupt ones know their own part of it."""
+        return max(self.min_clients, self.corrupt + 2)
+
     def check_config(self, config: RoundConfig) -> None:
         """Refuse settings below this floor.
 
@@ -238,10 +243,10 @@ class Policy:
             raise PeerError(f"threshold {s.threshold} is below this client's floor of {self.min_threshold}")
         if s.threshold <= self.corrupt:
             raise PeerError(f"threshold {s.threshold} must be above the {self.corrupt} clients that may be corrupt")
-        if min(config.clients, s.min_clients) < self.min_clients:
+        if min(config.clients, s.min_clients) < self.floor:
             raise PeerError(
                 f"a cohort of {config.clients}, at least {s.min_clients}, is below this client's floor of "
-                f"{self.min_clients} clients"
+                f"{self.floor} clients"
             )
         if config.count > self.max_values:
             raise PeerError(f"{config.count} values are more than this client's {self.max_values}")

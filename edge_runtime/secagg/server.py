@@ -162,7 +162,10 @@ class Server:
         self._phase = phase
         if isinstance(phase, Ended):
             self._finish(phase, closed.culprits())
-        return [Send(client, m.encode(answer, self._agreed)) for client, answer in sorted(answers.items())]
+        encoded = {
+            id(answer): m.encode(answer, self._agreed) for answer in {id(a): a for a in answers.values()}.values()
+        }
+        return [Send(client, encoded[id(answer)]) for client, answer in sorted(answers.items())]
 
     def _finish(self, ended: Ended, culprits: frozenset[int]) -> None:
         assert ended.words is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import random
 import tracemalloc
 from collections.abc import Callable
 
@@ -673,14 +675,43 @@ def test_case_24_words_have_one_byte_order_on_the_wire() -> None:
     assert_exact(fleet, [0, 1, 3, 4, 5])  # and it names no share that it was not sent
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_case_23_changed_bytes_cost_at_most_the_round(seed: int) -> None:
+    """Any message but a masked input may be changed anywhere: the exact sum or a clean abort, and only PeerErrors."""
+    draw = random.Random(seed)
+    fleet = build(7, 3)
+    chance = draw.choice([0.03, 0.1, 0.3])
+
+    def link(from_server: bool, client: int, data: bytes) -> bytes:
+        if data[1] == MASKED or draw.random() > chance:
+            return data
+        at, changed = draw.randrange(len(data)), bytearray(data)
+        match draw.randrange(4):
+            case 0:
+                changed[at] ^= 1 << draw.randrange(8)
+            case 1:
+                del changed[at:]
+            case 2:
+                changed[at:at] = draw.randbytes(draw.randint(1, 40))
+            case 3:
+                changed[at : at + 4] = draw.choice([b"\0", b"\xff"]) * 4
+        return bytes(changed)
+
+    outcome = fleet.run(link)
+    if outcome.aborted:
+        assert_aborted(fleet)
+    else:
+        assert_exact(fleet, outcome.survivors)
+
+
 # 41, 42: what is shown, and how large it may be
 
 
 def test_case_41_no_secret_in_what_is_shown() -> None:
     drawn: list[bytes] = []
 
-    def random(nbytes: int) -> bytes:
-        drawn.append(keys.os.urandom(nbytes))
+    def source(nbytes: int) -> bytes:
+        drawn.append(os.urandom(nbytes))
         return drawn[-1]
 
     shown: list[str] = []
@@ -688,13 +719,14 @@ def test_case_41_no_secret_in_what_is_shown() -> None:
     def look(fleet: Fleet) -> None:
         for client in fleet.clients.values():
             phase = client._phase
+            shown.append(repr(Contribution(inputs[0])))
             shown.extend(map(repr, (client, phase, fleet.devices, fleet.server, fleet.server._phase)))
             shown.extend(map(repr, (getattr(phase, name) for name in phase.__slots__ if name != "graph")))
 
     agreed = Config(threshold=4).for_round(run=1, round_number=1, clients=6, count=5)
     inputs = {client: np.full(5, 101 + client) for client in range(6)}
-    devices = enrol(list(inputs), random=random)
-    fleet = make_fleet({c: Contribution(v) for c, v in inputs.items()}, agreed, devices, random)
+    devices = enrol(list(inputs), random=source)
+    fleet = make_fleet({c: Contribution(v) for c, v in inputs.items()}, agreed, devices, source)
 
     def link(from_server: bool, client: int, data: bytes) -> bytes | None:
         look(fleet)

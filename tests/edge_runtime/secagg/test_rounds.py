@@ -227,6 +227,13 @@ def test_case_27_a_weight_below_one_is_refused(weight) -> None:
         simulate_round(make_inputs(range(4)), Config(threshold=2, max_weight=8), weights={0: weight})
 
 
+def test_case_26_a_value_beyond_its_lane_wraps_in_it_alone() -> None:
+    inputs = {client: np.array([3, 200 if client == 2 else 4, -5]) for client in range(4)}
+    outcome = simulate_round(inputs, Config(bits=8, threshold=2, max_abs=300, wrap=True))
+    assert outcome.may_wrap
+    np.testing.assert_array_equal(outcome.sum, [12, 212 - 256, -20])
+
+
 @pytest.mark.parametrize("weight", [9, 1000, 10**30])
 def test_case_27_a_weight_above_the_largest_counts_as_the_largest(weight: int) -> None:
     inputs = make_inputs(range(5), largest=100)
@@ -339,6 +346,12 @@ def test_case_36_colluders_learn_the_sum_of_the_others_and_no_more() -> None:
     assert_clean_abort(refused)
     small = simulate_round(inputs, Config(threshold=3), policy=er.secagg.Policy(min_clients=6))
     assert_clean_abort(small)
+    # two honest clients in a sum at least: with 2 corrupt ones that is 4 survivors, and the round has to promise them
+    three = er.secagg.Policy(corrupt=2)
+    assert_clean_abort(simulate_round(inputs, Config(threshold=3), policy=three))
+    promised = Config(threshold=3, min_clients=4)
+    assert_exact(simulate_round(inputs, promised, {0: "masked_input"}, policy=three), inputs, range(1, 5))
+    assert_clean_abort(simulate_round(inputs, promised, dict.fromkeys((0, 1), "masked_input"), policy=three))
 
 
 def test_the_tables_lead_from_the_first_phase_to_the_last() -> None:
