@@ -162,9 +162,8 @@ class Server:
         self._phase = phase
         if isinstance(phase, Ended):
             self._finish(phase, closed.culprits())
-        encoded = {
-            id(answer): m.encode(answer, self._agreed) for answer in {id(a): a for a in answers.values()}.values()
-        }
+        distinct = {id(answer): answer for answer in answers.values()}  # a roster is one message to all: encode it once
+        encoded = {key: m.encode(answer, self._agreed) for key, answer in distinct.items()}
         return [Send(client, encoded[id(answer)]) for client, answer in sorted(answers.items())]
 
     def _finish(self, ended: Ended, culprits: frozenset[int]) -> None:

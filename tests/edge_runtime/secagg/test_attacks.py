@@ -172,6 +172,47 @@ def test_case_11_different_survivors_to_each_half() -> None:
             assert fleet.clients[client].phase == "Ended"
 
 
+@pytest.mark.parametrize(
+    ("survivors", "dropped", "why"),
+    [
+        ((1, 2, 3, 4, 5), (0,), "this client among the survivors"),
+        ((0, 1, 2, 3, 4), (), "not those who shared"),
+        ((0, 1, 2, 3, 4, 5, 6), (), "not those who shared"),
+        ((0, 1, 2, 3, 4, 5), (6,), "not those who shared"),
+        ((0, 1, 2), (3, 4, 5), "3 survivors, fewer"),
+    ],
+)
+def test_case_11_a_list_of_survivors_that_is_not_of_this_round(survivors, dropped, why: str) -> None:
+    fleet = build(7, 4)
+    link = lambda s, c, d: None if not s and c == 6 and d[1] == SHARES else d  # noqa: E731
+    change = changing(fleet, SURVIVORS, lambda _, __: m.Survivors(survivors, dropped), only={0})
+    fleet.run(lambda s, c, d: change(s, c, d) if link(s, c, d) else None)
+    assert [str(error) for client, error in fleet.refused if client == 0 and why in str(error)]
+    assert_exact(fleet, range(6))  # the five others go on
+    assert fleet.server.outcome.dropped["consistency"] == (0,)
+
+
+@pytest.mark.parametrize(
+    ("sharers", "why"),
+    [
+        ((1, 2, 3, 4, 5), "leaves this client out"),
+        ((0, 1, 2, 3, 4, 6), "never advertised"),
+        ((0, 1, 2), "3 clients shared, fewer"),
+    ],
+)
+def test_case_12_a_list_of_sharers_that_is_not_of_this_round(sharers, why: str) -> None:
+    fleet, sent = build(6, 4), []
+
+    def other(message: m.Routed, client: int) -> m.Routed:
+        return m.Routed(sharers, {peer: sealed for peer, sealed in message.sealed.items() if peer in sharers})
+
+    link = changing(fleet, ROUTED, other, only={0}, sent=sent)
+    fleet.run(link)
+    assert [str(error) for client, error in fleet.refused if client == 0 and why in str(error)]
+    assert sent.count(MASKED) == 5
+    assert_exact(fleet, range(1, 6))
+
+
 def test_a_quorum_signed_by_strangers_is_refused() -> None:
     fleet = build()
     quorums = up_to(fleet, QUORUM)
@@ -401,6 +442,19 @@ def test_case_17_ciphertexts_that_do_not_open_cost_one_share_each() -> None:
 def test_case_17_a_truncated_ciphertext_costs_its_sender() -> None:
     fleet = build()
     fleet.run(changing(fleet, SHARES, lambda message, _: m.encode(message, fleet.agreed)[:-7], only={2}))
+    assert_exact(fleet, [0, 1, 3, 4, 5])
+
+
+@pytest.mark.parametrize("change", ["fewer", "stranger", "itself"])
+def test_case_18_shares_for_others_than_its_neighbours(change: str) -> None:
+    def alter(message: m.Shares, client: int) -> m.Shares:
+        sealed = dict(message.sealed)
+        one = sealed.pop(0) if change == "fewer" else sealed[0]
+        extra = {"fewer": {}, "stranger": {77: one}, "itself": {client: one}}[change]
+        return m.Shares(message.commitment, sealed | extra)
+
+    fleet = build()
+    fleet.run(changing(fleet, SHARES, alter, only={2}))
     assert_exact(fleet, [0, 1, 3, 4, 5])
 
 
