@@ -249,7 +249,7 @@ _KIND_OF = {kind: number for number, kind in KINDS.items()}
 
 
 def encode(message: Message, agreed: RoundConfig | None) -> bytes:
-    """The message's bytes, bound to the round; `agreed` is None for a Setup alone, and an Abort before one."""
+    """The message's bytes, bound to the round; `agreed` is None for a Setup, and may be for an Abort."""
     header = _HEADER.pack(VERSION, _KIND_OF[type(message)], _tag(message, agreed))
     return header + b"".join(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())
 

@@ -10,7 +10,7 @@ that can't be finished ends with a reason and no sum at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,10 +88,10 @@ class Server:
 
     """
 
-    __slots__ = ("_agreed", "_dropped", "_phase", "outcome")
+    __slots__ = ("_agreed", "_cohort", "_dropped", "_phase", "outcome")
 
     def __init__(self, agreed: RoundConfig, enrolled: Mapping[int, bytes]) -> None:
-        self._agreed = agreed
+        self._agreed, self._cohort = agreed, frozenset(enrolled)
         self._dropped: dict[str, tuple[int, ...]] = dict.fromkeys(PHASES, ())
         self._phase: Phase = Advertising(agreed, dict(enrolled), set(enrolled))
         self.outcome: Outcome | None = None
@@ -149,14 +149,14 @@ class Server:
             self._dropped[name] += tuple(sorted(lost))
 
     def _advance(self) -> list[Send]:
-        closed, members = self._phase, self._phase.members()
+        closed = self._phase
         try:
             phase, answers = closed.close()
         except RunError as error:
             self._phase = Ended(None)
             self.outcome = Outcome(None, frozenset(), str(error), None, dict(self._dropped), closed.culprits())
-            farewell = m.encode(m.Abort(str(error)), self._agreed)
-            return [Send(client, farewell) for client in sorted(members)]
+            farewell = m.encode(m.Abort(str(error)), None)  # to all: one that was late may still hold secrets
+            return [Send(client, farewell) for client in sorted(self._cohort)]
         if type(phase).__name__ not in SERVER[type(closed).__name__][1]:
             raise AssertionError(f"{type(closed).__name__} led to {type(phase).__name__}, against the table")
         self._phase = phase
@@ -188,10 +188,6 @@ class _Open:
     enrolled: Mapping[int, bytes]
     waiting: set[int]
 
-    def members(self) -> Iterable[int]:
-        """Who is still in the round."""
-        raise NotImplementedError
-
     def culprits(self) -> frozenset[int]:
         """Who was caught giving wrong shares."""
         return frozenset()
@@ -207,10 +203,6 @@ class Advertising(_Open):
 
     adverts: dict[int, bytes] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
-
-    def members(self) -> Iterable[int]:
-        """Those who advertised."""
-        return self.adverts
 
     def accept(self, client: int, message: m.Advertise) -> None:
         """Refuse here what would make honest clients leave the round: bad signatures, repeated and weak keys."""
@@ -248,10 +240,6 @@ class Sharing(_Open):
     graph: Mapping[int, tuple[int, ...]]
     commitments: dict[int, bytes] = field(default_factory=dict)
     sealed: dict[int, Mapping[int, bytes]] = field(default_factory=dict)
-
-    def members(self) -> Iterable[int]:
-        """Those who shared."""
-        return self.sealed
 
     def accept(self, client: int, message: m.Shares) -> None:
         """One ciphertext for each neighbour; their lengths were checked on the way in."""
@@ -295,10 +283,6 @@ class Masking(_Open):
     survivors: set[int] = field(default_factory=set)
     unopened: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
-    def members(self) -> Iterable[int]:
-        """Those whose input is in the sum."""
-        return self.survivors
-
     def accept(self, client: int, message: m.MaskedInput) -> None:
         """Its length was checked on the way in."""
         if not set(message.unopened) <= self.shared.sharers.intersection(self.shared.graph[client]):
@@ -338,10 +322,6 @@ class Confirming(_Open):
     digest: bytes
     signatures: dict[int, bytes] = field(default_factory=dict)
 
-    def members(self) -> Iterable[int]:
-        """Those who signed."""
-        return self.signatures
-
     def accept(self, client: int, message: m.Confirm) -> None:
         """One bad signature passed on would make honest clients leave the round."""
         t.verify_survivors(self.enrolled[client], self.digest, message.signature)
@@ -365,10 +345,6 @@ class Unmasking(_Open):
     masked: _Masked
     answers: dict[int, m.Unmask] = field(default_factory=dict)
     _culprits: set[int] = field(default_factory=set)
-
-    def members(self) -> Iterable[int]:
-        """Those who answered."""
-        return self.answers
 
     def culprits(self) -> frozenset[int]:
         """Whose shares did not fit."""
@@ -417,10 +393,6 @@ class Ended:
     words: NDArray[np.uint64] | None
     survivors: frozenset[int] = frozenset()
     waiting: set[int] = field(default_factory=set)
-
-    def members(self) -> Iterable[int]:
-        """Nobody."""
-        return ()
 
     def culprits(self) -> frozenset[int]:
         """Nobody."""

@@ -22,7 +22,7 @@ from edge_runtime.secagg import messages as m
 from edge_runtime.secagg import transcript as t
 from edge_runtime.secagg.client import Client, Contribution
 from edge_runtime.secagg.config import Config, Policy, RoundConfig
-from edge_runtime.secagg.server import Received
+from edge_runtime.secagg.server import DeadlinePassed, Received
 from edge_runtime.secagg.simulate import ANY_POLICY, Fleet, enrol, make_fleet
 
 SETUP, ADVERTISE, ROSTER, SHARES, ROUTED, MASKED, SURVIVORS, CONFIRM, QUORUM, UNMASK, ABORT = range(1, 12)
@@ -758,6 +758,21 @@ def test_case_23_changed_bytes_cost_at_most_the_round(seed: int) -> None:
         assert_exact(fleet, outcome.survivors)
 
 
+def test_case_38_fewer_survivors_than_the_noise_needs_end_the_round_before_unmask() -> None:
+    fleet, sent = build(7, 3, min_survivors=6, noise="skellam"), []
+    note = changing(fleet, 0, lambda message, _: message, sent=sent)
+    fleet.run(lambda s, c, d: None if not s and c in (1, 2) and d[1] == MASKED else note(s, c, d))
+    assert_aborted(fleet)
+    assert "6 are needed" in fleet.server.outcome.aborted
+    assert set(sent) == {ADVERTISE, SHARES, MASKED}
+
+    fleet, sent = build(7, 3, min_survivors=6, noise="skellam"), []  # nor does a client answer a server that goes on
+    fewer = m.Survivors((0, 3, 4, 5, 6), (1, 2))
+    fleet.run(changing(fleet, SURVIVORS, lambda _, __: fewer, sent=sent))
+    assert_aborted(fleet)
+    assert set(sent) == {ADVERTISE, SHARES, MASKED}
+
+
 # 41, 42: what is shown, and how large it may be
 
 
@@ -820,6 +835,20 @@ def test_case_41_secrets_are_gone_after_an_abort() -> None:
                 with pytest.raises(ValueError, match="wiped"):
                     secret.reveal() if isinstance(secret, keys.Secret) else secret.secret()
             assert not getattr(phase, "channels", None)
+
+
+def test_case_41_an_aborted_round_ends_for_clients_that_were_late_too() -> None:
+    fleet = build()
+    held = up_to(fleet, SURVIVORS)
+    for client in (0, 1, 2):
+        (answer,) = fleet.clients[client].receive(held[client])
+        fleet.server.receive(Received(client, answer))
+    farewells = fleet.server.receive(DeadlinePassed())  # 3 of 4 signatures
+    assert fleet.server.outcome.aborted
+    assert {send.client for send in farewells} == set(range(6))
+    for send in farewells:
+        fleet.clients[send.client].receive(send.data)
+    assert_aborted(fleet)
 
 
 @pytest.mark.parametrize("kind", [SHARES, UNMASK, ROSTER, ROUTED, SURVIVORS, QUORUM, MASKED, ADVERTISE, CONFIRM])
