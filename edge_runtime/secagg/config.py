@@ -210,6 +210,7 @@ class RoundConfig:
 class Policy:
     """The least a client asks of a round, kept on the device. Empty or None fields ask nothing.
 
+    spare: how many of those who hold shares of a client, itself counted in, may drop when all that are invited come.
     corrupt: how many other clients of the cohort may work for the server; fewer than `threshold` of them can't
         rebuild a secret, and a sum has at least one more honest client in it than this one.
     malicious_server: also ask for the consistency phase and 2 threshold > sharers + corrupt, so that no two answers
@@ -218,6 +219,7 @@ class Policy:
 
     min_threshold: int = 2
     min_clients: int = 3
+    spare: int = 1
     corrupt: int = 0
     malicious_server: bool = False
     bits: frozenset[int] = frozenset()
@@ -256,7 +258,12 @@ class Policy:
                 raise PeerError(f"{name} {value!r} is none that this client accepts: {sorted(map(str, allowed))}")
         if self.max_clip is not None and not _at_most(s.clip, self.max_clip):
             raise PeerError(f"clip {s.clip!r} is not a number up to this client's {self.max_clip:g}")
-        self.check_degree(config, config.degree(config.clients))
+        degree = config.degree(config.clients)
+        if s.threshold > degree + 1 - self.spare:
+            raise PeerError(
+                f"threshold {s.threshold} is above the {degree} neighbours that hold shares: no drop allowed"
+            )
+        self.check_degree(config, degree)
 
     def check_degree(self, config: RoundConfig, degree: int) -> None:
         """Refuse a threshold that `degree` neighbours can't meet, or under which two quorums could disagree.
@@ -266,8 +273,8 @@ class Policy:
 
         """
         threshold = config.settings.threshold
-        if threshold > degree:
-            raise PeerError(f"threshold {threshold} is above the {degree} neighbours that hold shares")
+        if threshold > degree + 1:
+            raise PeerError(f"threshold {threshold} is above the {degree} neighbours that hold shares, and the client")
         if not self.malicious_server:
             return
         if not config.settings.consistency:
@@ -280,7 +287,7 @@ class Policy:
 
 
 # The loosest policy: whatever the operator of a simulation chose.
-ANY_POLICY = replace(Policy(), min_threshold=1, min_clients=2, max_values=MAX_VALUES)
+ANY_POLICY = replace(Policy(), min_threshold=1, min_clients=2, spare=0, max_values=MAX_VALUES)
 
 
 def _at_most(text: str, limit: float) -> bool:

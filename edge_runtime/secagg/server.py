@@ -220,10 +220,10 @@ class Advertising(_Open):
         """Draw the graph of those who are there."""
         settings, present = self.agreed.settings, len(self.adverts)
         self._at_least(present, max(settings.threshold, settings.min_clients), "advertised")
-        if settings.threshold > self.agreed.degree(present):
+        if settings.threshold > self.agreed.degree(present) + 1:
             raise RunError(
-                f"round {self.agreed.round}: {present} clients advertised, so each has {self.agreed.degree(present)} "
-                f"neighbours, fewer than the threshold of {settings.threshold}; no sum is made"
+                f"round {self.agreed.round}: each client has {self.agreed.degree(present)} neighbours, too few for the "
+                f"threshold of {settings.threshold}; no sum is made"
             )
         transcript = t.transcript(self.agreed, self.adverts)
         graph = t.topology(self.agreed, self.adverts, transcript)
