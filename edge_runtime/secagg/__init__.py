@@ -10,18 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_runtime.secagg.client import Client as Client
+    from edge_runtime.secagg.client import Contribution as Contribution
+    from edge_runtime.secagg.client import Device as Device
+    from edge_runtime.secagg.config import Config as Config
+    from edge_runtime.secagg.config import Policy as Policy
+    from edge_runtime.secagg.config import RoundConfig as RoundConfig
     from edge_runtime.secagg.graph import choose_neighbours as choose_neighbours
     from edge_runtime.secagg.graph import neighbours as neighbours
     from edge_runtime.secagg.keys import DeviceKey as DeviceKey
     from edge_runtime.secagg.lanes import Lanes as Lanes
     from edge_runtime.secagg.masks import PRGS as PRGS
+    from edge_runtime.secagg.server import Outcome as Outcome
+    from edge_runtime.secagg.server import Server as Server
+    from edge_runtime.secagg.simulate import simulate_round as simulate_round
+    from edge_runtime.secagg.transitions import PHASES as PHASES
 
 # Each module with the public names that it holds.
 _NAMES = {
+    "client": ("Client", "Contribution", "Device"),
+    "config": ("Config", "Policy", "RoundConfig"),
     "graph": ("choose_neighbours", "neighbours"),
     "keys": ("DeviceKey",),
     "lanes": ("Lanes",),
     "masks": ("PRGS",),
+    "server": ("Outcome", "Server"),
+    "simulate": ("simulate_round",),
+    "transitions": ("PHASES",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
