@@ -7,8 +7,8 @@
 // low_rank/low_rank.h.
 HR_API void hr_low_rank_product(size_t rows, size_t columns, size_t rank, const float* a, const float* b, float* y);
 
-// context/context.h. A stream's state lives in hr_context_state_bytes() of the caller's, aligned to 8 bytes, and keeps the
-// pointer to the stream's bytes until it ends. After -1 the state is good for nothing but to begin anew.
+// context/context.h. A stream's state lives in hr_context_state_bytes() of the caller's, aligned to 8 bytes, and keeps
+// the pointer to the stream's bytes until it ends. After -1 the state is good for nothing but to begin anew.
 HR_API size_t hr_context_state_bytes(void);
 HR_API void hr_context_begin_encode(void* state, uint8_t* out, size_t capacity);
 HR_API void hr_context_begin_decode(void* state, const uint8_t* in, size_t size);

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import PeerError
 from edge_runtime.kernels import native
-from edge_runtime.kernels.checks import check, declare
+from edge_runtime.kernels.checks import check, check_output, declare
 
 KINDS, SLOTS, TAPS, CLASSES = 2, 16, 5, 32  # as context/context.h has them
 MAX_MAGNITUDE = 32767
@@ -181,7 +181,6 @@ def low_rank_product(a: NDArray[np.float32], b: NDArray[np.float32], out: NDArra
     """
     check(a, "a", np.float32, ndim=2)
     check(b, "b", np.float32, shape=(a.shape[0], b.shape[-1]))
-    check(out, "out", np.float32, shape=(a.shape[1], b.shape[1]))
-    if not out.flags.writeable:
-        raise ValueError("out must be writable")
+    for source in (a, b):
+        check_output(out, "out", np.float32, (a.shape[1], b.shape[1]), source)
     _core().hr_low_rank_product(*out.shape, a.shape[0], a.ctypes.data, b.ctypes.data, out.ctypes.data)

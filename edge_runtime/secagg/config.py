@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -72,10 +73,7 @@ class Config:
             "max_weight": (0, 2**31),
             "deadline_ms": (0, 2**32 - 1),
         }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"secagg {name} = {value!r}: must be a whole number >= {low} and <= {high}")
+        _check_numbers(self, bounds)
         if self.neighbours % 2:
             raise ConfigError(f"secagg neighbours = {self.neighbours}: must be even (half on each side), or 0 for all")
         if self.prg not in PRGS:
@@ -117,10 +115,7 @@ class RoundConfig:
             "clients": (2, MAX_CLIENTS),
             "count": (1, MAX_VALUES),
         }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"secagg {name} = {value!r}: must be a whole number >= {low} and <= {high}")
+        _check_numbers(self, bounds)
         if len(self.model_hash) != HASH_BYTES:
             raise ConfigError(f"secagg model_hash has {len(self.model_hash)} bytes: must have {HASH_BYTES}")
         if self.max_abs == 0 or (not self.settings.wrap and not self.cannot_wrap):
@@ -288,6 +283,13 @@ class Policy:
 
 # The loosest policy: whatever the operator of a simulation chose.
 ANY_POLICY = replace(Policy(), min_threshold=1, min_clients=2, spare=0, max_values=MAX_VALUES)
+
+
+def _check_numbers(settings: Config | RoundConfig, bounds: Mapping[str, tuple[int, int]]) -> None:
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if type(value) is not int or not low <= value <= high:
+            raise ConfigError(f"secagg {name} = {value!r}: must be a whole number >= {low} and <= {high}")
 
 
 def _at_most(text: str, limit: float) -> bool:

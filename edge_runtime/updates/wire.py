@@ -41,14 +41,23 @@ class Envelope:
 
 def pack(codecs: tuple[str, ...], layout: bytes, round_number: int, body: bytes | memoryview) -> bytes:
     """The payload bytes of one update."""
+    return b"".join((_header(codecs, layout, round_number, len(body)), body))
+
+
+def envelope_bytes(codecs: tuple[str, ...], body_bytes: int) -> int:
+    """How many bytes `pack` puts before a body of that length."""
+    return len(_header(codecs, bytes(DIGEST_BYTES), 0, body_bytes))
+
+
+def _header(codecs: tuple[str, ...], layout: bytes, round_number: int, body_bytes: int) -> bytes:
     names = [name.encode("ascii") for name in codecs]
     if not 1 <= len(names) <= _MAX_CODECS or not all(1 <= len(name) <= _MAX_NAME for name in names):
         raise ValueError(f"codecs = {codecs!r}: must be 1 to {_MAX_CODECS} names of 1 to {_MAX_NAME} characters")
     if len(layout) != DIGEST_BYTES:
         raise ValueError(f"a layout's digest has {DIGEST_BYTES} bytes, got {len(layout)}")
     listed = b"".join(bytes([len(name)]) + name for name in names)
-    header = MAGIC + bytes([len(names)]) + listed + _FIXED.pack(layout, round_number) + pack_varint(len(body))
-    return b"".join((header, bytes(-len(header) % _ALIGN), body))
+    header = MAGIC + bytes([len(names)]) + listed + _FIXED.pack(layout, round_number) + pack_varint(body_bytes)
+    return header + bytes(-len(header) % _ALIGN)
 
 
 def unpack(payload: bytes | memoryview) -> Envelope:

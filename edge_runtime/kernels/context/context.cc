@@ -204,22 +204,23 @@ class Chooser {
     // Numbers of one bucket cost alike, so the nearer is better; and what is 3/2 away is not worth its bits.
     constexpr float kFar = 1.5f;
     best_ = nearest;
-    if (Bucket(nearest - mu) == Bucket(inward - mu) && std::fabs(x) > kFar && std::fabs(x - static_cast<float>(mu)) > kFar) {
-      return;
-    }
+    const float to_zero = std::fabs(x), to_mu = std::fabs(x - static_cast<float>(mu));
+    if (Bucket(nearest - mu) == Bucket(inward - mu) && to_zero > kFar && to_mu > kFar) return;
     const uint32_t some = Some(model, place).Probability(), minus = model.sign[place.sign].Probability();
     none_ = kBits(65536 - some);
     some_[0] = kBits(some) + kBits(65536 - minus);
     some_[1] = kBits(some) + kBits(minus);
     Try(nearest);
     if (inward != nearest) Try(inward);
-    if (inward != 0 && std::fabs(x) < kFar) Try(0);
-    if (mu != nearest && mu != inward && mu != 0 && std::fabs(x - static_cast<float>(mu)) < kFar) Try(mu);
+    if (inward != 0 && to_zero < kFar) Try(0);
+    if (mu != nearest && mu != inward && mu != 0 && to_mu < kFar) Try(mu);
   }
   int32_t best() const { return best_; }
 
  private:
-  static int32_t Bucket(int32_t e) { return e == 0 ? -1 : Log2(static_cast<uint32_t>(e < 0 ? -e : e)) + (e < 0 ? 32 : 0); }
+  static int32_t Bucket(int32_t e) {
+    return e == 0 ? -1 : e < 0 ? 32 + Log2(static_cast<uint32_t>(-e)) : Log2(static_cast<uint32_t>(e));
+  }
 
   void Try(int32_t q) {
     const int32_t size = q < 0 ? -q : q;

@@ -1,15 +1,16 @@
 // Matrices of small integers as few bytes: each integer is coded after what its neighbours lead one to expect.
 //
-// A plane is a matrix of `rows` x `columns` integers of at most kMostMagnitude. A row is coded as a bit that says whether
-// its integers follow, from left to right; else they are 0. Of the integers q, with i and j the row and column, missing
-// neighbours 0, and a = min(|q|, 40):
+// A plane is a matrix of `rows` x `columns` integers of at most kMostMagnitude. A row is coded as a bit that says
+// whether its integers follow, from left to right; else they are 0. Of the integers q, with i and j the row and column,
+// missing neighbours 0, and a = min(|q|, 40):
 //
-//   predicted  mu  = floor((sum over the taps t of taps[t] * q[i][j - distance t] + 4) / 8), distances 1, 2 and, with a lag,
-//                    lag, lag - 1, lag + 1; brought to within +-kMostMagnitude
+//   predicted  mu  = floor((sum over the taps t of taps[t] * q[i][j - distance t] + 4) / 8), distances 1, 2 and, with a
+//                    lag, lag, lag - 1, lag + 1; brought to within +-kMostMagnitude
 //   near       n   = 4 a[i][j-1] + 2 a[i][j-2] + 4 a[i-1][j] + 3 a[i][j-lag] + a[i][j-lag+1]; a[i][j-3] in place of
 //                    the last two without a lag
 //   along      r   = running mean of 128 a in this row, from 0: r += floor((128 a - r) / 16)
-//   across     c[j]= running mean of 128 a in this column: c += floor((128 a - c) / 2^s), s = min(5, 1 + floor(log2(i + 1)))
+//   across     c[j]= running mean of 128 a in this column: c += floor((128 a - c) / 2^s) with
+//                    s = min(5, 1 + floor(log2(i + 1)))
 //   class(v)       = 0 for 0, 1 for 1, else 2 floor(log2 v) + the bit after the first, at most 31
 //   expected   m   = class(floor((8 n + 3 floor(c / 4) + r) / 8))
 //

@@ -13,8 +13,8 @@ from edge_runtime.updates.context.format import decode
 from edge_runtime.updates.context.search import search
 from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.stage import Coder, Reader
+from edge_runtime.updates.wire import envelope_bytes
 
-ENVELOPE_BYTES = 28  # what wire.py puts around a body that only this codec has made
 MOST_SLACK = 0.1  # of the target that may be left unused
 UNKNOWN_BITS = 1.0  # for how many bits to look for components where the bits are not given
 
@@ -40,7 +40,8 @@ class Context(Coder):
             return search(update, "nmse", self.nmse, MOST_SLACK).body
         # The fewer bytes there are, the more each of them is worth, and the less time it takes to try another step.
         slack = min(MOST_SLACK, 0.03 + 0.2 * self.bits)
-        return search(update, "nbytes", max(1.0, self.bits * layout.size / 8 - ENVELOPE_BYTES), slack).body
+        whole = self.bits * layout.size / 8
+        return search(update, "nbytes", max(1.0, whole - envelope_bytes((self.name,), int(whole))), slack).body
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
         return decode(reader, layout, out)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.kernels import int8
 from edge_runtime.kernels.context import LEVEL_UNIT, PlaneEncoder, PlaneForm, decode_levels
 from edge_runtime.updates.context import factors
 from edge_runtime.updates.context.format import (
@@ -45,7 +46,8 @@ class Update:
 
     def __init__(self, values: FloatVector, layout: TensorLayout, bits: float) -> None:
         self.size = layout.size
-        self.exponent = math.frexp(float(np.abs(values).max(initial=0)))[1]
+        low, high = int8.row_range(values.reshape(1, -1)) if values.size else ([0.0], [0.0])
+        self.exponent = math.frexp(max(-float(low[0]), float(high[0])))[1]
         # By a product where that is exact, for it takes a tenth of the time.
         small = abs(self.exponent) < 100
         scaled = values * np.float32(2.0**-self.exponent) if small else np.ldexp(values, -self.exponent)
