@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from processes import save
 from recordings import image_clients, make_workbench
 
 import edge_runtime as er
+from clients.exchange import encode_update
 from clients.round import EVALUATION_BATCH, Workbench
+from clients.state import ClientState
 from edge_runtime.train.batches import Batches, Examples
-from edge_runtime.train.config import DataConfig, RoundTask, TrainConfig
-from edge_runtime.updates import Codec, make_codec
+from edge_runtime.train.config import DataConfig, RoundTask, TrainConfig, UplinkConfig
+from edge_runtime.updates import Codec
 from edge_runtime.updates.delta import FloatVector
 from server.aggregate import WeightedSum
 from simulations.datasets import FASHION_MNIST
@@ -43,22 +45,24 @@ class Sender:
     """How clients write their updates."""
 
     label: str
-    codec: str
-    options: dict[str, Any] = field(default_factory=dict)
-    feedback: bool = False
+    uplink: UplinkConfig
+
+
+def context(bits: float, **others: Any) -> UplinkConfig:
+    return UplinkConfig(codec=("context",), bits=bits, **others)
 
 
 SENDERS = (
-    Sender("float32", "float32"),
-    Sender("EDEN 1 bit", "hadamard", {"bits": 1, "unbiased": True}),
-    Sender("context 0.25", "context", {"bits": 0.25}),
-    Sender("context 0.1", "context", {"bits": 0.1}),
-    Sender("context 0.1, feedback", "context", {"bits": 0.1}, feedback=True),
-    Sender("context 0.03", "context", {"bits": 0.03}),
-    Sender("context 0.03, feedback", "context", {"bits": 0.03}, feedback=True),
-    Sender("top 1 %, fp16", "topk,float16", {"fraction": 0.01}),
-    Sender("STC 1 %", "stc", {"fraction": 0.01}),
-    Sender("STC 1 %, feedback", "stc", {"fraction": 0.01}, feedback=True),
+    Sender("float32", UplinkConfig()),
+    Sender("EDEN 1 bit", UplinkConfig(codec=("hadamard",), bits=1.0, unbiased=True)),
+    Sender("context 0.25", context(0.25)),
+    Sender("context 0.1", context(0.1)),
+    Sender("context 0.1, feedback", context(0.1, error_feedback=True)),
+    Sender("context 0.03", context(0.03)),
+    Sender("context 0.03, feedback", context(0.03, error_feedback=True)),
+    Sender("top 1 %, fp16", UplinkConfig(codec=("topk", "float16"), fraction=0.01)),
+    Sender("STC 1 %", UplinkConfig(codec=("stc",), fraction=0.01)),
+    Sender("STC 1 %, feedback", UplinkConfig(codec=("stc",), fraction=0.01, error_feedback=True)),
 )
 
 
@@ -102,24 +106,33 @@ class Task:
         return trainer.evaluate(Batches(self.test, EVALUATION_BATCH))["accuracy"]
 
 
+class Memory:
+    """What a client keeps, as a `Store`."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+
+    def read(self, name: str, most: int) -> bytes | None:
+        return self._kept.get(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._kept[name] = content
+
+
 def federate(task: Task, sender: Sender) -> Run:
     """One run; the server sees only what it decodes from payloads."""
-    codec: Codec = make_codec(sender.codec, **sender.options)
+    codec: Codec = sender.uplink.build()
     layout, weights = task.bench.tensors.layout, task.initial
-    left_out: dict[int, FloatVector] = {}
+    states = [ClientState(Memory()) for _ in range(CLIENTS)]
     uplink_bytes, accuracy = 0, {}
     for number, cohort in enumerate(task.cohorts, start=1):
         total = WeightedSum(layout.size)
         for client in cohort:
             update, examples = task.train(client, number, weights)
-            if client in left_out:
-                update = update + left_out[client]
-            payload = codec.encode_vector(update, layout, round_number=number, seed=1000 * number + client)
-            decoded = codec.decode_vector(payload, layout, round_number=number)
+            asked = RoundTask(round=number, seed=task.seed, uplink=sender.uplink)
+            payload = encode_update(asked, update, task.bench.tensors, states[client], client)
             uplink_bytes += len(payload)
-            total.add(decoded, examples)
-            if sender.feedback:
-                left_out[client] = update - decoded
+            total.add(codec.decode_vector(payload, layout, round_number=number), examples)
         weights = (weights + total.mean()).astype(np.float32)
         if number in MEASURED:
             accuracy[number] = task.accuracy(weights)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edge_runtime as er
+from edge_runtime.train.config import UplinkConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,11 +198,13 @@ def test_a_federation_with_exact_payloads_feeds_nothing_back_and_counts_its_byte
     monkeypatch.setattr(accuracy, "ROUNDS", 2)
     monkeypatch.setattr(accuracy, "MEASURED", frozenset({1, 2}))
     task = accuracy.Task(1)
-    raw, fed_back, half = (
-        accuracy.federate(task, accuracy.Sender("x", codec, feedback=feedback))
-        for codec, feedback in (("float32", False), ("float32", True), ("float16", True))
+    every = {"codec": ("topk",), "fraction": 1.0}  # exact, and not among the unbiased codecs that have no feedback
+    raw, exact, fed_back, half = (
+        accuracy.federate(task, accuracy.Sender("x", UplinkConfig(**options)))
+        for options in ({}, every, every | {"error_feedback": True}, {"codec": ("float16",), "error_feedback": True})
     )
-    assert raw == fed_back
+    assert exact == fed_back
+    assert exact.accuracy == raw.accuracy
     assert raw.bits == pytest.approx(32, abs=0.01)
     assert half.bits == pytest.approx(16, abs=0.01)
     assert raw.at(2) > 0.3
