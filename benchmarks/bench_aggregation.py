@@ -88,12 +88,13 @@ def flower(clients: int, parameters: int) -> dict[str, float]:
 
 def hedgerow(clients: int, parameters: int) -> dict[str, float]:
     from edge_runtime.updates import TensorLayout, make_codec
+    from server.aggregate import WeightedSum
     from server.rounds import OpenRound, Update
 
     idle = peak_mib()
     layout, codec = TensorLayout((("w", (parameters,)),)), make_codec("float32")
     nodes = {node: str(node) for node in range(clients)}
-    opened = OpenRound(1, nodes, layout, codec, min_updates=clients)
+    opened = OpenRound(1, nodes, layout, codec, min_updates=clients, total=WeightedSum(layout.size))
     spent = 0.0
     for node, (update, examples) in enumerate(updates(clients, parameters)):
         payload = codec.encode_vector(update, layout, round_number=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,19 @@ from edge_runtime.kernels import native
 
 # What a client may claim. Up to here float32 x weight is exact in float64.
 MAX_EXAMPLES = 2**28
+
+
+class Aggregate(Protocol):
+    """What a round's updates are added to, one after another, and what becomes of them."""
+
+    count: int  # of updates added
+    total_weight: int
+
+    def add(self, update: NDArray[np.float32], weight: int) -> None:
+        """Add one client's update, of shape (size,), which may be reused by the caller; PeerError if it is no good."""
+
+    def mean(self) -> NDArray[np.float64]:
+        """The one update that stands for all, shape (size,); asked for once, when all are added."""
 
 
 class WeightedSum:

@@ -1,4 +1,7 @@
-"""The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario."""
+"""The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario.
+
+`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
 from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
+from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_together
 from server.strategy import STRATEGIES
 
 
@@ -63,8 +67,19 @@ class ServerConfig:
     server: StrategyConfig = section(StrategyConfig)
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
+    secure: SecureConfig = section(SecureConfig)
+    privacy: PrivacyConfig = section(PrivacyConfig)
+    robust: RobustConfig = section(RobustConfig)
     deploy: DeployConfig = section(DeployConfig)
     run: OutputConfig = section(OutputConfig)
+
+    def __post_init__(self) -> None:
+        check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
+
+    @property
+    def mechanism(self) -> str:
+        """How updates are made private: one of `protection_config.MECHANISMS`."""
+        return self.privacy.chosen(self.secure.enabled)
 
     @classmethod
     def from_run_config(cls, values: Mapping[str, Any]) -> ServerConfig:

@@ -22,10 +22,12 @@ from server import results
 from server.artefacts import export_and_check
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
-from server.link import Answer, Link, Question, read_held, read_metrics, read_update
+from server.gather import Asked, Gather, PlainGather, content_of
+from server.link import Answer, Link, Question, read_held, read_metrics
 from server.model import GlobalModel
+from server.private import NoPrivacy, Privacy
 from server.publish import DeltaModels, WholeModels
-from server.rounds import OpenRound, RoundResult, choose_cohort
+from server.rounds import RoundResult, choose_cohort
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
 
 EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
@@ -58,7 +60,8 @@ class _Run:
         refuse_used(directory)
         self._test = _load_test(config) if config.server.evaluate == "central" else None
         self._model = GlobalModel(config, self._test)
-        self._uplink = config.uplink.build()
+        self._privacy = make_privacy(config, self._model)
+        self._gather = make_gather(link, config, self._model, self._privacy)
         self._publisher = make_publisher(config, self._model)
         self._rows: list[results.RoundRow] = []
         self._downlink_bytes = 0  # of the round in progress
@@ -75,36 +78,39 @@ class _Run:
             )
         self._store.append("run_started", flatten(self._config))
         self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))
+        stopped = None
         for number in range(1, settings.rounds + 1):
-            started_s = time.monotonic()
-            result, unchanged = self._train(number)
-            due = number == settings.rounds or number % settings.eval_every == 0
-            figures = self._evaluate(number) if due else {}
-            seconds = time.monotonic() - started_s
-            self._close_round(results.round_row(result, unchanged, figures, self._downlink_bytes, seconds))
-            self._downlink_bytes = 0
-        return self._finish()
+            if stopped := self._privacy.why_stop(number):
+                break
+            self._play_round(number)
+        return self._finish(stopped)
+
+    def _play_round(self, number: int) -> None:
+        settings, started_s = self._config.server, time.monotonic()
+        result, unchanged = self._train(number)
+        due = number == settings.rounds or number % settings.eval_every == 0
+        figures = self._evaluate(number) if due else {}
+        row = results.round_row(
+            result, unchanged, figures, self._downlink_bytes, self._privacy.epsilon, time.monotonic() - started_s
+        )
+        self._close_round(row)
+        self._downlink_bytes = 0
 
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
-        cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number)
-        question, parcels = self._question(number), self._parcels(cohort, number)
-        opened = OpenRound(
-            number=number,
-            names={node: str(node) for node in cohort},
-            layout=self._model.moving,
-            codec=self._uplink,
-            min_updates=settings.min_updates,
-        )
-        for answer in self._link.train(question, parcels, settings.deadline_s):
+        cohort = self._privacy.cohort(nodes, number)
+
+        def hear(answer: Answer) -> None:
             self._learn(answer)
-            _receive(opened, answer)
             self._emit(ClientAnswered(number, str(answer.node)))
-        result = opened.close(f"no reply within {settings.deadline_s:g} s")
+
+        asked = Asked(number, self._question(number), self._parcels(cohort, number), hear)
+        result = self._gather.gather(asked)
+        self._privacy.settle(number, result)
         if result.delta is None:
-            return result, f"fewer than {settings.min_updates} good updates"
+            return result, result.unchanged
         if not self._model.apply(result.delta):
             return result, "the new weights would not be finite"
         return result, None
@@ -143,12 +149,12 @@ class _Run:
         for answer in self._link.evaluate(self._question(number), parcels, settings.deadline_s):
             self._learn(answer)
             try:
-                reports.append(read_metrics(_content(answer)))
+                reports.append(read_metrics(content_of(answer)))
             except ValueError as error:
                 self._store.append("evaluation_failed", {"client": str(answer.node), "reason": str(error)}, number)
         return _weighted_mean(reports)
 
-    def _finish(self) -> RunFinished:
+    def _finish(self, stopped: str | None) -> RunFinished:
         state = self._model.state_dict()
         content = model_bytes(state)
         self._store.write("model.safetensors", content)
@@ -162,7 +168,9 @@ class _Run:
             "rounds_applied": applied,
             "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
             "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
-            "epsilon": None,
+            "epsilon": self._privacy.epsilon,
+            "privacy": self._privacy.final(),
+            "stopped": stopped,
             "parameters": self._model.layout.size,
             "model_sha256": sha256(content),
             "files": {"model.safetensors": len(content)},
@@ -216,27 +224,30 @@ class _Run:
             listener(event)
 
 
+def make_privacy(config: ServerConfig, model: GlobalModel) -> Privacy:
+    """What `[privacy]` asks for."""
+    return NoPrivacy(config, model.moving.size)
+
+
+def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: Privacy) -> Gather:
+    """How rounds are played."""
+    settings = config.server
+    return PlainGather(
+        link,
+        config.uplink.build(),
+        model.moving,
+        privacy.aggregate,
+        min_updates=settings.min_updates,
+        deadline_s=settings.deadline_s,
+    )
+
+
 def make_publisher(config: ServerConfig, model: GlobalModel) -> WholeModels | DeltaModels:
     """What `[downlink]` asks for."""
     full, delta = config.downlink.build(), config.downlink.build_delta()
     if delta is None:
         return WholeModels(model.layout, full)
     return DeltaModels(Versions(model.layout, model.moving, full, delta), config.seed)
-
-
-def _receive(opened: OpenRound, answer: Answer) -> None:
-    try:
-        update = read_update(_content(answer))
-    except ValueError as error:
-        opened.fail(answer.node, str(error))
-    else:
-        opened.receive(answer.node, update)
-
-
-def _content(answer: Answer) -> Any:
-    if answer.content is None:
-        raise ValueError(answer.error)
-    return answer.content
 
 
 def _weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:

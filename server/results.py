@@ -17,7 +17,8 @@ class RoundRow:
     Down go models and Programs, to be trained and to be evaluated. `uplink_bits_per_parameter` is the mean over the
     updates that came, good or bad, and over the parameters that travel.
     `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
-    global model, on what `final.evaluated_on` says; null in rounds that were not evaluated.
+    global model, on what `final.evaluated_on` says; null in rounds that were not evaluated. `dropped_in` counts the
+    clients lost in each phase of secure aggregation, null without it. `epsilon` is what all rounds up to here spent.
     """
 
     round: int
@@ -34,10 +35,16 @@ class RoundRow:
     downlink_bytes: int
     epsilon: float | None
     seconds: float
+    dropped_in: Mapping[str, int] | None = None
 
 
 def round_row(
-    result: RoundResult, unchanged: str | None, figures: Mapping[str, float], downlink_bytes: int, seconds: float
+    result: RoundResult,
+    unchanged: str | None,
+    figures: Mapping[str, float],
+    downlink_bytes: int,
+    epsilon: float | None,
+    seconds: float,
 ) -> RoundRow:
     """The row of a closed round; `unchanged` is why the model stayed as it was, None if it moved."""
     bits = result.uplink_bits_per_parameter
@@ -54,8 +61,9 @@ def round_row(
         uplink_bytes=result.uplink_bytes,
         uplink_bits_per_parameter=None if bits is None else round(bits, 4),
         downlink_bytes=downlink_bytes,
-        epsilon=None,
+        epsilon=finite(epsilon),
         seconds=round(seconds, 3),
+        dropped_in=result.dropped_in,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import PeerError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from server.aggregate import WeightedSum
+from server.aggregate import Aggregate
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """How a round ended. `delta` is None when fewer than the minimum of good updates came: the model stays."""
+    """How a round ended. `delta` is None when fewer than the minimum of good updates came: the model stays.
+
+    Under secure aggregation, `dropped_in` counts the clients lost in each of its phases, and `votes` is the sum of
+    +-1 over those whose update was within the clip or not.
+    """
 
     round: int
     delta: NDArray[np.float64] | None
@@ -43,6 +47,9 @@ class RoundResult:
     train_loss: float | None
     uplink_bytes: int
     uplink_bits_per_parameter: float | None
+    dropped_in: Mapping[str, int] | None = None
+    votes: float | None = None
+    unchanged: str | None = None  # why there is no delta
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:
@@ -68,7 +75,7 @@ class OpenRound:
     layout: TensorLayout
     codec: Codec
     min_updates: int
-    _sum: WeightedSum = field(init=False)
+    total: Aggregate
     _outcome: dict[int, Failure | None] = field(init=False, default_factory=dict)
     _loss: float = field(init=False, default=0.0)
     _uplink_bytes: int = field(init=False, default=0)
@@ -76,7 +83,6 @@ class OpenRound:
     _scratch: FloatVector | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._sum = WeightedSum(self.layout.size)
         # A float32 update is read where it lies; the others are decoded here, one after another. Not into the sum: an
         # update that shows itself malformed half-way must not have left its first half there.
         if self.codec.names != ("float32",):
@@ -92,7 +98,7 @@ class OpenRound:
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
             delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number, out=self._scratch)
-            self._sum.add(delta, update.examples)
+            self.total.add(delta, update.examples)
         except PeerError as error:
             self.fail(node, str(error))
             return
@@ -108,14 +114,16 @@ class OpenRound:
         """End the round; whoever has not answered failed for `silent_reason`."""
         for node in self.names:
             self.fail(node, silent_reason)
-        good = self._sum.count
+        good = self.total.count
         values = self._payloads * self.layout.size
+        enough = good >= self.min_updates
         return RoundResult(
             round=self.number,
-            delta=self._sum.mean() if good >= self.min_updates else None,
+            delta=self.total.mean() if enough else None,
             clients=tuple(name for node, name in self.names.items() if self._outcome[node] is None),
             failures=tuple(failure for failure in self._outcome.values() if failure is not None),
-            train_loss=self._loss / self._sum.total_weight if good else None,
+            train_loss=self._loss / self.total.total_weight if good else None,
             uplink_bytes=self._uplink_bytes,
             uplink_bits_per_parameter=8 * self._uplink_bytes / values if values else None,
+            unchanged=None if enough else f"fewer than {self.min_updates} good updates",
         )

@@ -24,6 +24,7 @@ class Scenario(ServerConfig):
     faults: FaultConfig = section(FaultConfig)
 
     def __post_init__(self) -> None:
+        ServerConfig.__post_init__(self)  # super() does not find its way in a dataclass with slots
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
 

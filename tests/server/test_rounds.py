@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.updates import TensorLayout, make_codec, wire
+from server.aggregate import WeightedSum
 from server.rounds import OpenRound, Update, choose_cohort
 
 LAYOUT = TensorLayout((("w", (3, 2)), ("b", (2,))))
@@ -18,7 +19,7 @@ NODES = [11, 22, 33, 2**63 + 5]
 
 
 def opened(min_updates: int = 1) -> OpenRound:
-    return OpenRound(4, {node: str(node) for node in NODES}, LAYOUT, CODEC, min_updates)
+    return OpenRound(4, {node: str(node) for node in NODES}, LAYOUT, CODEC, min_updates, WeightedSum(LAYOUT.size))
 
 
 def update(

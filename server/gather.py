@@ -1,0 +1,80 @@
+"""How a cohort is asked and its answers become one delta, where the server may read every update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edge_runtime.updates import Codec, TensorLayout
+from edge_runtime.updates.versions import Parcel
+from server.aggregate import Aggregate
+from server.link import Answer, Link, Question, read_update
+from server.rounds import OpenRound, RoundResult
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One round about to be played: the nodes of `parcels` are sent the question, each with its own parcel.
+
+    `hear` is told of every node once, when its part of the round is settled.
+    """
+
+    number: int
+    question: Question
+    parcels: Mapping[int, Parcel]
+    hear: Callable[[Answer], None]
+
+
+class Gather(Protocol):
+    """One way to play a round."""
+
+    def gather(self, asked: Asked) -> RoundResult:
+        """Ask, wait for what comes by the deadline, and make one delta of it."""
+
+
+class PlainGather:
+    """Every update is read, checked and added by itself. `aggregate` makes what a round's updates are added to."""
+
+    def __init__(
+        self,
+        link: Link,
+        codec: Codec,
+        layout: TensorLayout,
+        aggregate: Callable[[], Aggregate],
+        *,
+        min_updates: int,
+        deadline_s: float,
+    ) -> None:
+        self._link, self._codec, self._layout, self._aggregate = link, codec, layout, aggregate
+        self._min_updates, self._deadline_s = min_updates, deadline_s
+
+    def gather(self, asked: Asked) -> RoundResult:
+        opened = OpenRound(
+            number=asked.number,
+            names={node: str(node) for node in asked.parcels},
+            layout=self._layout,
+            codec=self._codec,
+            min_updates=self._min_updates,
+            total=self._aggregate(),
+        )
+        for answer in self._link.train(asked.question, asked.parcels, self._deadline_s):
+            _receive(opened, answer)
+            asked.hear(answer)
+        return opened.close(f"no reply within {self._deadline_s:g} s")
+
+
+def content_of(answer: Answer) -> Any:
+    """The reply's content; ValueError if the node sent none."""
+    if answer.content is None:
+        raise ValueError(answer.error)
+    return answer.content
+
+
+def _receive(opened: OpenRound, answer: Answer) -> None:
+    try:
+        update = read_update(content_of(answer))
+    except ValueError as error:
+        opened.fail(answer.node, str(error))
+    else:
+        opened.receive(answer.node, update)
