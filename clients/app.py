@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.exchange import encode_update, receive_model
+from clients.local_privacy import randomised
 from clients.records import answer, client_number, open_state, read_model, read_program, read_task
 from clients.round import Workbench
 from edge_runtime.engine.cores import allowed_cores
@@ -29,6 +30,8 @@ def train(message: Message, context: Context) -> Message:
     examples = _examples(node, task.data, task.seed)
     weights = receive_model(task, sent, bench.tensors, state)
     update = bench.train(task, weights, examples, client)
+    if task.local.clip:
+        update = randomised(update, task.local)
     payload = encode_update(task, update.delta, bench.tensors, state, client)
     return answer(message, {"num-examples": update.examples, "loss": update.loss}, sent.model_id, payload)
 

@@ -17,14 +17,38 @@ MAX_EXAMPLES = 2**28
 class Aggregate(Protocol):
     """What a round's updates are added to, one after another, and what becomes of them."""
 
-    count: int  # of updates added
-    total_weight: int
+    @property
+    def count(self) -> int:
+        """Of updates added."""
+
+    @property
+    def total_weight(self) -> int:
+        """Of the mean of their losses; 0 where that must not be told."""
 
     def add(self, update: NDArray[np.float32], weight: int) -> None:
         """Add one client's update, of shape (size,), which may be reused by the caller; PeerError if it is no good."""
 
     def mean(self) -> NDArray[np.float64]:
         """The one update that stands for all, shape (size,); asked for once, when all are added."""
+
+
+class EqualSum:
+    """The plain mean, whatever weights the clients claim: under privacy none counts for more than another."""
+
+    total_weight = 0
+
+    def __init__(self, size: int) -> None:
+        self._sum = WeightedSum(size)
+
+    @property
+    def count(self) -> int:
+        return self._sum.count
+
+    def add(self, update: NDArray[np.float32], weight: int) -> None:
+        self._sum.add(update, 1)
+
+    def mean(self) -> NDArray[np.float64]:
+        return self._sum.mean()
 
 
 class WeightedSum:

@@ -14,7 +14,7 @@ from server.config import ServerConfig
 from server.events import Event, Listener, RoundClosed, RunFinished, RunStarted
 from server.federation import federate
 from server.link import Link
-from server.results import describe
+from server.results import describe, privacy_lines
 
 
 def make_app(listeners: Sequence[Listener] = (), clock: Callable[[], float] = time.monotonic) -> ServerApp:
@@ -31,13 +31,17 @@ def make_app(listeners: Sequence[Listener] = (), clock: Callable[[], float] = ti
 def log_progress(event: Event) -> None:
     """Write every round to Flower's log, which `flwr run --stream` and `flwr log` show."""
     match event:
-        case RunStarted(config, directory, parameters):
+        case RunStarted(config, directory, parameters, warnings):
             log(INFO, "%s rounds, %s parameters; run directory %s", config.server.rounds, parameters, directory)
+            for warning in warnings:
+                log(WARNING, "%s", warning)
         case RoundClosed(row, rounds):
             log(INFO, "%s", describe(row, rounds))
             for failure in row.failures:
                 log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
         case RunFinished(_, final):
+            for line in privacy_lines(final):
+                log(INFO, "%s", line)
             log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
         case _:
             pass

@@ -13,11 +13,12 @@ from server.config import ServerConfig
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The model is built and clients are there; round 1 is about to be sent."""
+    """The model is built and clients are there; round 1 is about to be sent. `warnings` are lines for the user."""
 
     config: ServerConfig
     directory: Path
     parameters: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

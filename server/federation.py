@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,23 @@ from edge_runtime.train.sources import DataSource
 from edge_runtime.updates.versions import Parcel, Versions
 from server import results
 from server.artefacts import export_and_check
+from server.central import Central
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
 from server.gather import Asked, Gather, PlainGather, content_of
 from server.link import Answer, Link, Question, read_held, read_metrics
+from server.local import Local
 from server.model import GlobalModel
 from server.private import NoPrivacy, Privacy
 from server.publish import DeltaModels, WholeModels
-from server.rounds import RoundResult, choose_cohort
+from server.rounds import RoundResult, choose_cohort, not_played
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
 
+PRIVACY: Mapping[str, Callable[[ServerConfig, int], Privacy]] = {
+    "none": NoPrivacy,
+    "central": Central,
+    "local": Local,
+}
 EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
 
 
@@ -77,7 +84,9 @@ class _Run:
                 f"{settings.min_updates}; start more clients or lower it"
             )
         self._store.append("run_started", flatten(self._config))
-        self._emit(RunStarted(self._config, self._store.directory, self._model.layout.size))
+        self._privacy.open(self._store)
+        size, warnings = self._model.layout.size, self._privacy.warnings()
+        self._emit(RunStarted(self._config, self._store.directory, size, warnings))
         stopped = None
         for number in range(1, settings.rounds + 1):
             if stopped := self._privacy.why_stop(number):
@@ -91,7 +100,13 @@ class _Run:
         due = number == settings.rounds or number % settings.eval_every == 0
         figures = self._evaluate(number) if due else {}
         row = results.round_row(
-            result, unchanged, figures, self._downlink_bytes, self._privacy.epsilon, time.monotonic() - started_s
+            result,
+            unchanged,
+            figures,
+            self._downlink_bytes,
+            self._privacy.epsilon,
+            time.monotonic() - started_s,
+            clip=self._privacy.clip,
         )
         self._close_round(row)
         self._downlink_bytes = 0
@@ -101,6 +116,9 @@ class _Run:
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
         cohort = self._privacy.cohort(nodes, number)
+        if len(cohort) < settings.min_updates:
+            result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
+            return result, result.unchanged
 
         def hear(answer: Answer) -> None:
             self._learn(answer)
@@ -116,7 +134,7 @@ class _Run:
         return result, None
 
     def _question(self, number: int) -> Question:
-        return Question(flatten(self._config.task(number)), self._model.program)
+        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program)
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
@@ -160,7 +178,8 @@ class _Run:
         self._store.write("model.safetensors", content)
         applied = sum(row.applied for row in self._rows)
         if not applied:
-            raise RunError(self._why_nothing_was_applied())
+            raise RunError(stopped if stopped and not self._rows else self._why_nothing_was_applied())
+        private = self._privacy.final()
         final: dict[str, Any] = {
             "accuracy": self._rows[-1].accuracy,
             "loss": self._rows[-1].loss,
@@ -168,8 +187,9 @@ class _Run:
             "rounds_applied": applied,
             "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
             "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
-            "epsilon": self._privacy.epsilon,
-            "privacy": self._privacy.final(),
+            "epsilon": results.finite(self._privacy.epsilon),
+            "delta": private["delta"] if private else None,
+            "privacy": private,
             "stopped": stopped,
             "parameters": self._model.layout.size,
             "model_sha256": sha256(content),
@@ -226,7 +246,7 @@ class _Run:
 
 def make_privacy(config: ServerConfig, model: GlobalModel) -> Privacy:
     """What `[privacy]` asks for."""
-    return NoPrivacy(config, model.moving.size)
+    return PRIVACY[config.mechanism](config, model.moving.size)
 
 
 def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: Privacy) -> Gather:

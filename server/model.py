@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from server.config import ServerConfig
 from server.strategy import STRATEGIES
 
 EVALUATION_BATCH = 256
+SMALLEST_VARIANCE = 1e-6  # of a running variance under noise; a normalised layer divides by its root
 
 
 def _example(config: ServerConfig, test: Examples | None) -> NDArray[np.generic]:
@@ -63,7 +64,10 @@ class GlobalModel:
         self.weights = self.layout.flatten(self._initial)
         self.moving = self.layout.subset(self._trainer.moving_names())
         self._strategy_state = self._strategy.init(self.moving.size)
-        self._is_buffer = self._mark_buffers()
+        buffers = self._trainer.buffer_names()
+        self._is_buffer = self._mark(buffers)
+        self._is_variance = self._mark({name for name in buffers if name.rpartition(".")[2] == "running_var"})
+        self._noisy = config.mechanism != "none"
 
     def apply(self, delta: NDArray[np.float64]) -> bool:
         """Move the weights by the mean client delta of the moving tensors, as the strategy says.
@@ -76,6 +80,8 @@ class GlobalModel:
             state, moved = self._strategy.apply(self._settings, self._strategy_state, before, delta)
             # An adaptive step on a running variance could make it negative.
             moved[self._is_buffer] = (before + delta).astype(np.float32)[self._is_buffer]
+            if self._noisy:
+                moved[self._is_variance] = np.maximum(moved[self._is_variance], SMALLEST_VARIANCE)
         if not native.all_finite(moved):
             return False
         self._strategy_state = state
@@ -95,9 +101,9 @@ class GlobalModel:
     def _load(self) -> None:
         self._trainer.load_state_dict({**self._initial, **self.layout.views(self.weights)})
 
-    def _mark_buffers(self) -> NDArray[np.bool_]:
-        buffers = self._trainer.buffer_names()
+    def _mark(self, names: Set[str]) -> NDArray[np.bool_]:
+        """Of the values that move, those of the tensors of these names."""
         flags = np.zeros(self.moving.size, np.float32)
         for name, view in self.moving.views(flags).items():
-            view[...] = name in buffers
+            view[...] = name in names
         return flags.astype(bool)

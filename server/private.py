@@ -5,19 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate, WeightedSum
 from server.config import ServerConfig
-from server.rounds import RoundResult, choose_cohort
+from server.rounds import RoundResult
+from server.run_store import RunStore
+from server.sampling import SeededSampling
 
 
 class Privacy(Protocol):
-    """One mechanism. In every round in this order: `why_stop`, `cohort`, `aggregate` if updates are read, `settle`."""
+    """One mechanism.
+
+    `open` once; then in every round, in this order: `why_stop`, `cohort`, and if the round is played, `task`,
+    `aggregate` where updates are read, and `settle`.
+    """
+
+    def open(self, store: RunStore) -> None:
+        """The run begins: what is spent from here on is written there before it is used."""
 
     def why_stop(self, number: int) -> str | None:
         """Why this round may not be played, nor any later one; None if it may."""
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         """Who of the nodes online is asked, in ascending order."""
+
+    def task(self, task: RoundTask) -> RoundTask:
+        """What clients are sent: the task, and what they do for privacy themselves."""
 
     def aggregate(self) -> Aggregate:
         """What the round's updates are added to."""
@@ -29,6 +42,13 @@ class Privacy(Protocol):
     def epsilon(self) -> float | None:
         """What all rounds so far have spent; None if nothing is promised."""
 
+    @property
+    def clip(self) -> float | None:
+        """The L2 norm to which the last round's updates were clipped; None if they were not."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the user had better know before the first round."""
+
     def final(self) -> dict[str, Any] | None:
         """The closing figures, as `run.json` has them."""
 
@@ -37,21 +57,31 @@ class NoPrivacy:
     """Nothing is promised: a cohort drawn from the run's seed, and a mean weighted by examples."""
 
     epsilon = None
+    clip = None
 
     def __init__(self, config: ServerConfig, size: int) -> None:
-        self._config, self._size = config, size
+        self._sampling, self._size = SeededSampling(config.server.cohort, config.seed), size
+
+    def open(self, store: RunStore) -> None:
+        """There are no books."""
 
     def why_stop(self, number: int) -> str | None:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        return choose_cohort(nodes, self._config.server.cohort, self._config.seed, number)
+        return self._sampling.draw(nodes, number)
+
+    def task(self, task: RoundTask) -> RoundTask:
+        return task
 
     def aggregate(self) -> Aggregate:
         return WeightedSum(self._size)
 
     def settle(self, number: int, result: RoundResult) -> None:
         """There are no books."""
+
+    def warnings(self) -> tuple[str, ...]:
+        return ()
 
     def final(self) -> dict[str, Any] | None:
         return None

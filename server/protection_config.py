@@ -63,10 +63,11 @@ class PrivacyConfig:
     """Differential privacy of clients, and the clip, which secure aggregation needs as well. See docs/privacy.md.
 
     `epsilon` is the budget of the whole run, from which the noise follows; or `noise_multiplier` gives the noise, in
-    clips, and no round is refused. `mechanism` is by default "distributed" under secure aggregation, else "central".
-    `clip` at 0 follows the `clip_quantile` of clients' norms. `population` is how many clients the server draws each
-    cohort from, at random and for itself alone; 0 claims no such sampling. `ledger` is that of an earlier run, whose
-    releases count against the same budget.
+    clips. With both, the run ends before the round that would pass the budget. `mechanism` is by default "distributed"
+    under secure aggregation, else "central". `clip` at 0 follows the `clip_quantile` of clients' norms. `population` is
+    how many clients the server draws each cohort from, at random and for itself alone; 0 claims no such sampling; in a
+    simulation it is all clients. `ledger` is that of an earlier run, a file or its run directory, whose releases count
+    against the same budget.
     """
 
     mechanism: str = key("", choices=("", *MECHANISMS))
@@ -85,8 +86,6 @@ class PrivacyConfig:
     ledger: str = key("")
 
     def __post_init__(self) -> None:
-        if self.epsilon and self.noise_multiplier:
-            raise ConfigError("privacy.epsilon and privacy.noise_multiplier: give one; each follows from the other")
         if self.mechanism in MECHANISMS[1:] and not (self.epsilon or self.noise_multiplier):
             raise ConfigError(
                 f"privacy.mechanism = {self.mechanism!r}: needs privacy.epsilon or privacy.noise_multiplier"
@@ -132,6 +131,16 @@ def check_together(
         raise ConfigError(
             f"robust.aggregator = {robust.aggregator!r}: must be mean with privacy.mechanism = {mechanism!r}, whose "
             "noise is for sums; its clip bounds what one client can do"
+        )
+    if mechanism in ("central", "ftrl") and uplink.error_feedback:
+        raise ConfigError(
+            "uplink.error_feedback = True: must be false with privacy, where a client's residual would carry its data "
+            "from round to round beyond the clip"
+        )
+    if mechanism == "local" and not privacy.clip:
+        raise ConfigError(
+            'privacy.clip = 0: must be above 0 with privacy.mechanism = "local", where the server is not to learn of '
+            "norms that a clip could follow"
         )
     if secure.enabled:
         _check_secure(secure, mechanism, robust, uplink)

@@ -18,7 +18,8 @@ class RoundRow:
     updates that came, good or bad, and over the parameters that travel.
     `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
     global model, on what `final.evaluated_on` says; null in rounds that were not evaluated. `dropped_in` counts the
-    clients lost in each phase of secure aggregation, null without it. `epsilon` is what all rounds up to here spent.
+    clients lost in each phase of secure aggregation, null without it. `epsilon` is what all rounds up to here spent,
+    `clip` the L2 norm to which updates were clipped; null without privacy. Under privacy no `train_loss` is told.
     """
 
     round: int
@@ -36,6 +37,7 @@ class RoundRow:
     epsilon: float | None
     seconds: float
     dropped_in: Mapping[str, int] | None = None
+    clip: float | None = None
 
 
 def round_row(
@@ -45,6 +47,8 @@ def round_row(
     downlink_bytes: int,
     epsilon: float | None,
     seconds: float,
+    *,
+    clip: float | None = None,
 ) -> RoundRow:
     """The row of a closed round; `unchanged` is why the model stayed as it was, None if it moved."""
     bits = result.uplink_bits_per_parameter
@@ -64,6 +68,7 @@ def round_row(
         epsilon=finite(epsilon),
         seconds=round(seconds, 3),
         dropped_in=result.dropped_in,
+        clip=clip,
     )
 
 
@@ -81,9 +86,21 @@ def describe(row: RoundRow, rounds: int) -> str:
     parts.append(f"clients {row.clients}")
     if row.dropped:
         parts.append(f"dropped {row.dropped}")
+    if row.epsilon is not None:
+        parts.append(f"epsilon {row.epsilon:.3g}")
     if not row.applied:
         parts.append(f"model unchanged: {row.unchanged}")
     return "  ".join([*parts, f"{row.seconds:.1f} s"])
+
+
+def privacy_lines(final: Mapping[str, Any]) -> list[str]:
+    """What a run says of its privacy at the end, in one line, and why it ended early, in another."""
+    lines = [f"stopped: {final['stopped']}"] if final["stopped"] else []
+    if private := final["privacy"]:
+        spent = "unbounded" if private["epsilon"] is None else f"{private['epsilon']:.4g}"
+        noise = f"noise multiplier {private['noise_multiplier']:.4g}"
+        lines.append(f"privacy: {private['mechanism']}, epsilon {spent} at delta {private['delta']:g}, {noise}")
+    return lines
 
 
 def finite(value: float | None) -> float | None:

@@ -63,6 +63,11 @@ def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int,
     return [pool[place] for place in sorted(places)]
 
 
+def not_played(number: int, reason: str) -> RoundResult:
+    """The result of a round in which nobody was asked."""
+    return RoundResult(number, None, (), (), None, 0, None, unchanged=reason)
+
+
 @dataclass(slots=True)
 class OpenRound:
     """A round while answers come in. Every asked client ends up in `clients` or in `failures`, exactly once.
@@ -122,7 +127,7 @@ class OpenRound:
             delta=self.total.mean() if enough else None,
             clients=tuple(name for node, name in self.names.items() if self._outcome[node] is None),
             failures=tuple(failure for failure in self._outcome.values() if failure is not None),
-            train_loss=self._loss / self.total.total_weight if good else None,
+            train_loss=self._loss / self.total.total_weight if self.total.total_weight else None,
             uplink_bytes=self._uplink_bytes,
             uplink_bits_per_parameter=8 * self._uplink_bytes / values if values else None,
             unchanged=None if enough else f"fewer than {self.min_updates} good updates",

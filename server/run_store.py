@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -69,6 +70,22 @@ class RunStore:
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def append_line(self, name: str, line: str) -> None:
+        """Add to the end of a text file; on the disk itself when this returns, so that no crash takes it back."""
+        path = self.directory / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            folder = os.open(self.directory, os.O_RDONLY)  # a new file's name is its folder's content
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from server.events import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
-from server.results import RoundRow, describe
+from server.results import RoundRow, describe, privacy_lines
 
 
 class Console:
@@ -59,6 +59,8 @@ class Console:
         self._out.print(table)
         if reason := deploy.get("skipped") or deploy.get("error"):
             self._out.print(f"no ONNX file: {reason}")
+        for line in privacy_lines(final):
+            self._out.print(line, soft_wrap=True)
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")
         up, down = _size(final["uplink_bytes"]), _size(final["downlink_bytes"])
@@ -73,6 +75,8 @@ class Console:
             f"{config.server.rounds} rounds of {config.server.strategy}; {event.parameters:,} parameters",
             soft_wrap=True,
         )
+        for warning in event.warnings:
+            self._out.print(warning, soft_wrap=True)
         if self._out.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),

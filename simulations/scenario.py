@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ class Scenario(ServerConfig):
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)  # super() does not find its way in a dataclass with slots
+        if self.mechanism != "none" and not self.privacy.population:
+            # A simulation knows all its clients, and draws from them itself.
+            object.__setattr__(self, "privacy", replace(self.privacy, population=self.data.clients))
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
 

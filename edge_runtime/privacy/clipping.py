@@ -61,7 +61,7 @@ class AdaptiveClip:
     def vote(self, norm: float) -> int:
         return 1 if norm <= self.clip else -1
 
-    def updated(self, votes: float, voters: int) -> AdaptiveClip:
+    def updated(self, votes: float, voters: float) -> AdaptiveClip:
         """The next round's clip, from the noisy sum of `voters` votes."""
         below = min(1.0, max(0.0, (votes / voters + 1) / 2))
         return replace(self, clip=self.clip * math.exp(-self.rate * (below - self.quantile)))

@@ -13,6 +13,8 @@ from typing import Any
 from edge_runtime import losses, optimizers, plugins, schedules
 from edge_runtime.config import key, section
 from edge_runtime.errors import ConfigError
+from edge_runtime.privacy.clipping import l2_bound
+from edge_runtime.privacy.pmf import exact_parameter
 from edge_runtime.updates import CODECS, Codec, make_codec
 
 DATASETS, MODELS = "hedgerow.datasets", "hedgerow.models"
@@ -217,6 +219,24 @@ def _build_codec(table: str, stages: tuple[str, ...], options: Mapping[str, floa
 
 
 @dataclass(frozen=True, slots=True)
+class LocalPrivacy:
+    """What a client does to its update before anyone sees it: clips it, rounds it, adds noise of its own.
+
+    `scale` whole numbers make one unit; `noise` is the sigma of a rounded Gaussian in these, exact decimal text. With a
+    `clip` of 0 the update leaves as it is.
+    """
+
+    clip: float = key(0.0, low=0, high=1e9)
+    scale: float = key(0.0, low=0, high=1e18)
+    noise: str = key("")
+
+    def __post_init__(self) -> None:
+        if self.clip:
+            exact_parameter("rounded_gaussian", self.noise)
+            l2_bound(self.scale, self.clip, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTask:
     """What a server asks of a client in one round; travels as flat keys beside the model."""
 
@@ -228,3 +248,4 @@ class RoundTask:
     train: TrainConfig = section(TrainConfig)
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
+    local: LocalPrivacy = section(LocalPrivacy)
