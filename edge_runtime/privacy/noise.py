@@ -33,7 +33,9 @@ class TableSampler:
 
     def __init__(self, kind: str, parameter: str) -> None:
         if kind == "rounded_gaussian" and pmf.exact_parameter(kind, parameter) > WIDEST:
-            raise ConfigError(f"rounded_gaussian sigma = {parameter}: must be at most {WIDEST} in a plain table; use cells")
+            raise ConfigError(
+                f"rounded_gaussian sigma = {parameter}: must be at most {WIDEST} in a plain table; use cells"
+            )
         entries, tail = _entries(pmf.weights(kind, parameter))
         self.kind, self.parameter, self.radius = kind, parameter, len(entries) // 2
         self.total_variation = math.nextafter(float((self.radius + 1) * Decimal(2) ** -128 + tail), 1.0)
