@@ -1,8 +1,8 @@
 """Rounded Gaussians of large sigma: a table finds a cell of K = 2^j whole numbers, rejection the place inside it.
 
-Cell c holds cK .. cK + K - 1, with sigma / K in 32..64: some 1,800 entries at most, whatever sigma is. A uniform place x
-of the cell stays with probability P(x) / P(near), near being the cell's end next to 0; else another is drawn, in the
-same cell. So samples are exact but for the table's 2^-128 an entry and the 108 bits that accept or refuse.
+Cell c holds cK .. cK + K - 1, with sigma / K in 32..64: some 1,800 entries at most, whatever sigma is. A uniform place
+x of the cell stays with probability P(x) / P(near), near being the cell's end next to 0; else another is drawn, in
+the same cell. So samples are exact but for the table's 2^-128 an entry and the 108 bits that accept or refuse.
 
 With t = (x^2 - near^2) / 2 sigma^2, exp(-t) <= P(x) / P(near) <= exp(-t + t / 4 sigma^2): P(k) exp(k^2 / 2 sigma^2) is
 E[cosh(k s / sigma^2) exp(-s^2 / 2 sigma^2)] over s in -1/2..1/2, whose logarithm grows with k by at most
@@ -11,7 +11,6 @@ k s^2 / sigma^4. So floats decide all but one place in some 10^8; there the quot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial

@@ -85,7 +85,7 @@ def cell_weights(sigma: Decimal, width: int) -> list[Decimal]:
 
 
 def _bump_area(middle: Decimal, height: Decimal, square: Decimal) -> Decimal:
-    """The integral of exp(-x^2 / 2 s^2) over middle -+ 1/2, by the Taylor series around it; `height` is its value there.
+    """The integral of exp(-x^2 / 2 s^2) over middle -+ 1/2, by the Taylor series there; `height` is its first term.
 
     With a_n the coefficients: a_(n+1) = -(middle a_n + a_(n-1)) / (s^2 (n+1)); odd powers integrate to nothing.
     """
