@@ -18,7 +18,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
-from server.clipped_sum import Clip, ClippedSum, Grid, Mean, Sums
+from server.clipped_sum import VARIATION, Clip, ClippedSum, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.results import finite
 from server.rounds import RoundResult
@@ -35,7 +35,7 @@ class Central:
         self._entropy = entropy
         self._budget = Budget.of(settings)
         self._noise_multiplier = settings.noise_multiplier or self._budget.noise_for(
-            lambda z: SampledGaussian(z, self._sampling.rate, config.server.rounds)
+            lambda z: SampledGaussian(z, self._sampling.rate, config.server.rounds, size + 1, VARIATION)
         )
         self._clip = Clip(settings)
         self._grid = Grid(size)

@@ -23,6 +23,7 @@ Sums = NDArray[np.int64]
 Mean = NDArray[np.float64]
 Release = Callable[[Sums], Mean]  # the sum in, what may be told of it out: in the same units, with its noise
 
+VARIATION = 2.0**-104  # no sampler of rounded Gaussians is further from them, in one value
 _AT_LEAST = 1024.0
 _PER_ROOT = 8.0  # rounding then makes the longest vector at most 0.2 % longer, whatever the update's size
 _UP = 1 + 2.0**-40  # more than float rounding of scale * clip takes off

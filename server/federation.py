@@ -23,6 +23,7 @@ from server.artefacts import export_and_check
 from server.central import Central
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
+from server.ftrl import Ftrl
 from server.gather import Asked, Gather, PlainGather, content_of
 from server.link import Answer, Link, Question, read_held, read_metrics
 from server.local import Local
@@ -35,6 +36,7 @@ from server.run_store import RunStore, model_bytes, refuse_used, sha256
 PRIVACY: Mapping[str, Callable[[ServerConfig, int], Privacy]] = {
     "none": NoPrivacy,
     "central": Central,
+    "ftrl": Ftrl,
     "local": Local,
 }
 EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}

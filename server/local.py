@@ -19,7 +19,7 @@ from edge_runtime.train.config import LocalPrivacy, RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
 from server.central import swamped
-from server.clipped_sum import Grid
+from server.clipped_sum import VARIATION, Grid
 from server.config import ServerConfig
 from server.rounds import RoundResult
 from server.run_store import RunStore
@@ -41,7 +41,7 @@ class Local:
         rounds, cohort = config.server.rounds, config.server.cohort
         self._most = min(rounds, -(-rounds * cohort // settings.population)) if settings.population else rounds
         self._noise_multiplier = settings.noise_multiplier or self._budget.noise_for(
-            lambda z: SampledGaussian(z, 1.0, self._most)
+            lambda z: SampledGaussian(z, 1.0, self._most, size, VARIATION)
         )
         grid = Grid(size)
         sigma = grid.sigma(2 * self._noise_multiplier)  # replacing one's data moves them by up to 2 l2
