@@ -158,14 +158,14 @@ class Channel(_Guarded):
     use it again, which gives both away; `seal` refuses.
     """
 
-    __slots__ = ("_aead", "_context", "_own", "_peer", "_sealed")
+    __slots__ = ("_aead", "_context", "_key", "_own", "_peer", "_sealed")
 
-    def __init__(self, key: Secret, context: Context, own: int, peer: int) -> None:
+    def __init__(self, key: Secret, context: Context, own: int, peer: int, *, sealed: bool = False) -> None:
         if own == peer or not (0 <= own < 2**64 and 0 <= peer < 2**64):
             raise ValueError(f"the two ends of a channel have ids of 0 to 2^64 - 1 that differ, got {own} and {peer}")
         self._aead = ChaCha20Poly1305(key.reveal())
-        self._context, self._own, self._peer = context, own, peer
-        self._sealed = False
+        self._key, self._context, self._own, self._peer = key, context, own, peer
+        self._sealed = sealed
 
     def seal(self, message: bytes) -> bytes:
         """The ciphertext, `TAG_BYTES` longer than the message.
@@ -190,6 +190,13 @@ class Channel(_Guarded):
             return self._aead.decrypt(_nonce(self._peer), ciphertext, self._bound(self._peer, self._own))
         except InvalidTag:
             raise PeerError(f"what client {self._peer} sent to {self._own} was changed or not meant for it") from None
+
+    def secret(self) -> Secret:
+        """Its key. A channel made of it once more must be told that its message is `sealed`."""
+        return self._key
+
+    def wipe(self) -> None:
+        self._key.wipe()
 
     def _bound(self, source: int, destination: int) -> bytes:
         context = self._context
@@ -230,6 +237,11 @@ def verify(public: bytes, signature: bytes, label: bytes, *fields: bytes) -> Non
         Ed25519PublicKey.from_public_bytes(public).verify(signature, statement(label, *fields))
     except (InvalidSignature, ValueError):
         raise PeerError(f"a signature of {label.decode(errors='replace')!r} is not by the device it names") from None
+
+
+def device_id(public: bytes) -> int:
+    """The client id of a device: the first 8 bytes of its public key's SHA-256, little-endian."""
+    return int.from_bytes(hashlib.sha256(public).digest()[:8], "little")
 
 
 def commitment(secret: Secret, label: bytes, *fields: bytes) -> bytes:
