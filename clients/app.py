@@ -11,24 +11,35 @@ from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.exchange import encode_update, receive_model
 from clients.local_privacy import randomised
-from clients.records import answer, client_number, open_state, read_model, read_program, read_task
+from clients.records import answer, client_number, holding, open_state, read_model, read_program, read_task
 from clients.round import Workbench
+from clients.secure import begin, is_setup, settle
 from edge_runtime.engine.cores import allowed_cores
 from edge_runtime.errors import PeerError, ProgramError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainConfig
 from edge_runtime.train.factory import make_trainer, unpack_program
+from edge_runtime.updates.delta import FloatVector
 
 app = ClientApp()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train on this node's examples; the reply holds the encoded delta."""
+    """Train on this node's examples; the reply holds the encoded delta, or this node's part of a secure round."""
+    if (settled := settle(message, context)) is not None:
+        return settled
     node, task, bench = _read(message, context)
     sent, state, client = read_model(message), open_state(context), client_number(context)
     examples = _examples(node, task.data, task.seed)
     weights = receive_model(task, sent, bench.tensors, state)
+    if is_setup(message):
+
+        def work() -> tuple[FloatVector, int]:
+            update = bench.train(task, weights, examples, client)
+            return update.delta, update.examples
+
+        return holding(begin(message, context, task, weights, bench.tensors.moving.size, work), sent.model_id)
     update = bench.train(task, weights, examples, client)
     if task.local.clip:
         update = randomised(update, task.local)
@@ -39,6 +50,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the global model on this node's examples."""
+    settle(message, context)
     node, task, bench = _read(message, context)
     sent = read_model(message)
     examples = _examples(node, task.data, task.seed)

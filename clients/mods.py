@@ -10,7 +10,8 @@
         return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
 
 The function trains `arrays` and returns all of them; what it returns of the tensors that move, less what it was given,
-is the update. Put this mod first: what stands behind it in the list (clipping, noise) sees plain arrays.
+is the update. Rounds under secure aggregation are this mod's work too: the function is asked to train, and what it
+returns leaves the node under masks alone. Put this mod first: what stands behind it in the list (clipping, noise) sees plain arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.exchange import Tensors, encode_update, receive_model
-from clients.records import answer, client_number, open_state, read_model, read_task
+from clients.records import answer, client_number, holding, open_state, read_model, read_task
+from clients.secure import begin, is_setup, settle
 from edge_runtime.config import flatten
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector
@@ -49,10 +51,29 @@ def update_codec_mod(
         kind = message.metadata.message_type.split(".")[0]
         if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
             return call_next(message, context)
+        if (settled := settle(message, context)) is not None:
+            return settled
         task, sent, state = read_task(message), read_model(message), open_state(context)
-        weights = receive_model(task, sent, tensors, state)
-        message.content = RecordDict({"arrays": _as_record(weights, layout), "config": ConfigRecord({**flatten(task)})})
-        reply = call_next(message, context)
+        weights, in_secret = receive_model(task, sent, tensors, state), is_setup(message)
+
+        def work() -> Message:
+            config = ConfigRecord({**flatten(task)})
+            message.content = RecordDict({"arrays": _as_record(weights, layout), "config": config})
+            return call_next(message, context)
+
+        def delta_of(reply: Message) -> FloatVector:
+            return _moved(reply, tensors.moving) - gather(weights, layout, tensors.moving)
+
+        if in_secret:
+
+            def train() -> tuple[FloatVector, int]:
+                reply = work()
+                if reply.has_error():
+                    raise RuntimeError(reply.error.reason)
+                return delta_of(reply), _examples(reply)
+
+            return holding(begin(message, context, task, weights, tensors.moving.size, train), sent.model_id)
+        reply = work()
         if reply.has_error():
             return reply
         figures = reply.content["metrics"]
@@ -60,8 +81,7 @@ def update_codec_mod(
             raise TypeError("the reply's metrics must be a MetricRecord")
         update = None
         if kind == MessageType.TRAIN:
-            delta = _moved(reply, tensors.moving) - gather(weights, layout, tensors.moving)
-            update = encode_update(task, delta, tensors, state, client_number(context))
+            update = encode_update(task, delta_of(reply), tensors, state, client_number(context))
         return answer(message, figures, sent.model_id, update)
 
     return mod
@@ -77,3 +97,10 @@ def _moved(reply: Message, moving: TensorLayout) -> FloatVector:
     if not isinstance(arrays, ArrayRecord):
         raise TypeError("the reply's arrays must be an ArrayRecord")
     return moving.flatten({name: arrays[name].numpy() for name, _ in moving.shapes if name in arrays})
+
+
+def _examples(reply: Message) -> int:
+    """The reply's number of examples; it is what the update weighs, where updates are weighted."""
+    figures = reply.content.get("metrics")
+    examples = figures.get("num-examples", 1) if isinstance(figures, MetricRecord) else 1
+    return examples if type(examples) is int else 0

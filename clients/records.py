@@ -64,11 +64,16 @@ def _task_record(message: Message) -> ConfigRecord:
 def answer(message: Message, figures: Mapping[str, Figure], held: bytes = b"", update: bytes | None = None) -> Message:
     """The reply: figures, the version that the node holds where versions are told apart, and an update, if any."""
     content = RecordDict({"metrics": MetricRecord(dict(figures))})
-    if held:
-        content["holds"] = ConfigRecord({"model-id": held})
     if update is not None:
         content["update"] = ArrayRecord({"delta": Array("uint8", (len(update),), STYPE, update)})
-    return Message(content, reply_to=message)
+    return holding(Message(content, reply_to=message), held)
+
+
+def holding(reply: Message, held: bytes) -> Message:
+    """The reply, with the version that the node holds where versions are told apart."""
+    if held:
+        reply.content["holds"] = ConfigRecord({"model-id": held})
+    return reply
 
 
 def client_number(context: Context) -> int:
@@ -92,6 +97,9 @@ class ContextStore:
         record = self._state.setdefault(STATE, ArrayRecord())
         assert isinstance(record, ArrayRecord)
         record[name] = Array("uint8", (len(content),), "hedgerow.state.v1", content)
+
+    def claim(self, round_number: int, step: str) -> bool:
+        return True  # messages get the state one after another, with what the last one left
 
 
 def open_state(context: Context) -> ClientState:

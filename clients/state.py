@@ -1,4 +1,5 @@
-"""What a client keeps from one message to the next: the model version it holds, and what its codec has not yet sent.
+"""What a client keeps from one message to the next: the model version it holds, what its codec has not yet sent, and
+which secure rounds it was in. Of a secure round itself nothing is kept here; see `secure.py`.
 
 With `state-path` in the node config it is two files a run, which only their owner may read, and survives a restart of
 the process; else it is in Flower's `Context.state` (`records.ContextStore`), which lives as long as the node's process.
@@ -27,6 +28,7 @@ from edge_runtime.updates.versions import ID_BYTES
 KEPT_RUNS = 4  # folders of runs that stay, the newest among them; the oldest goes when a new run comes
 CHECKSUM_BYTES = 16
 MAX_HEAD_BYTES = 128  # more than checksum, id and a payload's header take
+_ROUND_BYTES = 4
 _RUN_FOLDER = re.compile(r"run-[0-9a-f]{16}")
 _LOG = logging.getLogger(__name__)
 _FLOAT32 = make_codec("float32")
@@ -39,6 +41,12 @@ class Store(Protocol):
         """What was written last, None if nothing was; at most `most` + 1 bytes of it."""
 
     def write(self, name: str, content: bytes) -> None: ...
+
+    def claim(self, round_number: int, step: str) -> bool:
+        """Whether this step of the round is not yet claimed. Of two that ask at once one is told so, if any.
+
+        Earlier rounds are forgotten. A store that only one message at a time can reach need not remember any.
+        """
 
 
 class ClientState:
@@ -67,6 +75,20 @@ class ClientState:
 
     def keep_residual(self, layout: TensorLayout, round_number: int, values: FloatVector) -> None:
         self._write("residual", layout, bytes(ID_BYTES), round_number, values)
+
+    def enter(self, round_number: int) -> bool:
+        """Whether neither this secure round nor a later one was entered before; from now on it was."""
+        last = self._store.read("secure-round", _ROUND_BYTES)
+        if last is not None and (len(last) != _ROUND_BYTES or round_number <= int.from_bytes(last, "little")):
+            return False
+        if not self.once(round_number, "enter"):
+            return False
+        self._store.write("secure-round", round_number.to_bytes(_ROUND_BYTES, "little"))
+        return True
+
+    def once(self, round_number: int, step: str) -> bool:
+        """Whether this step of a secure round is not yet taken; from now on it is."""
+        return self._store.claim(round_number, step)
 
     def _write(self, name: str, layout: TensorLayout, key: bytes, round_number: int, values: FloatVector) -> None:
         body = key + _FLOAT32.encode_vector(values, layout, round_number=round_number)
@@ -112,6 +134,21 @@ class FileStore:
             write_atomically(self._folder / name, [content], mode=0o600)
         except OSError as error:
             raise ConfigError(f"node config: state-path: {self._folder / name}: cannot be written ({error})") from error
+
+    def claim(self, round_number: int, step: str) -> bool:
+        try:
+            if not self._folder.is_dir():
+                self._start()
+            for old in self._folder.glob("round-*.*"):
+                if int(old.stem.removeprefix("round-")) < round_number:
+                    old.unlink(missing_ok=True)
+            claimed = self._folder / f"round-{round_number}.{step}"
+            os.close(os.open(claimed, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise ConfigError(f"node config: state-path: {self._folder}: cannot be written ({error})") from error
+        return True
 
     def _start(self) -> None:
         """Make this run's folder in place of the oldest one."""

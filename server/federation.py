@@ -12,12 +12,13 @@ from typing import Any
 
 from edge_runtime import plugins
 from edge_runtime.config import flatten
-from edge_runtime.errors import RunError
+from edge_runtime.errors import ConfigError, RunError
+from edge_runtime.secagg.keys import parse_public_keys
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.loop import State
 from edge_runtime.train.sources import DataSource
-from edge_runtime.updates.versions import Parcel, Versions
+from edge_runtime.updates.versions import Parcel, Versions, model_hash
 from server import results
 from server.artefacts import export_and_check
 from server.central import Central
@@ -32,6 +33,8 @@ from server.private import NoPrivacy, Privacy
 from server.publish import DeltaModels, WholeModels
 from server.rounds import RoundResult, choose_cohort, not_played
 from server.run_store import RunStore, model_bytes, refuse_used, sha256
+from server.secagg_driver import SecureGather
+from server.sum_plan import SummedUpdates, SumPlanner
 
 PRIVACY: Mapping[str, Callable[[ServerConfig, int], Privacy]] = {
     "none": NoPrivacy,
@@ -126,8 +129,10 @@ class _Run:
             self._learn(answer)
             self._emit(ClientAnswered(number, str(answer.node)))
 
-        asked = Asked(number, self._question(number), self._parcels(cohort, number), hear)
+        parcels = self._parcels(cohort, number)
+        asked = Asked(number, self._question(number), parcels, hear, lambda: model_hash(self._publisher.values))
         result = self._gather.gather(asked)
+        self._downlink_bytes += result.protocol_bytes
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
@@ -248,12 +253,28 @@ class _Run:
 
 def make_privacy(config: ServerConfig, model: GlobalModel) -> Privacy:
     """What `[privacy]` asks for."""
+    if config.secure.enabled and config.mechanism == "none":
+        return SummedUpdates(config, model.moving.size)
     return PRIVACY[config.mechanism](config, model.moving.size)
 
 
 def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: Privacy) -> Gather:
     """How rounds are played."""
     settings = config.server
+    if config.secure.enabled:
+        if not isinstance(privacy, SumPlanner):
+            raise ConfigError(f"privacy.mechanism = {config.mechanism!r}: makes no sums under secure aggregation")
+        return SecureGather(
+            link,
+            config.secure,
+            privacy,
+            model.moving.size,
+            privacy.aggregate,
+            seed=config.seed,
+            min_updates=settings.min_updates,
+            deadline_s=settings.deadline_s,
+            devices=read_devices(config.secure.devices) if config.secure.devices else None,
+        )
     return PlainGather(
         link,
         config.uplink.build(),
@@ -262,6 +283,14 @@ def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: P
         min_updates=settings.min_updates,
         deadline_s=settings.deadline_s,
     )
+
+
+def read_devices(path: str) -> frozenset[bytes]:
+    """The public keys in a file that the operator keeps; ConfigError if it can't be read."""
+    try:
+        return frozenset(parse_public_keys(Path(path).read_text(), f"secure.devices = {path!r}"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"secure.devices = {path!r}: cannot be read ({error})") from error
 
 
 def make_publisher(config: ServerConfig, model: GlobalModel) -> WholeModels | DeltaModels:

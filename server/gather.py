@@ -17,13 +17,15 @@ from server.rounds import OpenRound, RoundResult
 class Asked:
     """One round about to be played: the nodes of `parcels` are sent the question, each with its own parcel.
 
-    `hear` is told of every node once, when its part of the round is settled.
+    `hear` is told of every node once, when it has answered with its update, or else when that has failed. `model_hash`
+    is of the model as nodes have it once they have decoded their parcel.
     """
 
     number: int
     question: Question
     parcels: Mapping[int, Parcel]
     hear: Callable[[Answer], None]
+    model_hash: Callable[[], bytes]
 
 
 class Gather(Protocol):

@@ -22,6 +22,10 @@ PULL_AT_ONCE = 8  # Flower hands over every reply that is asked for and ready: a
 
 MAX_REASON = 500
 
+Content = RecordDict  # of a message, for those who only hand it on
+MAX_PRGS = 16
+SECURE = "secagg"  # the record of secure aggregation
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -39,6 +43,29 @@ class Question:
         beside = {"program": self.program, "model-id": parcel.model_id}
         task = ConfigRecord({**self.task, **{name: value for name, value in beside.items() if value}})
         return RecordDict({"model": ArrayRecord({"weights": array}), "task": task})
+
+    def contents(self, parcels: Mapping[int, Parcel]) -> dict[int, RecordDict]:
+        """The message to each node; nodes that are sent the same share one object: held, hashed and stored once."""
+        distinct = {id(parcel): parcel for parcel in parcels.values()}
+        made = {key: self.content(parcel) for key, parcel in distinct.items()}
+        return {node: made[id(parcel)] for node, parcel in parcels.items()}
+
+    @property
+    def round(self) -> int:
+        return int(self.task["round"])
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A node's device key, its proof that the key is its own, and the mask PRGs that its processor does fast."""
+
+    device: bytes
+    proof: bytes
+    prgs: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.device) + len(self.proof) + sum(map(len, self.prgs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +90,24 @@ class Link:
             time.sleep(POLL_S)
         return nodes
 
+    @property
+    def run_id(self) -> int:
+        """The run's id, as nodes know it: 0 to 2^64 - 1."""
+        return self._grid.run.run_id % 2**64
+
     def train(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
         """Ask the nodes of `parcels`, each of which gets its own."""
-        return self._ask(MessageType.TRAIN, question, parcels, deadline_s)
+        return self.ask(question.contents(parcels), question.round, deadline_s)
 
     def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
-        return self._ask(MessageType.EVALUATE, question, parcels, deadline_s)
+        return self.ask(question.contents(parcels), question.round, deadline_s, MessageType.EVALUATE)
 
-    def _ask(self, kind: str, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
-        # Nodes that are sent the same share one object: it is held, hashed and stored once.
-        contents = {key: question.content(parcel) for key, parcel in {id(one): one for one in parcels.values()}.items()}
-        group = str(question.task["round"])
+    def ask(
+        self, contents: Mapping[int, RecordDict], number: int, deadline_s: float, kind: str = MessageType.TRAIN
+    ) -> Iterator[Answer]:
+        """Send each node its own content, in round `number`; who does not answer by the deadline is left out."""
         messages = [
-            Message(contents[id(parcel)], node, kind, ttl=deadline_s, group_id=group)
-            for node, parcel in parcels.items()
+            Message(content, node, kind, ttl=deadline_s, group_id=str(number)) for node, content in contents.items()
         ]
         outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
         del messages, contents
@@ -117,6 +148,40 @@ def read_update(content: RecordDict) -> Update:
     if type(examples) is not int or not isinstance(loss, float):
         raise ValueError("reply does not say num-examples (whole number) and loss (number)")
     return Update(array.data, examples, loss)
+
+
+def greeting() -> Content:
+    """The question for a node's `Hello`."""
+    return RecordDict({SECURE: ConfigRecord({"phase": "hello"})})
+
+
+def secure_content(phase: str, message: bytes) -> Content:
+    """A message of secure aggregation."""
+    # Bytes in a record rather than an Array: a phase is then two objects for Flower, and not five.
+    return RecordDict({SECURE: ConfigRecord({"phase": phase, "message": message})})
+
+
+def secure_setup(phase: str, message: bytes, devices: bytes, question: Question, parcel: Parcel) -> Content:
+    """The first message of a secure round: what is to be trained, the settings, the cohort's device keys, joined."""
+    record = ConfigRecord({"phase": phase, "message": message, "devices": devices})
+    return RecordDict({**question.content(parcel), SECURE: record})
+
+
+def read_secure(content: RecordDict) -> bytes:
+    """The message of secure aggregation inside a reply."""
+    data = _record(content, SECURE, ConfigRecord).get("message")
+    if not isinstance(data, bytes):
+        raise ValueError("reply has no message of secure aggregation")
+    return data
+
+
+def read_hello(content: RecordDict) -> Hello:
+    """The `Hello` inside a reply, of which nothing is checked but types."""
+    record = _record(content, SECURE, ConfigRecord)
+    device, proof, prgs = record.get("device"), record.get("proof"), record.get("prgs")
+    if not (isinstance(device, bytes) and isinstance(proof, bytes) and isinstance(prgs, list)):
+        raise ValueError("reply does not say its device key, proof and prgs")
+    return Hello(device, proof, tuple(str(prg) for prg in prgs[:MAX_PRGS]))
 
 
 def read_held(content: RecordDict) -> bytes:

@@ -24,6 +24,11 @@ class WholeModels:
         """Let `parcel` give these weights, for this round."""
         self._parcel = Parcel(self._codec.encode_vector(weights, self._layout, round_number=round_number))
 
+    @property
+    def values(self) -> FloatVector:
+        """What nodes have once they have decoded it."""
+        return self._codec.decode_vector(self._parcel.content, self._layout)
+
     def parcel(self, node: int) -> Parcel:
         """What that node is to be sent; one object for all that are sent the same."""
         return self._parcel

@@ -14,11 +14,13 @@ from server.rounds import Failure, RoundResult
 class RoundRow:
     """One round. `clients` and `dropped` count; `failures` names. Bytes are payload bytes over all clients.
 
-    Down go models and Programs, to be trained and to be evaluated. `uplink_bits_per_parameter` is the mean over the
-    updates that came, good or bad, and over the parameters that travel.
+    Down go models and Programs, to be trained and to be evaluated, and what secure aggregation sends beside them.
+    `uplink_bits_per_parameter` is the mean over the updates that came, good or bad, and over the parameters that
+    travel.
     `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
     global model, on what `final.evaluated_on` says; null in rounds that were not evaluated. `dropped_in` counts the
-    clients lost in each phase of secure aggregation, null without it. `epsilon` is what all rounds up to here spent,
+    clients lost in each phase of secure aggregation, null without it; from its consistency phase on they are lost to
+    the protocol and still in the sum, so `clients` counts them too. `epsilon` is what all rounds up to here spent,
     `clip` the L2 norm to which updates were clipped; null without privacy. Under privacy no `train_loss` is told.
     """
 

@@ -36,8 +36,9 @@ class Failure:
 class RoundResult:
     """How a round ended. `delta` is None when fewer than the minimum of good updates came: the model stays.
 
-    Under secure aggregation, `dropped_in` counts the clients lost in each of its phases, and `votes` is the sum of
-    +-1 over those whose update was within the clip or not.
+    Under secure aggregation a client lost after its masked input is one of `clients`, for its update is in the sum, and
+    stands in `failures` as well. `dropped_in` counts the clients lost in each phase, and `votes` is the sum of +-1 over
+    those whose update was within the clip or not.
     """
 
     round: int
@@ -50,6 +51,7 @@ class RoundResult:
     dropped_in: Mapping[str, int] | None = None
     votes: float | None = None
     unchanged: str | None = None  # why there is no delta
+    protocol_bytes: int = 0  # sent to clients beside models and Programs
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:

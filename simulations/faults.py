@@ -10,14 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, Context, Message
+from flwr.app import Array, ConfigRecord, Context, Message
 
 from edge_runtime.config import key
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
+from edge_runtime.secagg import PHASES
+from edge_runtime.secagg.messages import Abort, encode
 from edge_runtime.updates import wire
+from server.link import SECURE
 
 App = Callable[[Message, Context], Message]
 HANG_S = 3600.0
+_DUE = "simulations.fault"  # in a client's state: the fault it is yet to meet in this round
 
 
 class SimulatedFaultError(EdgeRuntimeError):
@@ -26,7 +30,10 @@ class SimulatedFaultError(EdgeRuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class FaultConfig:
-    """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors."""
+    """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors.
+
+    Under secure aggregation a client meets its fault in `phase`, or if that is empty in one drawn for it.
+    """
 
     dropout: float = key(0.0, low=0, high=1)
     error: float = key(0.0, low=0, high=1)
@@ -35,34 +42,39 @@ class FaultConfig:
     nan: float = key(0.0, low=0, high=1)
     wrong_shape: float = key(0.0, low=0, high=1)
     missing_tensor: float = key(0.0, low=0, high=1)
+    phase: str = key("", choices=("", *PHASES))
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The share of each fault by its name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "phase"}
 
     def __post_init__(self) -> None:
-        if (total := math.fsum(dataclasses.astuple(self))) > 1:
+        if (total := math.fsum(self.rates.values())) > 1:
             raise ConfigError(f"faults: the rates add up to {total:g}; must be <= 1")
 
     def draw(self, seed: int, round_number: int, client: int) -> str:
         """The fault of one client in one round, by name; empty for none."""
         u = np.random.default_rng([seed, round_number, client, 0xFA17]).random()
-        for name, rate in dataclasses.asdict(self).items():
+        for name, rate in self.rates.items():
             u -= rate
             if u < 0:
-                return str(name)
+                return name
         return ""
+
+    def draw_phase(self, seed: int, round_number: int, client: int) -> str:
+        """The phase of secure aggregation in which that client meets its fault."""
+        drawn = np.random.default_rng([seed, round_number, client, 0xFA5E]).integers(len(PHASES))
+        return self.phase or list(PHASES)[drawn]
 
 
 def with_faults(app: App, faults: FaultConfig) -> App:
     """The client app, but train messages meet the faults drawn for them."""
-    if faults == FaultConfig():
+    if not any(faults.rates.values()):
         return app
 
     def faulty(message: Message, context: Context) -> Message:
-        if not message.metadata.message_type.startswith("train"):
-            return app(message, context)
-        task = message.content.config_records["task"]
-        seed, round_number = task["seed"], task["round"]
-        assert isinstance(seed, int)
-        assert isinstance(round_number, int)
-        match faults.draw(seed, round_number, context.node_id):
+        match _fault_of(message, context, faults):
             case "":
                 return app(message, context)
             case "dropout":
@@ -80,6 +92,35 @@ def with_faults(app: App, faults: FaultConfig) -> App:
     return faulty
 
 
+def _fault_of(message: Message, context: Context, faults: FaultConfig) -> str:
+    """What this message meets. Which round it is of stands in the task, which only a round's first message has."""
+    phase = _secure_phase(message)
+    task = message.content.config_records.get("task")
+    if task is not None:
+        context.state.pop(_DUE, None)
+    if not message.metadata.message_type.startswith("train"):
+        return ""
+    if task is not None:
+        seed, round_number = task["seed"], task["round"]
+        assert isinstance(seed, int)
+        assert isinstance(round_number, int)
+        fault = faults.draw(seed, round_number, context.node_id)
+        due = faults.draw_phase(seed, round_number, context.node_id) if phase else ""
+        if not fault or due == phase:
+            return fault
+        context.state[_DUE] = ConfigRecord({"fault": fault, "phase": due})
+    kept = context.state.get(_DUE)
+    if not isinstance(kept, ConfigRecord) or kept["phase"] != phase:
+        return ""
+    return str(kept["fault"])
+
+
+def _secure_phase(message: Message) -> str:
+    """The phase of secure aggregation that a message is part of; empty for an ordinary one."""
+    record = message.content.config_records.get(SECURE)
+    return str(record["phase"]) if record is not None else ""
+
+
 def _hang() -> None:
     """Sleep well past any deadline, but not past the life of the simulation."""
     parent, end = os.getppid(), time.monotonic() + HANG_S
@@ -89,7 +130,16 @@ def _hang() -> None:
 
 
 def _damage(reply: Message, how: str) -> Message:
-    """Spoil the update inside a reply, the way a broken or hostile client would."""
+    """Spoil the update inside a reply, the way a broken or hostile client would.
+
+    Under masks NaN can't travel: the client that finds it in its own update abstains. The rest is a message cut short.
+    """
+    if (secret := reply.content.config_records.get(SECURE)) is not None:
+        message = secret["message"]
+        assert isinstance(message, bytes)
+        abstained = encode(Abort("abstains: NumericsError"), None)
+        secret["message"] = abstained if how == "nan" else message[:-4] if how == "wrong_shape" else message[:16]
+        return reply
     record = reply.content.array_records["update"]
     envelope = wire.unpack(record["delta"].data)
     body, layout = bytes(envelope.body), envelope.layout

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime.secagg.client import Client as Client
-    from edge_runtime.secagg.client import Contribution as Contribution
-    from edge_runtime.secagg.client import Device as Device
     from edge_runtime.secagg.config import Config as Config
     from edge_runtime.secagg.config import Policy as Policy
     from edge_runtime.secagg.config import RoundConfig as RoundConfig
+    from edge_runtime.secagg.device import Contribution as Contribution
+    from edge_runtime.secagg.device import Device as Device
+    from edge_runtime.secagg.device import Packed as Packed
     from edge_runtime.secagg.graph import choose_neighbours as choose_neighbours
     from edge_runtime.secagg.graph import neighbours as neighbours
     from edge_runtime.secagg.keys import DeviceKey as DeviceKey
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 # Each module with the public names that it holds.
 _NAMES = {
-    "client": ("Client", "Contribution", "Device"),
+    "client": ("Client",),
     "config": ("Config", "Policy", "RoundConfig"),
+    "device": ("Contribution", "Device", "Packed"),
     "graph": ("choose_neighbours", "neighbours"),
     "keys": ("DeviceKey",),
     "lanes": ("Lanes",),

@@ -1,4 +1,4 @@
-"""The client of one round: one type per phase, events in, messages out.
+"""The client of one round: one type per phase (`phases.py`), events in, messages out.
 
     Invited -> Advertised -> Shared -> Masked -> Confirmed -> Ended
 
@@ -10,73 +10,16 @@ the unmask request once, because answering leads to Ended, which takes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edge_runtime.errors import ConfigError, NumericsError, PeerError
-from edge_runtime.secagg import keys, masks, shamir
+from edge_runtime.errors import ConfigError, NumericsError
 from edge_runtime.secagg import messages as m
-from edge_runtime.secagg import transcript as t
-from edge_runtime.secagg.config import NO_MODEL, Policy, RoundConfig
+from edge_runtime.secagg import saved
+from edge_runtime.secagg.config import NO_MODEL, RoundConfig
+from edge_runtime.secagg.device import Device, Update
+from edge_runtime.secagg.phases import Ended, Invited, Own, Phase
 from edge_runtime.secagg.transitions import check_client
-
-Vector = NDArray[np.int64]
-_INDEX_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a client keeps from round to round.
-
-    enrolled: the public device keys it trusts, by client id. Who fills it decides whom a client shares with.
-    rounds_seen: (run, round) of every round it took part in; it takes part once. Its owner keeps it across restarts.
-    """
-
-    id: int
-    key: keys.DeviceKey
-    enrolled: Mapping[int, bytes]
-    policy: Policy = Policy()
-    rounds_seen: set[tuple[int, int]] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """A client's input: int64 of shape (count,), and its weight where the round has weights."""
-
-    values: Vector = field(repr=False)
-    weight: int = field(default=1, repr=False)
-
-    def __post_init__(self) -> None:
-        if type(self.weight) is not int or self.weight < 1:
-            raise ConfigError(f"weight {self.weight!r}: must be a whole number >= 1; without examples, abstain")
-
-    def words(self, agreed: RoundConfig) -> m.Words:
-        """The lanes that go under the masks; a weight above the round's largest counts as the largest.
-
-        Raises:
-            ConfigError: another shape or dtype, or a value beyond `max_abs`. The text holds no value.
-
-        """
-        if self.values.dtype != np.int64 or self.values.shape != (agreed.count,):
-            raise ConfigError(
-                f"an input must be int64 of shape ({agreed.count},), got {self.values.dtype} of {self.values.shape}"
-            )
-        if self.values.min() < -agreed.max_abs or self.values.max() > agreed.max_abs:
-            raise ConfigError(f"an input has values beyond the round's max_abs of {agreed.max_abs}; clip it first")
-        lanes = self.values
-        if agreed.settings.max_weight:
-            weight = min(self.weight, agreed.max_weight)
-            lanes = np.append(lanes * weight, weight)
-        if agreed.settings.wrap:
-            lanes, _ = agreed.lanes.wrap(lanes)
-        return agreed.lanes.pack(lanes)
-
-
-Update = Callable[[RoundConfig], Contribution]
 
 
 class Client:
@@ -99,7 +42,38 @@ class Client:
         model_hash: bytes = NO_MODEL,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self._phase: Phase = Invited(_Own(device, update, model_hash, random))
+        self._phase: Phase = Invited(Own(device, update, model_hash, random))
+
+    def save(self) -> bytes:
+        """All of its part so far, secrets included, but neither device nor input: for the owner's memory alone.
+
+        Whoever restores it twice takes part twice; that a message is answered once is then the owner's to see to.
+        """
+        return saved.pack(self._phase)
+
+    @classmethod
+    def restore(
+        cls,
+        data: bytes,
+        device: Device,
+        update: Update,
+        model_hash: bytes = NO_MODEL,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> Client:
+        """The client that was saved, for the same device.
+
+        Raises:
+            PeerError: damaged, of another version, or of another device.
+
+        """
+        client = cls(device, update, model_hash, random)
+        client._phase = saved.unpack(data, Own(device, update, model_hash, random))
+        return client
+
+    @property
+    def agreed(self) -> RoundConfig | None:
+        """The round that it is in."""
+        return self._phase.agreed
 
     @property
     def phase(self) -> str:
@@ -136,257 +110,3 @@ class Client:
         """Leave the round, at a deadline or on the way out. Its secrets go with it."""
         self._phase.wipe()
         self._phase = Ended(self._phase.agreed, reason)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Own:
-    device: Device
-    update: Update
-    model_hash: bytes
-    random: Callable[[int], bytes]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Ended:
-    """Nothing is left: no secret, no input."""
-
-    agreed: RoundConfig | None
-    reason: str
-
-    def receive(self, message: m.Message) -> tuple[Phase, m.Message]:
-        raise PeerError("the round is over for this client")
-
-    def wipe(self) -> None:
-        """There is nothing to wipe."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Invited:
-    """It knows its device and its input, and no round yet."""
-
-    own: _Own
-    agreed: None = None
-
-    def receive(self, message: m.Setup) -> tuple[Advertised, m.Advertise]:
-        """Check the settings against our own floor, then make keys for this round alone."""
-        agreed, own, device = message.config, self.own, self.own.device
-        device.policy.check_config(agreed)
-        if agreed.model_hash != own.model_hash:
-            raise PeerError("the round is about another model than the one this client has")
-        if (agreed.run, agreed.round) in device.rounds_seen:
-            raise PeerError(f"run {agreed.run} round {agreed.round}: this client took part in it before")
-        device.rounds_seen.add((agreed.run, agreed.round))
-        mask, channel = keys.KeyPair.generate(own.random), keys.KeyPair.generate(own.random)
-        signature = t.sign_advert(device.key, agreed, device.id, mask.public, channel.public)
-        advert = m.Advertise(mask.public, channel.public, signature)
-        return Advertised(own, agreed, mask, channel, advert), advert
-
-    def wipe(self) -> None:
-        """No secret is made yet."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Advertised:
-    """Its keys are known to the server."""
-
-    own: _Own
-    agreed: RoundConfig
-    mask: keys.KeyPair
-    channel: keys.KeyPair
-    advert: m.Advertise
-
-    def receive(self, message: m.Roster) -> tuple[Shared, m.Shares]:
-        """Verify everyone we are about to share with, then share the two secrets among them."""
-        me, agreed = self.own.device.id, self.agreed
-        transcript = t.transcript(agreed, message.adverts)
-        graph = self._verified_graph(message.adverts, transcript)
-        context = keys.Context(agreed.run, agreed.round, transcript)
-        pair_keys: dict[int, keys.Secret] = {}
-        channels: dict[int, keys.Channel] = {}
-        for peer in graph[me]:
-            advert = m.Advertise.split(message.adverts[peer])
-            pair_keys[peer] = self.mask.derive(advert.mask_key, keys.MASK)
-            channels[peer] = keys.Channel(self.channel.derive(advert.channel_key, keys.CHANNEL), context, me, peer)
-
-        seed = keys.Secret.draw(self.own.random)
-        secret = seed.reveal() + self.mask.secret().reveal()
-        shares = shamir.split(secret, len(graph[me]) + 1, agreed.settings.threshold, self.own.random)
-        sealed = {}
-        for peer in graph[me]:
-            index = t.share_index(me, graph[me], peer)
-            sealed[peer] = channels[peer].seal(index.to_bytes(_INDEX_BYTES, "little") + shares[index - 1])
-        # our own share: a survivor gives it like any other, so `threshold` clients in all are enough
-        own_share = shares[t.share_index(me, graph[me], me) - 1]
-        commitment = t.commit_seed(seed, transcript, me)
-        self.wipe()
-        phase = Shared(
-            self.own, agreed, transcript, graph, frozenset(message.adverts), pair_keys, channels, seed,
-            keys.Secret(own_share),
-        )  # fmt: skip
-        return phase, m.Shares(commitment, sealed)
-
-    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> dict[int, tuple[int, ...]]:
-        me, agreed, device = self.own.device.id, self.agreed, self.own.device
-        if adverts.get(me) != self.advert.joined:
-            raise PeerError("this client's own keys are not in the roster as it sent them")
-        if len(adverts) < max(agreed.settings.min_clients, device.policy.floor):
-            raise PeerError(f"{len(adverts)} clients advertised, fewer than the round or this client asks for")
-        device.policy.check_degree(agreed, agreed.degree(len(adverts)))
-        split = [m.Advertise.split(joined) for joined in adverts.values()]
-        if len({key for advert in split for key in (advert.mask_key, advert.channel_key)}) != 2 * len(split):
-            raise PeerError("two keys in the roster are the same")
-        graph = t.topology(agreed, adverts, transcript)
-        for peer in graph[me]:
-            if peer not in device.enrolled:
-                raise PeerError(f"client {peer} is not enrolled here")
-            try:
-                t.verify_advert(device.enrolled[peer], agreed, peer, m.Advertise.split(adverts[peer]))
-            except PeerError:
-                raise PeerError(f"client {peer}: its signature is not under these keys, settings and model") from None
-        return graph
-
-    def wipe(self) -> None:
-        """Forget both secret keys."""
-        self.mask.wipe()
-        self.channel.wipe()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Shared:
-    """Its two secrets are in its neighbours' hands."""
-
-    own: _Own
-    agreed: RoundConfig
-    transcript: bytes
-    graph: Mapping[int, tuple[int, ...]]
-    present: frozenset[int]
-    pair_keys: dict[int, keys.Secret]
-    channels: dict[int, keys.Channel]
-    seed: keys.Secret
-    own_share: keys.Secret
-
-    def receive(self, message: m.Routed) -> tuple[Masked, m.MaskedInput]:
-        """Open what the neighbours sealed for us, then mask the input with the seed and each of their keys.
-
-        A neighbour whose shares do not open is still masked against: it masks against us too, and only both cancel.
-        """
-        me, sharers = self.own.device.id, frozenset(message.sharers)
-        peers = sharers.intersection(self.graph[me])
-        if me not in sharers or not sharers <= self.present:
-            raise PeerError("the list of those who shared leaves this client out, or holds one that never advertised")
-        settings = self.agreed.settings
-        floor = max(settings.threshold, settings.min_clients, self.own.device.policy.floor)
-        if len(sharers) < floor:
-            raise PeerError(f"{len(sharers)} clients shared, fewer than the {floor} that are asked for")
-        if message.sealed.keys() != peers:
-            raise PeerError("the shares that came are not those of this client's neighbours among those who shared")
-        opened = {peer: self._open(peer, sealed) for peer, sealed in message.sealed.items()}
-        held = {peer: share for peer, share in opened.items() if share is not None}
-        if len(held) + 1 < settings.threshold:  # bound to the transcript: the others may have seen another roster
-            raise PeerError(f"only {len(held)} neighbours' shares open; too few clients saw the same round as this one")
-
-        words = self.own.update(self.agreed).words(self.agreed)
-        masks.apply_masks(
-            words,
-            add=[self.seed.reveal(), *(self.pair_keys[peer].reveal() for peer in peers if me < peer)],
-            subtract=[self.pair_keys[peer].reveal() for peer in peers if me > peer],
-            prg=self.agreed.settings.prg,
-        )
-        held[me] = keys.Secret(self.own_share.reveal())
-        self.wipe()
-        phase = Masked(self.own, self.agreed, self.transcript, peers, sharers, held)
-        return phase, m.MaskedInput(words, tuple(peer for peer, share in opened.items() if share is None))
-
-    def _open(self, peer: int, sealed: bytes) -> keys.Secret | None:
-        try:
-            content = self.channels[peer].open(sealed)
-        except PeerError:
-            return None
-        index = int.from_bytes(content[:_INDEX_BYTES], "little")
-        expected = t.share_index(peer, self.graph[peer], self.own.device.id)
-        if index != expected or len(content) != _INDEX_BYTES + 2 * m.SHARE_BYTES:
-            return None
-        return keys.Secret(content[_INDEX_BYTES:])
-
-    def wipe(self) -> None:
-        """Forget the seed, the masks' keys and the channels."""
-        for secret in (*self.pair_keys.values(), self.seed, self.own_share):
-            secret.wipe()
-        self.channels.clear()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Masked:
-    """Its masked input is out; it holds its neighbours' shares and nothing of its own but one share."""
-
-    own: _Own
-    agreed: RoundConfig
-    transcript: bytes
-    peers: frozenset[int]
-    sharers: frozenset[int]
-    held: dict[int, keys.Secret]
-
-    def receive(self, message: m.Survivors) -> tuple[Confirmed | Ended, m.Confirm | m.Unmask]:
-        """Check the list we are shown and sign it: from now on it is the only one we answer for."""
-        survivors, dropped = frozenset(message.survivors), frozenset(message.dropped)
-        if survivors & dropped:
-            raise PeerError("a client is listed both as a survivor and as dropped: both its secrets were asked for")
-        if survivors | dropped != self.sharers or self.own.device.id not in survivors:
-            raise PeerError("survivors and dropped are not those who shared, with this client among the survivors")
-        if len(survivors) < max(self.agreed.fewest_survivors, self.own.device.policy.floor):
-            raise PeerError(f"{len(survivors)} survivors, fewer than the round or this client asks for")
-        digest = t.survivors_digest(self.transcript, survivors, dropped)
-        confirmed = Confirmed(self.own, self.agreed, self.peers, survivors, digest, self.held)
-        if not self.agreed.settings.consistency:
-            return confirmed.unmask()
-        return confirmed, m.Confirm(t.sign_survivors(self.own.device.key, digest))
-
-    def wipe(self) -> None:
-        """Forget the shares."""
-        for secret in self.held.values():
-            secret.wipe()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Confirmed:
-    """It signed one list of survivors."""
-
-    own: _Own
-    agreed: RoundConfig
-    peers: frozenset[int]
-    survivors: frozenset[int]
-    digest: bytes
-    held: dict[int, keys.Secret]
-
-    def receive(self, message: m.Quorum) -> tuple[Ended, m.Unmask]:
-        """Unmask once `threshold` clients, this one counted in, signed the same list."""
-        threshold = self.agreed.settings.threshold
-        if not message.signatures.keys() <= self.survivors & self.peers:
-            raise PeerError("a signature is of a client that is no surviving neighbour")
-        if len(message.signatures) + 1 < threshold:
-            raise PeerError(f"{len(message.signatures) + 1} signed the list of survivors, {threshold} are needed")
-        for peer in sorted(message.signatures)[: threshold - 1]:
-            try:
-                t.verify_survivors(self.own.device.enrolled[peer], self.digest, message.signatures[peer])
-            except PeerError:
-                raise PeerError(f"client {peer} signed another list of survivors than this client was shown") from None
-        return self.unmask()
-
-    def unmask(self) -> tuple[Ended, m.Unmask]:
-        """A seed's share or a mask key's share of each client, never both."""
-        seeds, mask_keys = {}, {}
-        for owner, share in self.held.items():
-            if owner in self.survivors:
-                seeds[owner] = share.reveal()[: m.SHARE_BYTES]
-            else:
-                mask_keys[owner] = share.reveal()[m.SHARE_BYTES :]
-        self.wipe()
-        return Ended(self.agreed, "done"), m.Unmask(seeds, mask_keys)
-
-    def wipe(self) -> None:
-        """Forget the shares."""
-        for secret in self.held.values():
-            secret.wipe()
-
-
-Phase = Invited | Advertised | Shared | Masked | Confirmed | Ended

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import string
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from edge_runtime.errors import PeerError
+from edge_runtime.errors import ConfigError, PeerError
 
 KEY_BYTES = 32
 HASH_BYTES = 32
@@ -35,6 +36,7 @@ SIGNATURE_BYTES = 64
 TAG_BYTES = 16  # what a channel adds to a message
 
 MASK, CHANNEL = b"hedgerow secagg 1 mask", b"hedgerow secagg 1 channel"
+_HELLO = b"hedgerow secagg 1 hello"
 _SEALED = b"hedgerow secagg 1 sealed"
 
 Random = Callable[[int], bytes]
@@ -158,14 +160,14 @@ class Channel(_Guarded):
     use it again, which gives both away; `seal` refuses.
     """
 
-    __slots__ = ("_aead", "_context", "_own", "_peer", "_sealed")
+    __slots__ = ("_aead", "_context", "_key", "_own", "_peer", "_sealed")
 
-    def __init__(self, key: Secret, context: Context, own: int, peer: int) -> None:
+    def __init__(self, key: Secret, context: Context, own: int, peer: int, *, sealed: bool = False) -> None:
         if own == peer or not (0 <= own < 2**64 and 0 <= peer < 2**64):
             raise ValueError(f"the two ends of a channel have ids of 0 to 2^64 - 1 that differ, got {own} and {peer}")
         self._aead = ChaCha20Poly1305(key.reveal())
-        self._context, self._own, self._peer = context, own, peer
-        self._sealed = False
+        self._key, self._context, self._own, self._peer = key, context, own, peer
+        self._sealed = sealed
 
     def seal(self, message: bytes) -> bytes:
         """The ciphertext, `TAG_BYTES` longer than the message.
@@ -190,6 +192,13 @@ class Channel(_Guarded):
             return self._aead.decrypt(_nonce(self._peer), ciphertext, self._bound(self._peer, self._own))
         except InvalidTag:
             raise PeerError(f"what client {self._peer} sent to {self._own} was changed or not meant for it") from None
+
+    def secret(self) -> Secret:
+        """Its key. A channel made of it once more must be told that its message is `sealed`."""
+        return self._key
+
+    def wipe(self) -> None:
+        self._key.wipe()
 
     def _bound(self, source: int, destination: int) -> bytes:
         context = self._context
@@ -230,6 +239,38 @@ def verify(public: bytes, signature: bytes, label: bytes, *fields: bytes) -> Non
         Ed25519PublicKey.from_public_bytes(public).verify(signature, statement(label, *fields))
     except (InvalidSignature, ValueError):
         raise PeerError(f"a signature of {label.decode(errors='replace')!r} is not by the device it names") from None
+
+
+def device_id(public: bytes) -> int:
+    """The client id of a device: the first 8 bytes of its public key's SHA-256, little-endian."""
+    return int.from_bytes(hashlib.sha256(public).digest()[:8], "little")
+
+
+def sign_hello(device: DeviceKey, run: int, node: int) -> bytes:
+    """The device's word that it is this node of this run: nobody else can give its public key as his own."""
+    return device.sign(_HELLO, struct.pack("<QQ", run, node))
+
+
+def verify_hello(public: bytes, signature: bytes, run: int, node: int) -> None:
+    """Return if the device of `public` is that node; PeerError if not."""
+    verify(public, signature, _HELLO, struct.pack("<QQ", run, node))
+
+
+def parse_public_keys(text: str, where: str) -> tuple[bytes, ...]:
+    """One key a line, as 64 hexadecimal digits; blank lines, and what follows a #, say nothing.
+
+    Raises:
+        ConfigError: names `where` and the line.
+
+    """
+    found: list[bytes] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not (word := line.partition("#")[0].strip()):
+            continue
+        if len(word) != 2 * KEY_BYTES or not set(word) <= set(string.hexdigits):
+            raise ConfigError(f"{where}: line {number} is no public key of {2 * KEY_BYTES} hexadecimal digits")
+        found.append(bytes.fromhex(word))
+    return tuple(dict.fromkeys(found))
 
 
 def commitment(secret: Secret, label: bytes, *fields: bytes) -> bytes:

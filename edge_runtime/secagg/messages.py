@@ -44,7 +44,7 @@ class Field:
     largest: Callable[[RoundConfig | None], int]
 
 
-def _fixed(nbytes: int) -> Field:
+def fixed(nbytes: int) -> Field:
     """That many bytes."""
 
     def read(data: memoryview, _: RoundConfig | None) -> tuple[bytes, memoryview]:
@@ -64,7 +64,7 @@ def _config() -> Field:
     return Field(lambda config: config.canonical, read, lambda _: MAX_CONFIG_BYTES)
 
 
-def _pairs(nbytes: int) -> Field:
+def pairs(nbytes: int) -> Field:
     """A mapping of client ids to so many bytes each."""
     item = struct.Struct(f"<Q{nbytes}s")
 
@@ -78,7 +78,7 @@ def _pairs(nbytes: int) -> Field:
     return Field(write, read, lambda agreed: _COUNT.size + _clients(agreed) * item.size)
 
 
-def _ids() -> Field:
+def ids() -> Field:
     """A set of client ids, as a tuple in ascending order."""
     item = struct.Struct("<Q")
 
@@ -141,9 +141,9 @@ class Advertise:
     channel_key: bytes
     signature: bytes
     FIELDS: ClassVar = {
-        "mask_key": _fixed(KEY_BYTES),
-        "channel_key": _fixed(KEY_BYTES),
-        "signature": _fixed(SIGNATURE_BYTES),
+        "mask_key": fixed(KEY_BYTES),
+        "channel_key": fixed(KEY_BYTES),
+        "signature": fixed(SIGNATURE_BYTES),
     }
 
     @property
@@ -162,7 +162,7 @@ class Roster:
     """Server to client: who advertised, with what; each client's three fields joined."""
 
     adverts: Mapping[int, bytes]
-    FIELDS: ClassVar = {"adverts": _pairs(2 * KEY_BYTES + SIGNATURE_BYTES)}
+    FIELDS: ClassVar = {"adverts": pairs(2 * KEY_BYTES + SIGNATURE_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class Shares:
 
     commitment: bytes
     sealed: Mapping[int, bytes] = field(repr=False)
-    FIELDS: ClassVar = {"commitment": _fixed(HASH_BYTES), "sealed": _pairs(SEALED_BYTES)}
+    FIELDS: ClassVar = {"commitment": fixed(HASH_BYTES), "sealed": pairs(SEALED_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Routed:
 
     sharers: tuple[int, ...]
     sealed: Mapping[int, bytes] = field(repr=False)
-    FIELDS: ClassVar = {"sharers": _ids(), "sealed": _pairs(SEALED_BYTES)}
+    FIELDS: ClassVar = {"sharers": ids(), "sealed": pairs(SEALED_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class MaskedInput:
 
     words: Words = field(repr=False)
     unopened: tuple[int, ...]
-    FIELDS: ClassVar = {"words": _words(), "unopened": _ids()}
+    FIELDS: ClassVar = {"words": _words(), "unopened": ids()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Survivors:
 
     survivors: tuple[int, ...]
     dropped: tuple[int, ...]
-    FIELDS: ClassVar = {"survivors": _ids(), "dropped": _ids()}
+    FIELDS: ClassVar = {"survivors": ids(), "dropped": ids()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class Confirm:
     """Client to server: its signature under the list of survivors that it was shown."""
 
     signature: bytes
-    FIELDS: ClassVar = {"signature": _fixed(SIGNATURE_BYTES)}
+    FIELDS: ClassVar = {"signature": fixed(SIGNATURE_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class Quorum:
     """Server to client: its neighbours' signatures under the same list."""
 
     signatures: Mapping[int, bytes]
-    FIELDS: ClassVar = {"signatures": _pairs(SIGNATURE_BYTES)}
+    FIELDS: ClassVar = {"signatures": pairs(SIGNATURE_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class Unmask:
 
     seeds: Mapping[int, bytes] = field(repr=False)
     mask_keys: Mapping[int, bytes] = field(repr=False)
-    FIELDS: ClassVar = {"seeds": _pairs(SHARE_BYTES), "mask_keys": _pairs(SHARE_BYTES)}
+    FIELDS: ClassVar = {"seeds": pairs(SHARE_BYTES), "mask_keys": pairs(SHARE_BYTES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +252,11 @@ def encode(message: Message, agreed: RoundConfig | None) -> bytes:
     """The message's bytes, bound to the round; `agreed` is None for a Setup, and may be for an Abort."""
     header = _HEADER.pack(VERSION, _KIND_OF[type(message)], _tag(message, agreed))
     return header + b"".join(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())
+
+
+def kind_of(data: bytes) -> type[Any] | None:
+    """The kind that a message says it is of, unread; None if there is no such kind."""
+    return KINDS.get(data[1]) if len(data) >= _HEADER.size else None
 
 
 def decode(data: bytes, agreed: RoundConfig | None) -> Message:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.secagg import keys
-from edge_runtime.secagg.client import Client, Contribution, Device
+from edge_runtime.secagg.client import Client
 from edge_runtime.secagg.config import ANY_POLICY, NO_MODEL, Config, Policy, RoundConfig
+from edge_runtime.secagg.device import Contribution, Device
 from edge_runtime.secagg.messages import KINDS
 from edge_runtime.secagg.server import DeadlinePassed, Gone, Outcome, Received, Send, Server
 from edge_runtime.secagg.transitions import PHASES

@@ -9,12 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_runtime.sums.agreement import agreed_encoder as agreed_encoder
+    from edge_runtime.sums.agreement import texts_of as texts_of
     from edge_runtime.sums.encoder import NoiseShare as NoiseShare
     from edge_runtime.sums.encoder import SumEncoder as SumEncoder
     from edge_runtime.sums.rotation import Rotation as Rotation
 
 # Each module with the public names that it holds.
-_NAMES = {"encoder": ("NoiseShare", "SumEncoder"), "rotation": ("Rotation",)}
+_NAMES = {
+    "agreement": ("agreed_encoder", "texts_of"),
+    "encoder": ("NoiseShare", "SumEncoder"),
+    "rotation": ("Rotation",),
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_HOME)

@@ -26,9 +26,14 @@ CHAIN_STYPE = "hedgerow.deltas.v1"  # how Flower labels the one opaque Array tha
 _LENGTH = struct.Struct("<I")
 
 
+def model_hash(values: FloatVector) -> bytes:
+    """The SHA-256 over the values as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).digest()
+
+
 def model_id(values: FloatVector) -> bytes:
-    """The first 8 bytes of the SHA-256 over the values as little-endian float32."""
-    return hashlib.sha256(np.ascontiguousarray(values, "<f4").data).digest()[:ID_BYTES]
+    """The first 8 bytes of the `model_hash`."""
+    return model_hash(values)[:ID_BYTES]
 
 
 def gather(values: FloatVector, layout: TensorLayout, part: TensorLayout) -> FloatVector:

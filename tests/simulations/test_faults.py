@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from simulations.grid import assume_identity
 from simulations.runner import simulate
 from simulations.scenario import Scenario, load_scenario
 
-KINDS = [field.name for field in fields(FaultConfig)]
+KINDS = list(FaultConfig().rates)
 REASONS = {
     "dropout": "SimulatedFaultError: simulated drop-out",
     "error": "SimulatedFaultError: simulated error in training",

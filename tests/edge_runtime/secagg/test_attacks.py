@@ -20,8 +20,9 @@ import edge_runtime as er
 from edge_runtime.secagg import keys
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg import transcript as t
-from edge_runtime.secagg.client import Client, Contribution
+from edge_runtime.secagg.client import Client
 from edge_runtime.secagg.config import Config, Policy, RoundConfig
+from edge_runtime.secagg.device import Contribution
 from edge_runtime.secagg.server import DeadlinePassed, Received
 from edge_runtime.secagg.simulate import ANY_POLICY, Fleet, enrol, make_fleet
 

@@ -12,8 +12,9 @@ import pytest
 
 import edge_runtime as er
 from edge_runtime.secagg import messages as m
-from edge_runtime.secagg.client import Client, Contribution
+from edge_runtime.secagg.client import Client
 from edge_runtime.secagg.config import Config
+from edge_runtime.secagg.device import Contribution
 from edge_runtime.secagg.server import DeadlinePassed, Outcome, Received
 from edge_runtime.secagg.simulate import drop_link, enrol, make_fleet, simulate_round
 from edge_runtime.secagg.transitions import CLIENT, PHASES, SERVER

@@ -1,0 +1,122 @@
+"""Which device this node is under secure aggregation, whom it trusts, and what its processor is good at."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from flwr.app import Context
+
+from clients.config import SecureConfig
+from clients.records import ContextStore
+from edge_runtime.errors import ConfigError
+from edge_runtime.secagg import Device, DeviceKey
+from edge_runtime.secagg.keys import KEY_BYTES, Secret, device_id, parse_public_keys
+
+MAX_KEY_BYTES = 4096
+MAX_LIST_BYTES = 8 << 20
+_EPHEMERAL = "device-key"
+_LOG = logging.getLogger(__name__)
+
+
+def open_key(config: SecureConfig, context: Context) -> DeviceKey:
+    """The key of `device-key`, made if the file is not there; without that setting one of this run's own."""
+    if config.device_key:
+        return _key_of(Path(config.device_key))
+    store = ContextStore(context.state)
+    content = store.read(_EPHEMERAL, KEY_BYTES)
+    if content is None:
+        key = DeviceKey.generate()
+        store.write(_EPHEMERAL, key.secret().reveal())
+        return key
+    return DeviceKey(Secret(content))
+
+
+def open_device(config: SecureConfig, context: Context, listed: Sequence[bytes]) -> Device:
+    """This device, and of the public keys that the server lists those that it trusts."""
+    if config.enrolled:
+        trusted = frozenset(_enrolled(config.enrolled))
+        listed = [key for key in listed if key in trusted]
+    else:
+        _warn_once()
+    return make_device(config, open_key(config, context), listed)
+
+
+def make_device(config: SecureConfig, key: DeviceKey, trusted: Sequence[bytes]) -> Device:
+    return Device(device_id(key.public), key, {device_id(public): public for public in trusted}, config.policy)
+
+
+def has_aes(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has AES instructions; False where it can't be known."""
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^(flags|Features)\s*:.*\baes\b", text, re.MULTILINE) is not None
+
+
+def _key_of(path: Path) -> DeviceKey:
+    """The private key (Ed25519, PKCS #8, PEM) of a file that only its owner may read."""
+    try:
+        if not path.exists():
+            _make_key(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        with os.fdopen(descriptor, "rb") as file:
+            mode, content = os.fstat(descriptor).st_mode, file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"node config: device-key = {str(path)!r}: {error.strerror or error}") from error
+    if mode & 0o077:
+        raise ConfigError(f"node config: device-key = {str(path)!r}: others may read it; chmod 600 it")
+    try:
+        key = load_pem_private_key(content, None) if len(content) <= MAX_KEY_BYTES else None
+    except (TypeError, ValueError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"node config: device-key = {str(path)!r}: is no Ed25519 key in PEM without a passphrase")
+    return DeviceKey(Secret(key.private_bytes_raw()))
+
+
+def _make_key(path: Path) -> None:
+    """Of two processes that make it at once, the first one's stays."""
+    private = Ed25519PrivateKey.generate()
+    content = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # 0600
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return
+    public = private.public_key().public_bytes_raw().hex()
+    path.with_name(path.name + ".pub").write_text(f"{public}\n")
+    _LOG.info("a new device key is in %s; enrol its public key %s", path, public)
+
+
+def _enrolled(path: str) -> tuple[bytes, ...]:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_LIST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"node config: enrolled = {path!r}: {error.strerror or error}") from error
+    if len(content) > MAX_LIST_BYTES:
+        raise ConfigError(f"node config: enrolled = {path!r}: larger than {MAX_LIST_BYTES >> 20} MiB")
+    return parse_public_keys(content.decode(errors="replace"), f"node config: enrolled = {path!r}")
+
+
+@lru_cache(maxsize=1)
+def _warn_once() -> None:
+    _LOG.warning("no file of enrolled devices in the node config: the device keys that the server lists are believed")

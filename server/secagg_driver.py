@@ -1,0 +1,321 @@
+"""A round under secure aggregation over Flower messages: the server's half of the protocol, fed by a `Link`.
+
+Each phase is one batch of messages, to all clients that the protocol waits for, and ends when they have answered or at
+its deadline. Whatever goes wrong with a client costs the round that client. All groups' protocols run side by side.
+What a round knows lives for the round; from one round to the next only the devices' public keys are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import ConfigError, PeerError, RunError
+from edge_runtime.secagg import PHASES, Outcome, RoundConfig, Server
+from edge_runtime.secagg import messages as m
+from edge_runtime.secagg.keys import device_id, verify_hello
+from edge_runtime.secagg.server import DeadlinePassed, Gone, Received, Send
+from server.aggregate import Aggregate
+from server.gather import Asked, content_of
+from server.link import Answer, Content, Hello, Link, greeting, read_hello, read_secure, secure_content, secure_setup
+from server.protection_config import SecureConfig
+from server.rounds import Failure, RoundResult
+from server.sum_plan import SumPlan, SumPlanner, group_sizes
+
+FIRST, LAST = "advertise", "unmask"
+FAREWELL = "abort"
+# What the server sends -> the phase that its answer belongs to.
+_PHASE_OF: Mapping[type, str] = {
+    m.Setup: FIRST,
+    m.Roster: "share_keys",
+    m.Routed: "masked_input",
+    m.Survivors: "consistency",
+    m.Quorum: LAST,
+    m.Abort: FAREWELL,
+}
+_PRGS = {"aes-ctr": "aes-256-ctr", "chacha20": "chacha20"}
+
+
+@dataclass(slots=True)
+class _Book:
+    """What becomes of each node in one round, and what its protocol costs."""
+
+    failures: dict[int, str] = field(default_factory=dict)
+    dropped_in: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(PHASES, 0)))
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    inputs: int = 0  # masked inputs that came
+
+    def lose(self, node: int, phase: str, reason: str) -> None:
+        """The first reason stands; what a client is told goodbye with costs nobody anything."""
+        if phase != FAREWELL and node not in self.failures:
+            self.failures[node] = f"{phase}: {reason}"
+            self.dropped_in[phase] += 1
+
+
+@dataclass(slots=True)
+class _Group:
+    """One sum in progress: its plan, the protocol's server, and its clients by their ids there."""
+
+    plan: SumPlan
+    agreed: RoundConfig
+    server: Server
+    nodes: Mapping[int, int]
+    devices: bytes
+
+    def phase_of(self, data: bytes) -> str:
+        kind = m.kind_of(data)
+        assert kind is not None
+        phase = _PHASE_OF[kind]
+        return LAST if phase == "consistency" and not self.agreed.settings.consistency else phase
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """One message that is due."""
+
+    group: _Group
+    client: int
+    data: bytes = field(repr=False)
+
+    @property
+    def phase(self) -> str:
+        return self.group.phase_of(self.data)
+
+
+class SecureGather:
+    """Asks cohorts for the sum of their updates. `devices` are the keys that may take part; None: all."""
+
+    def __init__(
+        self,
+        link: Link,
+        secure: SecureConfig,
+        planner: SumPlanner,
+        size: int,
+        aggregate: Callable[[], Aggregate],
+        *,
+        seed: int,
+        min_updates: int,
+        deadline_s: float,
+        devices: frozenset[bytes] | None = None,
+    ) -> None:
+        self._link, self._secure, self._planner, self._size, self._aggregate = link, secure, planner, size, aggregate
+        self._seed, self._min_updates, self._deadline_s, self._devices = seed, min_updates, deadline_s, devices
+        self._hellos: dict[int, Hello] = {}
+
+    def gather(self, asked: Asked) -> RoundResult:
+        book = _Book()
+        present = self._greet(asked, book)
+        try:
+            groups = self._form_groups(asked, present)
+        except (ConfigError, RunError) as error:
+            for node in present:
+                asked.hear(Answer(node, None, str(error)))
+            return self._result(asked, book, (), None, None, str(error))
+        self._play(asked, groups, book)
+        for node in book.failures:
+            self._hellos.pop(node, None)  # it may come back as another process, with another key
+        return self._close(asked, groups, book)
+
+    def _greet(self, asked: Asked, book: _Book) -> list[int]:
+        """The nodes of the cohort whose device keys are known and may take part; asks those that are not known yet."""
+        unknown = [node for node in asked.parcels if node not in self._hellos]
+        contents = dict.fromkeys(unknown, greeting())
+        for answer in self._link.ask(contents, asked.number, self._secure.phase_deadline_s):
+            try:
+                hello = read_hello(content_of(answer))
+                self._admit(answer.node, hello)
+            except (ValueError, PeerError) as error:
+                book.lose(answer.node, FIRST, str(error))
+            else:
+                book.uplink_bytes += hello.nbytes
+        present = []
+        for node in asked.parcels:
+            if node in self._hellos:
+                present.append(node)
+                continue
+            book.lose(node, FIRST, f"no reply within {self._secure.phase_deadline_s:g} s")
+            asked.hear(Answer(node, None, book.failures[node]))
+        return present
+
+    def _admit(self, node: int, hello: Hello) -> None:
+        verify_hello(hello.device, hello.proof, self._link.run_id, node)
+        if self._devices is not None and hello.device not in self._devices:
+            raise PeerError(f"its device key {hello.device.hex()} is not in the file secure.devices")
+        for other, known in list(self._hellos.items()):
+            if known.device == hello.device:
+                del self._hellos[other]  # the same device under a new node id: it has just proved that it is here
+        self._hellos[node] = hello
+
+    def _form_groups(self, asked: Asked, present: Sequence[int]) -> list[_Group]:
+        """Split who is there, by the round's seed, and open a protocol for each part."""
+        sizes = group_sizes(len(present), self._secure)
+        order = np.random.default_rng([self._seed, asked.number, 0x6E0]).permutation(len(present))
+        parts = np.split(order, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [np.arange(len(present))]
+        prg = self._choose_prg(present)
+        return [self._open(asked, [present[place] for place in part], prg) for part in parts]
+
+    def _choose_prg(self, present: Iterable[int]) -> str:
+        """AES only where every device has instructions for it; ChaCha20 is fast everywhere."""
+        if self._secure.prg != "auto":
+            return _PRGS[self._secure.prg]
+        aes = _PRGS["aes-ctr"]
+        return aes if all(aes in self._hellos[node].prgs for node in present) else _PRGS["chacha20"]
+
+    def _open(self, asked: Asked, nodes: Sequence[int], prg: str) -> _Group:
+        plan = self._planner.sum_plan(asked.number, len(nodes))
+        agreed = replace(plan.settings, prg=prg).for_round(
+            run=self._link.run_id,
+            round_number=asked.number,
+            clients=len(nodes),
+            count=plan.encoder.count,
+            model_hash=asked.model_hash(),
+        )
+        keys = {node: self._hellos[node].device for node in nodes}
+        by_id = {device_id(key): node for node, key in keys.items()}
+        if len(by_id) < len(nodes):
+            raise RunError("two devices of the cohort have one id")
+        server = Server(agreed, {device_id(key): key for key in keys.values()})
+        return _Group(plan, agreed, server, by_id, b"".join(keys.values()))
+
+    def _play(self, asked: Asked, groups: Iterable[_Group], book: _Book) -> None:
+        letters = [_Letter(group, send.client, send.data) for group in groups for send in group.server.start()]
+        while letters:
+            letters = self._phase(asked, letters, book)
+
+    def _phase(self, asked: Asked, letters: Iterable[_Letter], book: _Book) -> list[_Letter]:
+        """Deliver a batch and feed what comes back; returns the letters that are due next."""
+        due = {letter.group.nodes[letter.client]: letter for letter in letters}
+        due = {node: letter for node, letter in due.items() if node not in book.failures}
+        contents = self._contents(asked, due, book)
+        training = any(letter.phase == FIRST for letter in due.values())
+        deadline_s = self._deadline_s if training else self._secure.phase_deadline_s
+        replies: list[_Letter] = []
+        answered = set()
+        for answer in self._link.ask(contents, asked.number, deadline_s):
+            letter = due[answer.node]
+            answered.add(answer.node)
+            replies += _feed(letter, answer, book)
+            if letter.phase == FIRST:
+                asked.hear(answer)
+        for node, letter in due.items():
+            if node not in answered:
+                book.lose(node, letter.phase, f"no reply within {deadline_s:g} s")
+        moved = {id(letter.group) for letter in replies}
+        for group in {id(letter.group): letter.group for letter in due.values()}.values():
+            if id(group) not in moved and group.server.outcome is None:
+                replies += _letters(group, group.server.receive(DeadlinePassed()))
+        return replies
+
+    def _contents(self, asked: Asked, due: Mapping[int, _Letter], book: _Book) -> dict[int, Content]:
+        """What each node is sent; nodes that are sent the same share one object."""
+        shared: dict[tuple[int, int], Content] = {}
+        contents = {}
+        for node, letter in due.items():
+            book.downlink_bytes += len(letter.data)
+            if letter.phase == FIRST:
+                parcel, devices = asked.parcels[node], letter.group.devices
+                book.downlink_bytes += len(devices)
+                key = (id(letter.data), id(parcel))
+                if key not in shared:
+                    shared[key] = secure_setup(FIRST, letter.data, devices, asked.question, parcel)
+            else:
+                key = (id(letter.data), 0)
+                if key not in shared:
+                    shared[key] = secure_content(letter.phase, letter.data)
+            contents[node] = shared[key]
+        return contents
+
+    def _close(self, asked: Asked, groups: Sequence[_Group], book: _Book) -> RoundResult:
+        """Decode every sum there is, and make one update of them."""
+        sums = [(group, outcome) for group in groups if (outcome := group.server.outcome) and outcome.sum is not None]
+        for group in groups:
+            for culprit in _outcome(group).culprits:
+                book.lose(group.nodes[culprit], LAST, "it gave wrong shares")
+        survivors = tuple(str(group.nodes[client]) for group, done in sums for client in done.survivors)
+        if not sums:
+            reason = next(done.aborted for group in groups if (done := _outcome(group)).aborted)
+            return self._result(asked, book, (), None, None, reason)
+        if len(survivors) < self._min_updates:
+            return self._result(asked, book, survivors, None, None, f"fewer than {self._min_updates} good updates")
+        decoded = [_decode(group, done) for group, done in sums]
+        votes = [vote for _, vote in decoded if vote is not None]
+        try:
+            delta = self._joined([mean for mean, _ in decoded], [len(done.survivors) for _, done in sums])
+        except (PeerError, RunError) as error:
+            return self._result(asked, book, survivors, None, None, str(error))
+        return self._result(asked, book, survivors, delta, sum(votes) if votes else None, None)
+
+    def _joined(self, means: Sequence[NDArray[np.float64]], clients: Sequence[int]) -> NDArray[np.float64]:
+        """One update of the groups' means, as the robust aggregator makes it."""
+        if self._secure.groups == 1:
+            return means[0]
+        total = self._aggregate()
+        for mean, count in zip(means, clients, strict=True):
+            total.add(mean.astype(np.float32), count)
+        return total.mean()
+
+    def _result(
+        self,
+        asked: Asked,
+        book: _Book,
+        survivors: tuple[str, ...],
+        delta: NDArray[np.float64] | None,
+        votes: float | None,
+        unchanged: str | None,
+    ) -> RoundResult:
+        values = book.inputs * self._size
+        return RoundResult(
+            round=asked.number,
+            delta=delta,
+            clients=tuple(sorted(survivors, key=int)),
+            failures=tuple(Failure(str(node), reason) for node, reason in book.failures.items()),
+            train_loss=None,
+            uplink_bytes=book.uplink_bytes,
+            uplink_bits_per_parameter=8 * book.uplink_bytes / values if values else None,
+            dropped_in=dict(book.dropped_in),
+            votes=votes,
+            unchanged=unchanged,
+            protocol_bytes=book.downlink_bytes,
+        )
+
+
+def _feed(letter: _Letter, answer: Answer, book: _Book) -> list[_Letter]:
+    """Give the protocol a client's answer, or tell it that none will come."""
+    group, client, node, phase = letter.group, letter.client, answer.node, letter.phase
+    if group.server.outcome is not None:
+        return []  # a farewell's answer
+    try:
+        data = read_secure(content_of(answer))
+        book.uplink_bytes += len(data)
+        if m.kind_of(data) is m.Abort:
+            abort = m.decode(data, group.agreed)
+            assert isinstance(abort, m.Abort)
+            raise PeerError(abort.reason)
+        sends = group.server.receive(Received(client, data))
+        book.inputs += phase == "masked_input"
+    except (ValueError, PeerError) as error:
+        book.lose(node, phase, str(error))
+        sends = group.server.receive(Gone(client))
+    return _letters(group, sends)
+
+
+def _letters(group: _Group, sends: Iterable[Send]) -> list[_Letter]:
+    return [_Letter(group, send.client, send.data) for send in sends]
+
+
+def _outcome(group: _Group) -> Outcome:
+    assert group.server.outcome is not None
+    return group.server.outcome
+
+
+def _decode(group: _Group, outcome: Outcome) -> tuple[NDArray[np.float64], float | None]:
+    """The group's mean update, and its votes as if each client had one, whatever it weighs."""
+    assert outcome.sum is not None
+    parts = outcome.weight or len(outcome.survivors)
+    mean, votes = group.plan.encoder.decode(outcome.sum, parts)
+    return mean, None if votes is None else votes * len(outcome.survivors) / parts
