@@ -130,6 +130,8 @@ class _Joined:
         """The lanes of the update; a weight of the number of examples where the round has weights."""
         rounding = np.random.default_rng(round_seeds(task, client)[2])
         values = self.encoder.encode(delta, rounding, os.urandom(32) if self.encoder.noise else None)
+        if self.agreed.settings.wrap:
+            values = self.agreed.lanes.wrapped(values)  # noise can take a value out of its lane
         weight = examples if self.agreed.settings.max_weight else 1
         return Contribution(values, weight).words(self.agreed)
 

@@ -39,8 +39,8 @@ class Budget:
     def ledger(self) -> Ledger:
         return self._running.ledger
 
-    def noise_for(self, event: Callable[[float], Event]) -> float:
-        """The least noise x with which `event(x)`, all that the run will tell, still fits.
+    def noise_for(self, event: Callable[[float], Event], low: float = 0.05, high: float = 16384.0) -> float:
+        """The least noise x in low..high with which `event(x)`, all that the run will tell, still fits.
 
         Raises:
             ConfigError: what is spent leaves too little, or no noise is enough.
@@ -51,7 +51,7 @@ class Budget:
                 f"privacy.epsilon = {self.limit}: {self.epsilon:.4g} is spent already, in the ledger that this run "
                 "continues; allow a larger one, or end here"
             )
-        return noise_for(self.limit * (1 - _ROOM), self.delta, event, self.ledger)
+        return noise_for(self.limit * (1 - _ROOM), self.delta, event, self.ledger, low, high)
 
     def after(self, event: Event) -> float:
         """The epsilon that all would have come to, with this event as well."""

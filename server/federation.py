@@ -23,6 +23,7 @@ from server import results
 from server.artefacts import export_and_check
 from server.central import Central
 from server.config import ServerConfig
+from server.distributed import Distributed
 from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
 from server.ftrl import Ftrl
 from server.gather import Asked, Gather, PlainGather, content_of
@@ -39,6 +40,7 @@ from server.sum_plan import SummedUpdates, SumPlanner
 PRIVACY: Mapping[str, Callable[[ServerConfig, int], Privacy]] = {
     "none": NoPrivacy,
     "central": Central,
+    "distributed": Distributed,
     "ftrl": Ftrl,
     "local": Local,
 }

@@ -316,6 +316,6 @@ def _outcome(group: _Group) -> Outcome:
 def _decode(group: _Group, outcome: Outcome) -> tuple[NDArray[np.float64], float | None]:
     """The group's mean update, and its votes as if each client had one, whatever it weighs."""
     assert outcome.sum is not None
-    parts = outcome.weight or len(outcome.survivors)
-    mean, votes = group.plan.encoder.decode(outcome.sum, parts)
-    return mean, None if votes is None else votes * len(outcome.survivors) / parts
+    weight = outcome.weight or len(outcome.survivors)
+    mean, votes = group.plan.encoder.decode(outcome.sum, group.plan.parts or weight)
+    return mean, None if votes is None else votes * len(outcome.survivors) / weight

@@ -29,10 +29,14 @@ VOTE = 1  # without noise one vote is one
 
 @dataclass(frozen=True, slots=True)
 class SumPlan:
-    """How one cohort's updates, or one group's, are summed. The driver puts the mask PRG into the settings."""
+    """How one cohort's updates, or one group's, are summed. The driver puts the mask PRG into the settings.
+
+    The mean is the sum over `parts`; 0 = over the survivors, or their weights.
+    """
 
     encoder: SumEncoder
     settings: Config
+    parts: int = 0
 
 
 @runtime_checkable

@@ -59,6 +59,11 @@ class Lanes:
         """Whether n values of up to max_abs, each times a weight of up to max_weight, and the weights, cannot wrap."""
         return n * max(max_abs, 1) * max_weight <= self.max_value
 
+    def wrapped(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The values modulo 2^bits, in -2^(bits - 1)..2^(bits - 1) - 1."""
+        half = 1 << self.bits - 1
+        return ((values + half) & (2 * half - 1)) - half
+
     def pack(self, values: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The words of int64 values of shape (count,).
 
