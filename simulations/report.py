@@ -24,16 +24,21 @@ LINES: tuple[dict[str, Any], ...] = (
 def write_report(directory: Path) -> Path:
     """Draw `report.html` beside the `run.json` of a finished run; returns its path."""
     run = json.loads((directory / "run.json").read_text())
+    plots = [
+        (f"Accuracy on {run['final']['evaluated_on'] or 'nothing'}", _accuracy_plot(run["rounds"])),
+        ("Loss", _loss_plot(run["rounds"])),
+        ("Bytes per round, all clients", _bytes_plot(run["rounds"])),
+    ]
+    if private := run["final"].get("privacy"):
+        plots.append((f"Privacy spent, at delta {private['delta']:g}", _privacy_plot(run["rounds"], private["limit"])))
     page = _template().render(
         run=run,
         rows=run["rounds"],
         final=run["final"],
         config=run["config"],
-        plots=[
-            (f"Accuracy on {run['final']['evaluated_on'] or 'nothing'}", _accuracy_plot(run["rounds"])),
-            ("Loss", _loss_plot(run["rounds"])),
-            ("Bytes per round, all clients", _bytes_plot(run["rounds"])),
-        ],
+        plots=plots,
+        private=private,
+        lost=_lost(run["rounds"]),
         failures=[(row["round"], failure) for row in run["rounds"] for failure in row["failures"]],
     )
     path = directory / "report.html"
@@ -46,6 +51,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f} %"
+    environment.filters["figure"] = lambda x: "–" if x is None else f"{x:.4g}" if isinstance(x, float) else x
     environment.filters["size"] = lambda n: f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
     return environment.from_string(files("simulations").joinpath("templates/report.html.j2").read_text("utf-8"))
 
@@ -63,10 +69,28 @@ def _bytes_plot(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
     return _lines(rows, columns, "MB", scale=1e-6, from_zero=True)
 
 
+def _privacy_plot(rows: Sequence[dict[str, Any]], limit: float | None) -> markupsafe.Markup:
+    return _lines(rows, {"epsilon": "spent"}, "epsilon", from_zero=True, level=limit and ("budget", limit))
+
+
+def _lost(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rounds in which secure aggregation lost clients, with how many in each phase."""
+    return [row for row in rows if row.get("dropped_in") and any(row["dropped_in"].values())]
+
+
 def _lines(
-    rows: Sequence[dict[str, Any]], columns: dict[str, str], unit: str, *, scale: float = 1.0, from_zero: bool = False
+    rows: Sequence[dict[str, Any]],
+    columns: dict[str, str],
+    unit: str,
+    *,
+    scale: float = 1.0,
+    from_zero: bool = False,
+    level: tuple[str, float] | None = None,
 ) -> markupsafe.Markup:
-    """The named columns against the round, as inline SVG; rounds without a value leave no point."""
+    """The named columns against the round, as inline SVG; rounds without a value leave no point.
+
+    `level` is a name and the height of a line across.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -89,13 +113,15 @@ def _lines(
             points = [(row["round"], row[column] * scale) for row in rows if row[column] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **line)
+        if level:
+            axes.axhline(level[1], label=level[0], **LINES[1])
         axes.set_xlabel("round")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#e3e7e3")
-        if len(columns) > 1 and axes.lines:
+        if (len(columns) > 1 or level) and axes.lines:
             axes.legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
