@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.privacy import Ledger, SampledGaussian, epsilon
+from edge_runtime.privacy import SampledGaussian
 from edge_runtime.privacy.noise import table
+from edge_runtime.privacy.running import RunningEpsilon
 from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
@@ -99,7 +100,7 @@ class Central:
         if not self._taken.most:
             return 0.0
         known = SampledGaussian(self._noise_multiplier, 1.0, self._taken.most)
-        return epsilon(Ledger((known,)), self._budget.delta)
+        return RunningEpsilon(self._budget.delta).append(known).epsilon
 
 
 def swamped(ratio: float, rounds: int) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from edge_runtime.privacy.accountant import (
 )
 from edge_runtime.privacy.ledger import DistributedSum, Event, Ledger, SampledGaussian
 
+_MEANS_NOTHING = 100.0  # an epsilon
 _NEGLIGIBLE = 1e-9  # of delta: so much is set aside for the noise tables, which as a rule take 1e-20
 
 
@@ -29,7 +30,8 @@ class RunningEpsilon:
     """A ledger, and what its events compose to. Frozen, like the ledger: `append` gives a longer one.
 
     Sampled Gaussians are composed as privacy loss distributions, one after another; the unsampled ones, whose
-    multipliers add as 1 / z^2, in closed form at the end. A `DistributedSum` among them turns all to Renyi costs.
+    multipliers add as 1 / z^2, in closed form (Balle, Wang 2018). A `DistributedSum` among them turns all to Renyi costs; so
+    does an epsilon beyond all meaning, whose loss distribution would take gigabytes.
     """
 
     delta: float
@@ -48,10 +50,13 @@ class RunningEpsilon:
 
     def append(self, event: Event) -> RunningEpsilon:
         """The ledger with `event` at its end. Takes about 0.1 s for a sampled Gaussian, else next to none."""
-        sampled, unsampled, gaussian = self._sampled, self._unsampled, self._gaussian
+        sampled, unsampled = self._sampled, self._unsampled
+        costs = self._costs + _rdp(event)
+        gaussian = self._gaussian and not isinstance(event, DistributedSum)
+        gaussian = gaussian and rdp_epsilon(ORDERS, costs, self.delta) < _MEANS_NOTHING
         match event:
             case DistributedSum():
-                gaussian = False
+                pass
             case SampledGaussian(noise_multiplier=z, sampling_rate=rate) if rate < 1:
                 if gaussian:
                     composed = _sampled_loss(z, rate).self_compose(event.rounds)
@@ -60,7 +65,6 @@ class RunningEpsilon:
                 unsampled += event.rounds / z**2
             case matrix:
                 unsampled += (matrix.sensitivity / matrix.noise_multiplier) ** 2
-        costs = self._costs + _rdp(event)
         return RunningEpsilon(self.delta, self.ledger.append(event), costs, sampled, unsampled, gaussian)
 
     @property
@@ -78,11 +82,36 @@ class RunningEpsilon:
     def _curve(self) -> Curve:
         if not self._gaussian:
             return lambda delta: rdp_epsilon(ORDERS, self._costs, delta)
+        if self._sampled is None:
+            return lambda delta: gaussian_epsilon(math.sqrt(self._unsampled), delta)
         losses = self._sampled
         if self._unsampled:
-            once = _loss(1 / math.sqrt(self._unsampled))
-            losses = once if losses is None else losses.compose(once)
+            losses = losses.compose(_loss(1 / math.sqrt(self._unsampled)))
         return lambda delta: float(losses.get_epsilon_for_delta(delta))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """The least epsilon of Gaussian noise of 1 / mu times the sensitivity, by bisection, from above.
+
+    delta = Phi(mu/2 - epsilon/mu) - e^epsilon Phi(-mu/2 - epsilon/mu)
+    """
+    low, high = 0.0, 1.0
+    while _gaussian_delta(high, mu) > delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _gaussian_delta(middle, mu) > delta else (low, middle)
+    return high
+
+
+def _gaussian_delta(epsilon: float, mu: float) -> float:
+    a, t = epsilon / mu - mu / 2, epsilon / mu + mu / 2
+    first = math.erfc(a / math.sqrt(2)) / 2
+    if t < 25:
+        return first - math.exp(epsilon) * math.erfc(t / math.sqrt(2)) / 2
+    # e^epsilon phi(t) = phi(a); and Phi(-t) / phi(t) below its series, so that delta comes out above
+    mills = (1 - t**-2) / t
+    return first - math.exp(-a * a / 2) / math.sqrt(2 * math.pi) * mills
 
 
 def _rdp(event: Event) -> Costs:
