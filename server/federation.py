@@ -104,7 +104,8 @@ class _Run:
     def _play_round(self, number: int) -> None:
         settings, started_s = self._config.server, time.monotonic()
         result, unchanged = self._train(number)
-        due = number == settings.rounds or number % settings.eval_every == 0
+        last = number == settings.rounds or self._privacy.why_stop(number + 1) is not None
+        due = last or number % settings.eval_every == 0
         figures = self._evaluate(number) if due else {}
         row = results.round_row(
             result,

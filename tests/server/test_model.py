@@ -14,7 +14,7 @@ from edge_runtime.config import from_flat
 from edge_runtime.errors import BudgetError, ConfigError, EdgeRuntimeError
 from edge_runtime.train.factory import unpack_program
 from server.config import ServerConfig
-from server.model import GlobalModel
+from server.model import SMALLEST_VARIANCE, GlobalModel
 
 
 def normalised() -> nn.Module:
@@ -144,3 +144,13 @@ def test_only_the_moving_tensors_are_moved_by_a_delta_of_their_size(trainer):
     for name, value in before.items():
         moves = name in dict(model.moving.shapes)
         np.testing.assert_allclose(after[name], value - 0.25 if moves else value, err_msg=name)
+
+
+def test_under_noise_running_variances_stay_above_zero(trainer):
+    model = make("fedavg", trainer, **{"privacy.noise_multiplier": 1.0})
+    before = model.state_dict()
+    assert model.apply(np.full(model.moving.size, -5.0))
+    after = model.state_dict()
+    assert (after["2.running_var"] == np.float32(SMALLEST_VARIANCE)).all()
+    np.testing.assert_allclose(after["2.running_mean"], before["2.running_mean"] - 5)
+    np.testing.assert_allclose(after["3.weight"], before["3.weight"] - 5)

@@ -55,7 +55,9 @@ def play(privacy: Central | Ftrl, number: int, updates: list[np.ndarray]) -> np.
 HOSTILE = st.one_of(
     arrays.arrays(np.float32, 300, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     arrays.arrays(np.float32, 300, elements=st.sampled_from([0.0, 0.5, -0.5, 3e38, -3e38, 1e-45])),
-    st.sampled_from([1.0, 0.057735, 1e-3]).map(lambda value: np.full(300, value, np.float32)),  # 1 / sqrt(300): the clip
+    st.sampled_from([1.0, 0.057735, 1e-3]).map(
+        lambda value: np.full(300, value, np.float32)
+    ),  # 1 / sqrt(300): the clip
 )
 
 
@@ -197,7 +199,9 @@ class TestFtrl:
     def test_the_whole_run_is_spent_when_it_begins(self, tmp_path):
         from server.run_store import RunStore
 
-        settings = config(privacy__clip=1.0, privacy__population=20, privacy__noise_multiplier=0.0, privacy__epsilon=3.0)
+        settings = config(
+            privacy__clip=1.0, privacy__population=20, privacy__noise_multiplier=0.0, privacy__epsilon=3.0
+        )
         privacy = Ftrl(settings, 10)
         assert privacy.epsilon == 0
         privacy.open(RunStore(tmp_path / "run"))

@@ -157,7 +157,7 @@ def test_votes_of_all_clients_alike_do_not_wrap():
     std = math.sqrt(20 * float(share.noise.parameter)) / share.vote
     assert votes == pytest.approx(20, abs=5 * std)
     assert std < 20 / 3
-    privacy.settle(1, RoundResult(1, None, tuple("ab"), (), None, 0, None, votes=votes))
+    privacy.settle(1, RoundResult(1, None, tuple(map(str, range(20))), (), None, 0, None, votes=votes))
     assert privacy.sum_plan(2, 20).encoder.clip < 1.0
     assert plan.encoder.l2 == pytest.approx(privacy.sum_plan(2, 20).encoder.l2, rel=1e-9)
 
