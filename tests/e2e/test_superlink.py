@@ -159,8 +159,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @contextlib.contextmanager
-def started(folder: Path, nodes: int) -> Iterator[Federation]:
-    """That many SuperNodes, each with a state path. All processes are ended by id afterwards."""
+def started(folder: Path, nodes: int, *, keep_state: bool = False) -> Iterator[Federation]:
+    """That many SuperNodes, each with a state path if it is to keep state. All processes are ended by id afterwards."""
     home = folder / "flwr"
     home.mkdir(parents=True)
     environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -180,7 +180,9 @@ def started(folder: Path, nodes: int) -> Iterator[Federation]:
     try:
         wait_until_listening(host, int(port))
         for node in range(nodes):
-            config = f'partition-id={node} num-partitions={nodes} state-path="{folder / str(node)}"'
+            config = f"partition-id={node} num-partitions={nodes}"
+            if keep_state:
+                config += f' state-path="{folder / str(node)}"'
             link = ["--superlink", proxy.address, "--port", str(free_port()), "--node-config", config]
             roots.append(start("flower-supernode", *link))
         yield Federation(folder, environment, proxy, tuple(roots[1:]))
@@ -250,9 +252,9 @@ def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tm
     """Cases 4 and 29: it has shared its keys, perhaps, and not sent its input; the masks that it left are taken off."""
     settings = {
         **SETTINGS, "data.clients": 4, "server.rounds": 1, "server.cohort": 4, "server.min_updates": 3,
-        "secure.enabled": True, "secure.dropout": 0.25, "secure.phase_deadline_s": 30.0, "deploy.formats": "",
+        "secure.enabled": True, "secure.dropout": 0.25, "secure.phase_deadline_s": 20.0, "deploy.formats": "",
     }  # fmt: skip
-    with started(tmp_path / "federation", 4) as running:
+    with started(tmp_path / "federation", 4, keep_state=True) as running:
         killer = threading.Thread(target=kill_when_sharing, args=(running.nodes[3], running.home / "3"), daemon=True)
         killer.start()
         run = running.run(tmp_path / "run", settings)
@@ -260,7 +262,7 @@ def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tm
     (row,) = run.record["rounds"]
     assert (row["applied"], row["clients"], row["dropped"]) == (True, 3, 1), row
     assert row["dropped_in"]["share_keys"] + row["dropped_in"]["masked_input"] == 1
-    assert row["failures"][0]["reason"].endswith("no reply within 30 s")
+    assert row["failures"][0]["reason"].endswith("no reply within 20 s")
     assert row["accuracy"] > 0.1
 
 
