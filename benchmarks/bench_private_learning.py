@@ -36,7 +36,7 @@ epochs = 5
 batch_size = 32
 [train.optimizer]
 name = "sgd"
-lr = 0.1
+lr = 0.2
 momentum = 0.0
 [server]
 rounds = 40
