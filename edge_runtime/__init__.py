@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edge_runtime import privacy as privacy
     from edge_runtime import schedules as schedules
     from edge_runtime import secagg as secagg
+    from edge_runtime import sums as sums
     from edge_runtime import updates as updates
     from edge_runtime.adapters import merge_adapters as merge_adapters
     from edge_runtime.building import build as build
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("deploy", "losses", "optimizers", "privacy", "schedules", "secagg", "updates")
+_SUBPACKAGES = ("deploy", "losses", "optimizers", "privacy", "schedules", "secagg", "sums", "updates")
 
 # Each module with the public names that it holds.
 _NAMES = {

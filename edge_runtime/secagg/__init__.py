@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edge_runtime.secagg.keys import DeviceKey as DeviceKey
     from edge_runtime.secagg.lanes import Lanes as Lanes
     from edge_runtime.secagg.masks import PRGS as PRGS
+    from edge_runtime.secagg.plan import BitPlan as BitPlan
+    from edge_runtime.secagg.plan import plan_bits as plan_bits
     from edge_runtime.secagg.server import Outcome as Outcome
     from edge_runtime.secagg.server import Server as Server
     from edge_runtime.secagg.simulate import simulate_round as simulate_round
@@ -34,6 +36,7 @@ _NAMES = {
     "keys": ("DeviceKey",),
     "lanes": ("Lanes",),
     "masks": ("PRGS",),
+    "plan": ("BitPlan", "plan_bits"),
     "server": ("Outcome", "Server"),
     "simulate": ("simulate_round",),
     "transitions": ("PHASES",),

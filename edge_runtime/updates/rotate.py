@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from edge_runtime.kernels import vectors
 from edge_runtime.updates.delta import FloatVector, TensorLayout
 from edge_runtime.updates.shared_random import draw_seed, words
 from edge_runtime.updates.stage import LARGEST, Coder, Reader, destination
+
+F = TypeVar("F", np.float32, np.float64)
 
 BLOCK, SMALLEST_BLOCK = 4096, 128
 _CHUNK = 16  # blocks worked on at once, so that they stay in the cache
@@ -100,7 +103,7 @@ class Hadamard(Coder):
         return values
 
 
-def walsh_hadamard(blocks: FloatVector) -> FloatVector:
+def walsh_hadamard(blocks: NDArray[F]) -> NDArray[F]:
     """Each row of (n, 2^m) times the Hadamard matrix of +1 and -1: its own inverse but for the factor 2^m.
 
     Additions and subtractions in one fixed order, so the bits are the same everywhere. Overwrites `blocks`.
@@ -116,7 +119,7 @@ def walsh_hadamard(blocks: FloatVector) -> FloatVector:
     return np.ascontiguousarray(turned.transpose(0, 2, 1)).reshape(count, width)
 
 
-def _butterflies(blocks: FloatVector) -> None:
+def _butterflies(blocks: NDArray[F]) -> None:
     """The Walsh-Hadamard transform along axis 1 of contiguous (n, 2^m, inner), in place."""
     count, length, inner = blocks.shape
     half = 1
