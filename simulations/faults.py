@@ -16,6 +16,8 @@ from edge_runtime.config import key
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.updates import wire
 
+POISONS = ("sign_flip", "noise")
+
 App = Callable[[Message, Context], Message]
 HANG_S = 3600.0
 
@@ -26,7 +28,12 @@ class SimulatedFaultError(EdgeRuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class FaultConfig:
-    """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors."""
+    """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors.
+
+    `poison` is the share of all clients that are hostile, the same ones for the whole run. They train, and send
+    something else: their update times -`poison_scale` ("sign_flip"), or Gaussian noise with `poison_scale` times its
+    norm ("noise").
+    """
 
     dropout: float = key(0.0, low=0, high=1)
     error: float = key(0.0, low=0, high=1)
@@ -35,15 +42,28 @@ class FaultConfig:
     nan: float = key(0.0, low=0, high=1)
     wrong_shape: float = key(0.0, low=0, high=1)
     missing_tensor: float = key(0.0, low=0, high=1)
+    poison: float = key(0.0, low=0, high=1)
+    poison_kind: str = key("sign_flip", choices=POISONS)
+    poison_scale: float = key(10.0, above=0, high=1e6)
 
     def __post_init__(self) -> None:
-        if (total := math.fsum(dataclasses.astuple(self))) > 1:
+        if (total := math.fsum(self.rates.values())) > 1:
             raise ConfigError(f"faults: the rates add up to {total:g}; must be <= 1")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Of each fault that is drawn anew in every round."""
+        return {name: rate for name, rate in dataclasses.asdict(self).items() if not name.startswith("poison")}
+
+    def poisoners(self, seed: int, clients: int) -> frozenset[int]:
+        """Who of clients 0 .. clients-1 is hostile: a share of `poison`, rounded."""
+        order = np.random.default_rng([seed, clients, 0xBAD]).permutation(clients)
+        return frozenset(order[: round(self.poison * clients)].tolist())
 
     def draw(self, seed: int, round_number: int, client: int) -> str:
         """The fault of one client in one round, by name; empty for none."""
         u = np.random.default_rng([seed, round_number, client, 0xFA17]).random()
-        for name, rate in dataclasses.asdict(self).items():
+        for name, rate in self.rates.items():
             u -= rate
             if u < 0:
                 return str(name)
@@ -62,9 +82,13 @@ def with_faults(app: App, faults: FaultConfig) -> App:
         seed, round_number = task["seed"], task["round"]
         assert isinstance(seed, int)
         assert isinstance(round_number, int)
+        clients = int(context.node_config["num-partitions"])
         match faults.draw(seed, round_number, context.node_id):
             case "":
-                return app(message, context)
+                reply = app(message, context)
+                if context.node_id in faults.poisoners(seed, clients):
+                    _poison(reply, faults, np.random.default_rng([seed, round_number, context.node_id, 0xBAD]))
+                return reply
             case "dropout":
                 raise SimulatedFaultError("simulated drop-out: the device went away")
             case "error":
@@ -86,6 +110,20 @@ def _hang() -> None:
     while os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.2)
     os._exit(1)
+
+
+def _poison(reply: Message, faults: FaultConfig, rng: np.random.Generator) -> None:
+    """Put something well-formed and wrong in place of the update, which is of codec float32."""
+    record = reply.content.array_records["update"]
+    envelope = wire.unpack(record["delta"].data)
+    update = np.frombuffer(envelope.body, "<f4").astype(np.float64)
+    if faults.poison_kind == "sign_flip":
+        wrong = -faults.poison_scale * update
+    else:
+        noise = rng.standard_normal(update.size)
+        wrong = noise * (faults.poison_scale * np.linalg.norm(update) / np.linalg.norm(noise))
+    payload = wire.pack(envelope.codecs, envelope.layout, envelope.round, wrong.astype("<f4").tobytes())
+    record["delta"] = Array("uint8", (len(payload),), record["delta"].stype, payload)
 
 
 def _damage(reply: Message, how: str) -> Message:
