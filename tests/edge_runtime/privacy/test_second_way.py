@@ -237,7 +237,7 @@ def test_a_sampled_runs_epsilon_is_within_losses_rounded_down_and_up(
     )
     assert high - low <= rounds * step + 1e-6
     found = epsilon(Ledger((SampledGaussian(sigma, q, rounds),)), delta)
-    assert low <= found <= high + 2e-3
+    assert low <= found <= high
 
 
 def test_an_attacker_who_knows_the_losses_sees_the_stated_delta() -> None:
