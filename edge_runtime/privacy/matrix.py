@@ -84,7 +84,15 @@ class Strategy:
     def error(self, noise: float = 1.0) -> PrefixNoise:
         """Of prefix sums decoded under noise of standard deviation `noise` on C G: the rows of A C^-1, times `noise`.
 
-        `noise` = `sensitivity(...)` gives it for a noise multiplier of 1, so strategies can be compared.
+        `noise` = `sensitivity(...)` gives it for a noise multiplier of 1, so strategies can be compared:
+
+        >>> run = {"separation": 20, "participations": 10}
+        >>> for plan in independent(200), banded(20, 200), blt(200, **run), blt(200, **run, bands=20):
+        ...     print(round(plan.error(plan.sensitivity(**run)).rms, 1))
+        31.7
+        10.4
+        10.6
+        10.0
         """
         c = np.array(self.numerators, np.float64) / 2**self.bits
         return _error(np.append(c, np.zeros(self.rounds - c.size)), noise)
