@@ -76,6 +76,8 @@ def update_multiplier(noise_multiplier: float, votes_std: float) -> float:
     """The update's noise multiplier that leaves update and votes together as private as `noise_multiplier` alone.
 
     (z^-2 - s^-2)^(-1/2), for noise of standard deviation s on the sum of +-1 votes; s = n / 10 is the paper's choice.
+    The round is one event with `noise_multiplier`: two, one for each part, would cost too little where clients are
+    sampled, because both parts see the same sample.
     """
     if votes_std <= noise_multiplier:
         raise ConfigError(
