@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from server.aggregate import Aggregate, WeightedSum
+from server.aggregate import Aggregate
 from server.config import ServerConfig
+from server.robust import make_aggregate
 from server.rounds import RoundResult, choose_cohort
 
 
@@ -34,7 +35,7 @@ class Privacy(Protocol):
 
 
 class NoPrivacy:
-    """Nothing is promised: a cohort drawn from the run's seed, and a mean weighted by examples."""
+    """Nothing is promised: a cohort drawn from the run's seed, and the mean that `[robust]` asks for."""
 
     epsilon = None
 
@@ -48,7 +49,7 @@ class NoPrivacy:
         return choose_cohort(nodes, self._config.server.cohort, self._config.seed, number)
 
     def aggregate(self) -> Aggregate:
-        return WeightedSum(self._size)
+        return make_aggregate(self._config.robust, self._size)
 
     def settle(self, number: int, result: RoundResult) -> None:
         """There are no books."""

@@ -27,6 +27,11 @@ class Scenario(ServerConfig):
         ServerConfig.__post_init__(self)  # super() does not find its way in a dataclass with slots
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
+        if self.faults.poison and (self.uplink.codec != ("float32",) or self.secure.enabled):
+            raise ConfigError(
+                f"faults.poison = {self.faults.poison:g}: rewrites an update in the clear; needs uplink.codec = "
+                "float32 and secure.enabled = false"
+            )
 
 
 def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = (), out: str | None = None) -> Scenario:

@@ -5,8 +5,7 @@ ledger with a `DistributedSum` is judged by Renyi differential privacy (RDP) at 
 
     Skellam                     Agarwal, Kairouz, Liu 2021
     sums of discrete Gaussians  Kairouz, Liu, Steinke 2021
-    sampled Gaussian            Mironov, Talwar, Zhang 2019, exact
-    sampled, all others         Zhu, Wang 2019, theorem 5, which holds for every mechanism
+    sampled, all of them        Mironov, Talwar, Zhang 2019: exact where the unsampled cost is; see `_sampled`
 
 Neighbours differ by one client, added or removed. In a `DistributedSum` its vector turns to zeros and its noise share
 stays; where the share would go too, leave one out of `shares`. What noise tables are off by is charged to delta:
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_runtime.errors import ConfigError, MissingPackageError
-from edge_runtime.privacy.ledger import DistributedSum, Event, Ledger, SampledGaussian, TreeMechanism
+from edge_runtime.privacy.ledger import DistributedSum, Event, Ledger, MatrixMechanism, SampledGaussian
 
 Costs = NDArray[np.float64]
 Curve = Callable[[float], float]  # delta -> epsilon
@@ -106,7 +105,7 @@ def _event_rdp(event: Event) -> Costs:
     match event:
         case SampledGaussian(noise_multiplier=z, sampling_rate=rate):
             return gaussian_rdp(z, rate)
-        case TreeMechanism(noise_multiplier=z, sensitivity=sensitivity):
+        case MatrixMechanism(noise_multiplier=z, sensitivity=sensitivity):
             return gaussian_rdp(z / sensitivity)
         case DistributedSum(mechanism="skellam") as e:
             return skellam_rdp(e.l2, e.l1, e.variance, e.sampling_rate)
@@ -115,17 +114,8 @@ def _event_rdp(event: Event) -> Costs:
 
 
 def gaussian_rdp(noise_multiplier: float, sampling_rate: float = 1.0) -> Costs:
-    """At each of ORDERS. Unsampled a / 2 z^2; else ln(sum of C(a,l) (1-q)^(a-l) q^l e^((l^2-l) / 2 z^2)) / (a-1)."""
-    per_order = 1 / (2 * noise_multiplier**2)
-    if sampling_rate == 1:
-        return ORDERS * per_order
-    return np.array(
-        [
-            np.logaddexp.reduce(_log_binomial(a, sampling_rate) + _EVERY[: a + 1] * (_EVERY[: a + 1] - 1) * per_order)
-            / (a - 1)
-            for a in ORDERS
-        ]
-    )
+    """At each of ORDERS. Unsampled a / 2 z^2."""
+    return _sampled(lambda a: a / (2 * noise_multiplier**2), sampling_rate)
 
 
 def skellam_rdp(l2: float, l1: float, mu: float, sampling_rate: float = 1.0) -> Costs:
@@ -155,30 +145,26 @@ def ddgauss_rdp(l2: float, sigma: float, shares: int, dimension: int, sampling_r
 
 
 def _sampled(cost: Callable[[Costs], Costs], rate: float) -> Costs:
-    """RDP of a mechanism on a Poisson sample, at ORDERS, by Zhu and Wang's theorem 5; never above the unsampled.
+    """RDP of symmetric noise on a Poisson sample, at ORDERS, from a bound c on its unsampled RDP; never above c.
 
-    e^((a-1) r(a)) = (1-q)^(a-1) (aq - q + 1) + C(a,2) q^2 (1-q)^(a-2) e^(c(2))
-                     + 3 sum over l = 3..a of C(a,l) (1-q)^(a-l) q^l e^((l-1) c(l))
+    e^((a-1) r(a)) = sum over l = 0..a of C(a,l) (1-q)^(a-l) q^l e^((l-1) c(l))
+
+    With all but the client's draw fixed, Q is the noise without it, P the noise moved by its vector w, and
+    R = (1-q) Q + q P. Both directions are covered, for any symmetric noise in any dimension:
+    - D_a(R || Q): the sum is E_Q[(R/Q)^a] expanded, equal if c is exact, for every P and Q.
+    - D_a(Q || R) is not larger, as x -> w - x swaps P and Q. So E_Q f(p) = E_Q p f(1/p) for p = P/Q, and
+      2 (E_Q[(R/Q)^a] - E_Q[(Q/R)^(a-1)]) = E_Q[u^a - u^(1-a) + p (v^a - v^(1-a))], u = 1 - q + q p, v = 1 - q + q / p.
+      For p >= 1, half of what is in brackets is u^.5 sinh((a-.5) ln u) - p v^.5 sinh((a-.5) ln(1/v)): 0 at a = 1,
+      and not below 0 for a > 1, because u v >= 1. For p < 1, u and v change places.
+    This is the form of Zhu and Wang's theorem 6 (2019); its condition on odd moments is not needed here.
     """
     whole = cost(_EVERY.astype(np.float64))
     if rate == 1:
         return np.asarray(whole[ORDERS])
-    grown = (_EVERY - 1) * whole + np.where(_EVERY >= 3, math.log(3), 0.0)
-    return np.array(
-        [
-            min(
-                whole[a],
-                np.logaddexp.reduce(
-                    np.append(
-                        (_log_binomial(a, rate) + grown[: a + 1])[2:],
-                        (a - 1) * math.log1p(-rate) + math.log(a * rate - rate + 1),
-                    )
-                )
-                / (a - 1),
-            )
-            for a in ORDERS
-        ]
-    )
+    grown = np.where(_EVERY >= 2, (_EVERY - 1) * whole, 0.0)
+    moments = np.array([np.logaddexp.reduce(_log_binomial(a, rate) + grown[: a + 1]) for a in ORDERS])
+    found: Costs = np.minimum(whole[ORDERS], moments / (ORDERS - 1))
+    return found
 
 
 def _log_binomial(a: int, rate: float) -> Costs:
@@ -201,7 +187,7 @@ def _pld_curve(counts: Counter[Event], interval: float = PLD_INTERVAL) -> Curve:
         match event:
             case SampledGaussian(noise_multiplier=z, sampling_rate=rate):
                 accountant.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(z)), rounds)
-            case TreeMechanism(noise_multiplier=z, sensitivity=sensitivity):
+            case MatrixMechanism(noise_multiplier=z, sensitivity=sensitivity):
                 accountant.compose(dp.GaussianDpEvent(z / sensitivity), rounds)
     return lambda delta: float(accountant.get_epsilon(delta))
 
@@ -240,7 +226,7 @@ def _charged(curve: Curve, delta: float, variation: float) -> float:
 def _judged(ledger: Ledger, delta: float, judge: Judge) -> float:
     counts: Counter[Event] = Counter()
     for event in ledger.events:
-        if isinstance(event, TreeMechanism):  # all its rounds are one release
+        if isinstance(event, MatrixMechanism):  # all its rounds are one release
             counts[event] += 1
         else:
             counts[replace(event, rounds=1)] += event.rounds

@@ -79,11 +79,12 @@ class DistributedSum:
 
 
 @dataclass(frozen=True, slots=True)
-class TreeMechanism:
-    """A whole run of DP-FTRL: the prefix sums of all `rounds` released under correlated Gaussian noise, at once.
+class MatrixMechanism:
+    """A whole run of DP-FTRL: the sums of all `rounds` released under correlated Gaussian noise, as one release.
 
     The noise is `noise_multiplier` times the clip for each value of the encoded stream, and `sensitivity` how far one
-    client, in all rounds that it may join, can move that stream (L2, in clips). No sampling is claimed.
+    client, in all rounds that it may join, can move that stream (L2, in clips): `matrix.Strategy` gives both. No
+    sampling is claimed, but that each client kept to the rounds that `sensitivity` was computed for.
     """
 
     noise_multiplier: float = key(MISSING, above=0)
@@ -100,12 +101,12 @@ class TreeMechanism:
         return self.sample_variation * self.dimension * self.rounds
 
 
-Event = SampledGaussian | DistributedSum | TreeMechanism
+Event = SampledGaussian | DistributedSum | MatrixMechanism
 
 EVENTS: Mapping[str, type[Event]] = {
     "sampled_gaussian": SampledGaussian,
     "distributed_sum": DistributedSum,
-    "tree_mechanism": TreeMechanism,
+    "matrix_mechanism": MatrixMechanism,
 }
 _NAMES = {cls: name for name, cls in EVENTS.items()}
 

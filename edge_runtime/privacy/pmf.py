@@ -67,23 +67,38 @@ def _discrete_gaussian(sigma: Decimal) -> list[Decimal]:
 
 
 def _rounded_gaussian(sigma: Decimal) -> list[Decimal]:
-    """w(k) = integral of exp(-x^2 / 2 sigma^2) over k - 1/2 to k + 1/2, by the Taylor series around k.
+    """w(k) = integral of exp(-x^2 / 2 sigma^2) over k - 1/2 to k + 1/2."""
+    return [_bump_area(Decimal(k), height, sigma * sigma) for k, height in enumerate(_discrete_gaussian(sigma))]
 
-    With a_n the coefficients: a_(n+1) = -(k a_n + a_(n-1)) / (sigma^2 (n+1)); odd powers integrate to nothing.
+
+def rounded_weight(k: int, sigma: Decimal) -> Decimal:
+    """w(k) of the rounded Gaussian alone."""
+    return _bump_area(Decimal(k), (-k * k / (2 * sigma * sigma)).exp(), sigma * sigma)
+
+
+def cell_weights(sigma: Decimal, width: int) -> list[Decimal]:
+    """Of the rounded Gaussian: the weights of cK .. cK + K - 1 for c = -n..n-1, K = `width`, all in one unit."""
+    half, square = Decimal("0.5"), (sigma / width) ** 2
+    cells = -(-_gaussian_reach(sigma) // width)
+    middles = [c + half - half / width for c in range(-cells, cells)]
+    return [_bump_area(middle, (-middle * middle / (2 * square)).exp(), square) for middle in middles]
+
+
+def _bump_area(middle: Decimal, height: Decimal, square: Decimal) -> Decimal:
+    """The integral of exp(-x^2 / 2 s^2) over middle -+ 1/2, by the Taylor series there; `height` is its first term.
+
+    With a_n the coefficients: a_(n+1) = -(middle a_n + a_(n-1)) / (s^2 (n+1)); odd powers integrate to nothing.
     """
-    square, smallest = sigma * sigma, Decimal(10) ** -50
-    found = []
-    for k, height in enumerate(_discrete_gaussian(sigma)):
-        before, current = Decimal(0), height
-        area, width, n = Decimal(0), Decimal(1), 0  # width = 2 (1/2)^(n+1)
-        while n < 6 or max(abs(before), abs(current)) * width > smallest * height:
-            if n % 2 == 0:
-                area += current * width / (n + 1)
-            before, current = current, -(k * current + before) / (square * (n + 1))
-            width /= 2
-            n += 1
-        found.append(area)
-    return found
+    smallest = Decimal(10) ** -50 * height
+    before, current = Decimal(0), height
+    area, width, n = Decimal(0), Decimal(1), 0  # width = 2 (1/2)^(n+1)
+    while n < 6 or max(abs(before), abs(current)) * width > smallest:
+        if n % 2 == 0:
+            area += current * width / (n + 1)
+        before, current = current, -(middle * current + before) / (square * (n + 1))
+        width /= 2
+        n += 1
+    return area
 
 
 def _skellam(mu: Decimal) -> list[Decimal]:
@@ -115,6 +130,6 @@ def _skellam_reach(mu: float, bits: int) -> int:
 
 PMFS = {
     "discrete_gaussian": Pmf("sigma", Decimal("0.05"), Decimal(16384), _discrete_gaussian),
-    "rounded_gaussian": Pmf("sigma", Decimal(1), Decimal(16384), _rounded_gaussian),
+    "rounded_gaussian": Pmf("sigma", Decimal(1), Decimal(2**24), _rounded_gaussian),
     "skellam": Pmf("mu", Decimal("0.01"), Decimal(2**28), _skellam),
 }

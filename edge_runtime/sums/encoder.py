@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,6 +45,7 @@ VERSION = 1
 SHARES = ("discrete_gaussian", "skellam")  # of which a sum's privacy is known
 _FIXED = struct.Struct("<BQddQQdQ")
 _WHOLE = {"size": (1, MAX_SIZE), "seed": (0, 2**64 - 1), "value_max": (0, 2**31), "vote": (0, 2**31)}
+_MOST = sys.float_info.max
 _ABOVE = 1 + 2.0**-50  # more than what float rounding takes off a bound
 
 
@@ -69,7 +71,7 @@ class SumEncoder:
     size: values of the update.
     clip: of its L2 norm.
     scale: whole numbers per unit.
-    seed: of this round's permutation, signs and coordinates that travel; 64 bits.
+    seed: of this round's rotation and of the coordinates that travel; 64 bits.
     value_max: rounded values are cut to +-value_max; 0 = rounded within `l2` instead, as noise needs it.
     fraction: share of the rotated coordinates that travel.
     vote: one more value of +-vote says whether the norm was within the clip (privacy.AdaptiveClip); 0 = none.
@@ -92,7 +94,7 @@ class SumEncoder:
                 raise ConfigError(f"sum encoder {name} = {value!r}: must be a whole number >= {low} and <= {high}")
         for name in ("clip", "scale", "fraction"):
             value = getattr(self, name)
-            if type(value) not in (float, int) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value <= _MOST:
                 raise ConfigError(f"sum encoder {name} = {value!r}: must be a finite number > 0")
             object.__setattr__(self, name, float(value))
         if self.fraction > 1:
@@ -128,7 +130,7 @@ class SumEncoder:
         """The clip of the coordinates that travel, so that noise need not cover the length that stays behind.
 
         A share p of k rotated coordinates has the length sqrt(p) |x| (1 +- sqrt((1 - p) / 2k)), near enough; twice
-        that deviation is let through, and what few vectors pass it are shortened to it.
+        that deviation is let through, and the few vectors that pass it are shortened to it.
         """
         share = self.kept / self.padded
         return self.clip * min(1.0, math.sqrt(share) * (1 + math.sqrt(2 * (1 - share) / self.kept)))
@@ -241,7 +243,7 @@ def _rounded(scaled: Vector, rng: np.random.Generator) -> Values:
 
 def _is_within(x: NDArray[np.floating], clip: float) -> bool:
     with np.errstate(over="ignore"):  # then the norm is infinite, which is the right answer
-        return bool(np.linalg.norm(x.astype(np.float64)) <= clip)
+        return math.sqrt(np.square(x, dtype=np.float64).sum()) <= clip
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:

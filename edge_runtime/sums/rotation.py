@@ -2,11 +2,12 @@
 
     R x = H D P x        P a permutation, D signs, H the orthonormal Walsh-Hadamard matrix in blocks of 512
 
-R keeps lengths and makes coordinates look Gaussian, of standard deviation |x| / sqrt(padded), whatever x is: so one
-grid and one modulus fit all of them. P is for updates whose energy sits in few tensors, hence in few blocks. Of R x a
-random share of the coordinates may travel alone, the same ones from every client.
+R keeps lengths and makes coordinates look Gaussian, of standard deviation |x| / sqrt(padded): so one grid and one
+modulus fit all updates. P deals every run of values out to all blocks, for updates whose energy sits in few tensors,
+and each run from a random block on, for those whose energy sits at regular distances. (Energy in fewer values than
+there are blocks stays in few blocks.) Of R x a random share may travel alone, the same coordinates from every client.
 
-All in float64: of a length, rounding may add 1e-14, which `clip_by_norm` leaves room for.
+All in float64: to a length, rounding adds at most 1e-14 of it, for which `clip_by_norm` leaves room.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from edge_runtime.updates.sparsify import random_positions
 Vector = NDArray[np.float64]
 
 _AT_ONCE = 64  # blocks, so that they stay in the cache
-_SIGNS, _ORDER, _KEPT = (stream << 64 for stream in range(3))  # above the seed's bits: independent draws
+_SIGNS, _STARTS, _KEPT = (stream << 64 for stream in range(3))  # above the seed's bits: independent draws
 
 
 class Rotation:
     """R for vectors of `size` values, of whose coordinates `kept` travel. All of it follows from the 64-bit seed."""
 
-    __slots__ = ("_kept", "_order", "_signs", "kept", "padded", "size")
+    __slots__ = ("_kept", "_signs", "_starts", "kept", "padded", "size")
 
     def __init__(self, seed: int, size: int, kept: int) -> None:
         self.size, self.kept, self.padded = size, kept, padded_size(size)
         flips = np.unpackbits(words(seed + _SIGNS, self.padded // 32).view(np.uint8), bitorder="little")
         self._signs = 1 - 2 * flips.view(np.int8)
-        self._order = _permutation(seed + _ORDER, self.padded)
+        self._starts = (words(seed + _STARTS, BLOCK) % np.uint32(self.padded // BLOCK)).tolist()
         self._kept = random_positions(seed + _KEPT, self.padded, kept) if kept < self.padded else slice(None)
 
     def apply(self, x: Vector) -> Vector:
         """The coordinates of R x that travel, shape (kept,). x has the shape (size,)."""
-        spread = np.zeros(self.padded)
-        spread[: self.size] = x
-        spread = spread[self._order]
-        spread *= self._signs
-        return _hadamard(spread)[self._kept]
+        runs = np.zeros(self.padded)
+        runs[: self.size] = x
+        coordinates = self._dealt(runs)
+        coordinates *= self._signs
+        return _hadamard(coordinates)[self._kept]
 
     def undo(self, y: Vector) -> Vector:
         """R^-1 of the coordinates y, zeros where none travelled; shape (size,). A scale for these is the caller's."""
@@ -53,9 +54,25 @@ class Rotation:
         coordinates[self._kept] = y
         coordinates = _hadamard(coordinates)
         coordinates *= self._signs
-        values = np.empty(self.padded)
-        values[self._order] = coordinates
-        return values[: self.size]
+        return self._gathered(coordinates)[: self.size]
+
+    def _dealt(self, values: Vector) -> Vector:
+        """P: 512 runs, each turned round to its start; block b holds what stands at place b in every run."""
+        runs = values.reshape(BLOCK, -1)
+        turned = np.empty_like(runs)
+        for run, into, start in zip(runs, turned, self._starts, strict=True):
+            split = run.size - start
+            into[:split], into[split:] = run[start:], run[:start]
+        return np.ascontiguousarray(turned.T).reshape(-1)
+
+    def _gathered(self, coordinates: Vector) -> Vector:
+        """The inverse of P."""
+        turned = np.ascontiguousarray(coordinates.reshape(-1, BLOCK).T)
+        runs = np.empty_like(turned)
+        for run, out, start in zip(turned, runs, self._starts, strict=True):
+            split = run.size - start
+            out[start:], out[:start] = run[:split], run[split:]
+        return runs.reshape(-1)
 
 
 def _hadamard(values: Vector) -> Vector:
@@ -66,12 +83,3 @@ def _hadamard(values: Vector) -> Vector:
         part[...] = walsh_hadamard(part)
     values /= math.sqrt(BLOCK)
     return values
-
-
-def _permutation(seed: int, count: int) -> NDArray[np.intp]:
-    """0..count-1 in the order of random words. Each word ends in its own number, so that no two are equal."""
-    low = np.uint64((count - 1).bit_length())
-    keys = words(seed, 2 * count).view("<u8").astype(np.uint64, copy=False)
-    keys = (keys >> low << low) | np.arange(count, dtype=np.uint64)
-    keys.sort()
-    return (keys & ((np.uint64(1) << low) - np.uint64(1))).astype(np.intp)

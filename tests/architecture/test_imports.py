@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edge_runtime
-from edge_runtime import deploy, secagg
+from edge_runtime import deploy, secagg, sums
 from edge_runtime.train.config import ModelConfig, TrainConfig
 from edge_runtime.train.factory import example_of, make_program
 
@@ -32,7 +32,15 @@ def packages_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["edge_runtime", "edge_runtime.deploy", "edge_runtime.losses", "edge_runtime.secagg", "edge_runtime.cli"]
+    "module",
+    [
+        "edge_runtime",
+        "edge_runtime.cli",
+        "edge_runtime.deploy",
+        "edge_runtime.losses",
+        "edge_runtime.secagg",
+        "edge_runtime.sums",
+    ],
 )
 def test_names_and_descriptions_load_the_standard_library_alone(module: str) -> None:
     assert packages_after(f"import {module}") == set()
@@ -61,10 +69,13 @@ def test_the_devices_modules_load_numpy_at_most(module: str) -> None:
     assert packages_after(f"import {module}") <= {"numpy"}
 
 
-@pytest.mark.parametrize("module", [module.name for module in pkgutil.iter_modules(secagg.__path__)])
-def test_secure_aggregation_loads_numpy_and_cryptography_at_most(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [module.name for room in (secagg, sums) for module in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")],
+)
+def test_secure_sums_load_numpy_and_cryptography_at_most(module: str) -> None:
     native = {"_cffi_backend", "_openssl"}  # of cryptography
-    assert packages_after(f"import edge_runtime.secagg.{module}") <= {"numpy", "cryptography"} | native
+    assert packages_after(f"import {module}") <= {"numpy", "cryptography"} | native
 
 
 # What a device would pay megabytes for without ever using it, and the rooms that make a Program rather than run it.

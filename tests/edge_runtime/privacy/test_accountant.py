@@ -16,8 +16,8 @@ from edge_runtime.privacy import (
     DistributedSum,
     Event,
     Ledger,
+    MatrixMechanism,
     SampledGaussian,
-    TreeMechanism,
     accountant,
     epsilon,
     l1_bound,
@@ -91,8 +91,8 @@ def test_one_sampled_round_is_the_closed_form(sigma: float, q: float) -> None:
     assert one_sampled_delta(found, sigma, q) == pytest.approx(1e-5, rel=2e-3)
 
 
-def test_a_tree_is_one_gaussian_of_its_sensitivity() -> None:
-    found = epsilon(of(TreeMechanism(8.0, 2.0, rounds=1000)), 1e-5)
+def test_a_matrix_run_is_one_gaussian_of_its_sensitivity() -> None:
+    found = epsilon(of(MatrixMechanism(8.0, 2.0, rounds=1000)), 1e-5)
     assert found == pytest.approx(gaussian_epsilon(2.0 / 8.0, 1e-5), abs=2e-4)
 
 
@@ -102,7 +102,7 @@ def test_a_ledger_of_single_rounds_is_judged_as_their_sum() -> None:
     mixed = epsilon(of(replace(once, rounds=20), SampledGaussian(1.5, 0.05, 20)), 1e-5)
     all_quieter = epsilon(of(SampledGaussian(1.5, 0.05, 40)), 1e-5)
     assert all_quieter < mixed < epsilon(of(replace(once, rounds=40)), 1e-5)
-    two = of(SampledGaussian(5.0, 1.0, 9), TreeMechanism(6.0, 3.0, rounds=5))
+    two = of(SampledGaussian(5.0, 1.0, 9), MatrixMechanism(6.0, 3.0, rounds=5))
     assert epsilon(two, 1e-5) == pytest.approx(gaussian_epsilon(math.hypot(3 / 5, 1 / 2), 1e-5), abs=3e-4)
 
 
@@ -201,16 +201,6 @@ def test_discrete_rdp_is_never_below_the_gaussians_and_tends_to_it(q: float) -> 
     np.testing.assert_allclose(ddgauss_rdp(200.0, 600 / math.sqrt(shares), shares, d), unsampled, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("sigma", "q"), [(1.0, 0.01), (3.0, 0.2), (0.7, 0.001)])
-def test_theorem_5_stands_between_the_exact_value_and_three_times_its_terms(sigma: float, q: float) -> None:
-    """For one discrete Gaussian, whose unsampled cost is the Gaussian's."""
-    exact = gaussian_rdp(sigma, q)
-    general = ddgauss_rdp(1.0, sigma, 1, 1, q)
-    assert np.all(general >= exact * (1 - 1e-12) - 1e-15)
-    assert np.all(general <= exact + math.log(3) / (ORDERS - 1) + 1e-12)
-    assert np.all(general <= gaussian_rdp(sigma) * (1 + 1e-12))
-
-
 # --- whole ledgers ---
 
 D = 2**15
@@ -222,7 +212,7 @@ BASE = DistributedSum("skellam", "94", 100, L2, l1_bound(L2, D), D, sampling_rat
 def test_epsilon_grows_with_rounds_rate_and_drop_outs_and_falls_with_noise(mechanism: str) -> None:
     base = replace(BASE, mechanism=mechanism, noise="94" if mechanism == "skellam" else "9.695")
     here = epsilon(of(base), 1e-5)
-    assert 4.5 < here < 5.5
+    assert 4.0 < here < 4.3
     for worse in (
         replace(base, rounds=600),
         replace(base, sampling_rate=0.012),
@@ -245,7 +235,7 @@ def test_gaussian_epsilon_grows_with_rounds_and_rate_and_falls_with_noise() -> N
 
 def test_a_mixed_ledger_costs_more_than_each_part() -> None:
     votes = SampledGaussian(10.0, 0.01, 500)
-    together = epsilon(of(BASE, votes, TreeMechanism(50.0, 1.0, rounds=9)), 1e-5)
+    together = epsilon(of(BASE, votes, MatrixMechanism(50.0, 1.0, rounds=9)), 1e-5)
     assert together > epsilon(of(BASE), 1e-5) > epsilon(of(votes), 1e-5)
 
 
@@ -321,7 +311,7 @@ def test_without_dp_accounting_sums_are_judged_and_gaussians_name_the_extra(
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'hedgerow\[server\]'"):
         epsilon(of(SampledGaussian(1.0, 0.1)), 1e-5)
-    assert 4.5 < epsilon(of(BASE), 1e-5) < 5.5
+    assert 4.0 < epsilon(of(BASE), 1e-5) < 4.3
     assert accountant.PLD_INTERVAL == 1e-4
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.privacy import DistributedSum, Event, Ledger, SampledGaussian, TreeMechanism
+from edge_runtime.privacy import DistributedSum, Event, Ledger, MatrixMechanism, SampledGaussian
 from edge_runtime.privacy.ledger import event_from_json, event_to_json
 
 positive = st.floats(1e-9, 1e9)
@@ -26,12 +26,12 @@ events = st.one_of(
         st.decimals("0.05", "16384", places=6).map(str),
         counts, positive, positive, counts, rates, counts, tiny,
     ),
-    st.builds(TreeMechanism, positive, positive, counts, counts, tiny),
+    st.builds(MatrixMechanism, positive, positive, counts, counts, tiny),
 )  # fmt: skip
 ledgers = st.lists(events, max_size=6).map(lambda found: Ledger(tuple(found)))
 
 SUM = DistributedSum("skellam", "93.97", shares=90, l2=135.6, l1=18382.5, dimension=32768, sampling_rate=0.01)
-FILLED = Ledger((SampledGaussian(1.1, 0.01, 3), SUM, TreeMechanism(8.0, 2.5, rounds=100), SUM))
+FILLED = Ledger((SampledGaussian(1.1, 0.01, 3), SUM, MatrixMechanism(8.0, 2.5, rounds=100), SUM))
 
 
 @given(events)
