@@ -156,6 +156,10 @@ def group_sizes(clients: int, secure: SecureConfig) -> list[int]:
         ConfigError: a group would have fewer than `secure.min_clients`.
 
     """
+    if clients < secure.min_clients:
+        raise ConfigError(
+            f"secure.min_clients = {secure.min_clients}: a round has {clients} clients; raise server.cohort, or lower it"
+        )
     if clients < secure.groups * secure.min_clients:
         raise ConfigError(
             f"secure.groups = {secure.groups}: {clients} clients do not make groups of secure.min_clients = "

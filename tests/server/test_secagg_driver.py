@@ -655,17 +655,17 @@ def test_a_device_key_that_is_none_is_the_owners_error(tmp_path: Path, content: 
 
 
 def test_the_clip_follows_the_votes() -> None:
-    """From 1, with norms of about 0.8: nine of ten within the clip, which comes down to them."""
-    deltas = {node: np.eye(LAYOUT.size)[node] * 0.1 for node in range(6)}
-    played = Played(Fleet(range(6), mod_app(deltas)), config(**{"privacy.clip": 0.0, "privacy.clip_rate": 1.0}))
+    """All clients' norms are 5; the first clip is 1."""
+    deltas = {node: np.eye(LAYOUT.size)[node] * 5 for node in range(6)}
+    played = Played(Fleet(range(6), mod_app(deltas)), config(**{"privacy.clip": 0.0}))
     clips = []
     for number in range(1, 8):
         clips.append(played.planner.sum_plan(number, 6).encoder.clip)
         result = played.round(number)
-        assert result.votes == (6 if clips[-1] > 0.1 else -6)
+        assert result.votes == (6 if clips[-1] > 5 else -6)
         played.planner.settle(number, result)
     assert clips[0] == 1.0
-    assert max(clips[-2:]) < 0.2
+    assert all(4.5 < clip < 12.5 for clip in clips[-5:])
 
 
 def test_malformed_server_messages_are_an_abort() -> None:
