@@ -158,7 +158,7 @@ def group_sizes(clients: int, secure: SecureConfig) -> list[int]:
     """
     if clients < secure.min_clients:
         raise ConfigError(
-            f"secure.min_clients = {secure.min_clients}: a round has {clients} clients; raise server.cohort, or lower it"
+            f"secure.min_clients = {secure.min_clients}: a round of {clients} clients; raise server.cohort, or lower it"
         )
     if clients < secure.groups * secure.min_clients:
         raise ConfigError(
