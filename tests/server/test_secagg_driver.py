@@ -683,6 +683,21 @@ def test_malformed_server_messages_are_an_abort() -> None:
     assert played.fleet.secrets_left() == []
 
 
+def test_what_a_client_says_of_its_abort_is_one_printable_line() -> None:
+    played = play()
+
+    def meddle(node: int, phase: str, reply: Message) -> Message:
+        if (node, phase) == (2, "share_keys"):
+            reply.content.config_records["secagg"]["message"] = m.encode(m.Abort("a\nb\x1b[31m" + "c" * 900), None)
+        return reply
+
+    played.fleet.meddle_back = meddle
+    result = played.round()
+    assert_mean(result, {0, 1, 3, 4, 5})
+    assert result.failures[0].reason.isprintable()
+    assert result.failures[0].reason.startswith("share_keys: a b [31mccc")
+
+
 def test_case_41_nothing_that_is_kept_or_shown_holds_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
