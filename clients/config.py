@@ -1,6 +1,4 @@
-"""What the owner of a device says about it, in Flower's node config: `NodeConfig` for any round, `SecureConfig` for those
-under secure aggregation.
-"""
+"""What the owner of a device says about it, in Flower's node config."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def open_key(config: SecureConfig, context: Context) -> DeviceKey:
 
 
 def open_device(config: SecureConfig, context: Context, listed: Sequence[bytes]) -> Device:
-    """This device, and of the public keys that the server lists those that it trusts."""
+    """The node as a device, and of the public keys that the server lists those that it trusts."""
     if config.enrolled:
         trusted = frozenset(_enrolled(config.enrolled))
         listed = [key for key in listed if key in trusted]

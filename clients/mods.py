@@ -10,8 +10,9 @@
         return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
 
 The function trains `arrays` and returns all of them; what it returns of the tensors that move, less what it was given,
-is the update. Rounds under secure aggregation are this mod's work too: the function is asked to train, and what it
-returns leaves the node under masks alone. Put this mod first: what stands behind it in the list (clipping, noise) sees plain arrays.
+is the update. Rounds under secure aggregation are this mod's work too: the function is asked to train, and its update
+leaves the node under masks alone. Put this mod first: what stands behind it in the list (clipping, noise) sees plain
+arrays.
 """
 
 from __future__ import annotations

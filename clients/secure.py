@@ -118,7 +118,10 @@ class _Joined:
         noise = encoder.noise.kind if encoder.noise else "none"
         if config.noise and noise not in config.noise:
             raise PeerError(f"the round's noise is {noise}; this node asks for {' or '.join(sorted(config.noise))}")
-        device = open_device(config, context, _split(devices, agreed.clients))
+        listed = _split(devices, agreed.clients)
+        device = open_device(config, context, listed)
+        if device.key.public not in listed:
+            raise PeerError("the cohort's device keys are without this node's, which may be new")
         client = Client(device, _no_input, model_hash(weights))
         (answer,) = client.receive(data)
         if not open_state(context).enter(agreed.round):
@@ -160,7 +163,7 @@ def _step(data: bytes, context: Context) -> bytes:
 
 
 class _Kept:
-    """This node's part of the round in progress: the client, the listed device keys, and its input until it is sent."""
+    """Its part of the round in progress: the client, the listed device keys, and its input until it is sent."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

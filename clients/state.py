@@ -1,7 +1,8 @@
-"""What a client keeps from one message to the next: the model version it holds, what its codec has not yet sent, and
-which secure rounds it was in. Of a secure round itself nothing is kept here; see `secure.py`.
+"""What a client keeps from one message to the next: the model version it holds, and what its codec has not yet sent.
 
-With `state-path` in the node config it is two files a run, which only their owner may read, and survives a restart of
+And which secure rounds it was in; of such a round itself nothing is kept here (see `secure.py`).
+
+With `state-path` in the node config it is a few files a run, which only their owner may read, and survives a restart of
 the process; else it is in Flower's `Context.state` (`records.ContextStore`), which lives as long as the node's process.
 What cannot be read back, or belongs to a model of other tensors, is no state: the server then sends the whole model,
 and the residual starts from zero.

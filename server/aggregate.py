@@ -29,7 +29,18 @@ class Aggregate(Protocol):
         """Add one client's update, of shape (size,), which may be reused by the caller; PeerError if it is no good."""
 
     def mean(self) -> NDArray[np.float64]:
-        """The one update that stands for all, shape (size,); asked for once, when all are added."""
+        """The one update that stands for all, shape (size,); asked for once, when all are added.
+
+        RunError if they are too few for one: the round leaves the model as it was, for that reason.
+        """
+
+
+def check_update(update: NDArray[np.float32], weight: int) -> None:
+    """PeerError for a NaN or an infinity in the update, or a weight outside 1..2^28."""
+    if not 1 <= weight <= MAX_EXAMPLES:
+        raise PeerError(f"update claims {weight} examples; must be 1 to 2^28")
+    if not native.all_finite(update):
+        raise PeerError("update holds NaN or infinite values")
 
 
 class EqualSum:
@@ -66,11 +77,8 @@ class WeightedSum:
             PeerError: a NaN or an infinity in the update, or a weight outside 1..2^28. The sum is unchanged.
 
         """
-        if not 1 <= weight <= MAX_EXAMPLES:
-            raise PeerError(f"update claims {weight} examples; must be 1 to 2^28")
         # A whole pass before the first addition: half an update in the sum could not be taken back.
-        if not native.all_finite(update):
-            raise PeerError("update holds NaN or infinite values")
+        check_update(update, weight)
         native.accumulate(self._sum, update, weight)
         self.total_weight += weight
         self.count += 1

@@ -12,7 +12,7 @@ from typing import Any
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
 from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
-from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_together
+from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
 from server.strategy import STRATEGIES
 
 
@@ -75,6 +75,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
+        check_robust(self.robust, self.secure, self.server.cohort)
 
     @property
     def mechanism(self) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from edge_runtime.train.config import RoundTask
-from server.aggregate import Aggregate, WeightedSum
+from server.aggregate import Aggregate
 from server.config import ServerConfig
+from server.robust import make_aggregate
 from server.rounds import RoundResult
 from server.run_store import RunStore
 from server.sampling import SeededSampling
@@ -54,13 +55,14 @@ class Privacy(Protocol):
 
 
 class NoPrivacy:
-    """Nothing is promised: a cohort drawn from the run's seed, and a mean weighted by examples."""
+    """Nothing is promised: a cohort drawn from the run's seed, and the mean that `[robust]` asks for."""
 
     epsilon = None
     clip = None
 
     def __init__(self, config: ServerConfig, size: int) -> None:
-        self._sampling, self._size = SeededSampling(config.server.cohort, config.seed), size
+        self._sampling = SeededSampling(config.server.cohort, config.seed)
+        self._config, self._size = config, size
 
     def open(self, store: RunStore) -> None:
         """There are no books."""
@@ -75,7 +77,7 @@ class NoPrivacy:
         return task
 
     def aggregate(self) -> Aggregate:
-        return WeightedSum(self._size)
+        return make_aggregate(self._config.robust, self._size)
 
     def settle(self, number: int, result: RoundResult) -> None:
         """There are no books."""

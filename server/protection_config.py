@@ -6,7 +6,9 @@ refused by name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from edge_runtime.config import key
 from edge_runtime.errors import ConfigError
@@ -100,9 +102,10 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, slots=True)
 class RobustConfig:
-    """How updates become one when some may be wrong on purpose. All but "mean" hold a whole cohort's updates at once.
+    """How updates become one when some may be wrong on purpose. See docs/robust.md.
 
-    `byzantine` is how many of a cohort's updates (or groups' sums) may be. `trim` is the share cut off at each end by
+    All but "mean", and "norm_bound" with a `norm`, hold a whole cohort's updates at once.
+    `byzantine` is how many of a cohort's updates (or groups' means) may be. `trim` is the share cut off at each end by
     "trimmed_mean", `norm` the bound of "norm_bound", 0 for the median of the norms.
     """
 
@@ -110,6 +113,30 @@ class RobustConfig:
     byzantine: int = key(0, low=0, high=1_000_000)
     trim: float = key(0.2, low=0, below=0.5)
     norm: float = key(0.0, low=0, high=1e9)
+
+    def __post_init__(self) -> None:
+        if self.byzantine and self.aggregator == "mean":
+            raise ConfigError(
+                f"robust.byzantine = {self.byzantine}: must be 0 for a mean, which withstands none; robust.aggregator "
+                "= one of " + ", ".join(AGGREGATORS[1:]) + " does"
+            )
+
+    def cut(self, updates: int) -> int:
+        """How many of so many values "trimmed_mean" leaves out at each end."""
+        return math.floor(Fraction(repr(self.trim)) * updates)  # as it is written: in floats 0.29 x 100 is below 29
+
+    def why_not(self, updates: int) -> str | None:
+        """Why so many updates are too few, with `byzantine` bad ones among them; None if they are enough."""
+        bad = self.byzantine
+        least = 2 * bad + (3 if self.aggregator in ("krum", "multi_krum") else 1)
+        if updates < least:
+            return f"robust.byzantine = {bad} needs {least} of them"
+        if self.aggregator == "trimmed_mean" and self.cut(updates) < bad:
+            return (
+                f"robust.trim = {self.trim:g} cuts {self.cut(updates)} off at each end; robust.byzantine = {bad} needs "
+                f"trim >= {bad}/{updates}"
+            )
+        return None
 
 
 def check_together(
@@ -148,6 +175,13 @@ def check_together(
         raise ConfigError('privacy.mechanism = "distributed": needs secure.enabled = true; without it use "central"')
     elif secure.groups > 1:
         raise ConfigError(f"secure.groups = {secure.groups}: needs secure.enabled = true")
+
+
+def check_robust(robust: RobustConfig, secure: SecureConfig, cohort: int) -> None:
+    """ConfigError if not even a full cohort, or all its groups, were enough for the aggregator."""
+    name, updates = ("secure.groups", secure.groups) if secure.enabled else ("server.cohort", cohort)
+    if robust.aggregator != "mean" and (reason := robust.why_not(updates)):
+        raise ConfigError(f"{name} = {updates}: too few for robust.aggregator = {robust.aggregator!r}: {reason}")
 
 
 def _check_secure(secure: SecureConfig, mechanism: str, robust: RobustConfig, uplink: UplinkConfig) -> None:

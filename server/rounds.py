@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.errors import PeerError
+from edge_runtime.errors import PeerError, RunError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from server.aggregate import Aggregate
@@ -121,16 +121,24 @@ class OpenRound:
         """End the round; whoever has not answered failed for `silent_reason`."""
         for node in self.names:
             self.fail(node, silent_reason)
-        good = self.total.count
         values = self._payloads * self.layout.size
-        enough = good >= self.min_updates
+        delta, unchanged = self._delta()
         return RoundResult(
             round=self.number,
-            delta=self.total.mean() if enough else None,
+            delta=delta,
             clients=tuple(name for node, name in self.names.items() if self._outcome[node] is None),
             failures=tuple(failure for failure in self._outcome.values() if failure is not None),
             train_loss=self._loss / self.total.total_weight if self.total.total_weight else None,
             uplink_bytes=self._uplink_bytes,
             uplink_bits_per_parameter=8 * self._uplink_bytes / values if values else None,
-            unchanged=None if enough else f"fewer than {self.min_updates} good updates",
+            unchanged=unchanged,
         )
+
+    def _delta(self) -> tuple[NDArray[np.float64] | None, str | None]:
+        """What the good updates come to, or why there is nothing."""
+        if self.total.count < self.min_updates:
+            return None, f"fewer than {self.min_updates} good updates"
+        try:
+            return self.total.mean(), None
+        except RunError as error:
+            return None, str(error)

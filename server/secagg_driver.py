@@ -21,7 +21,18 @@ from edge_runtime.secagg.keys import device_id, verify_hello
 from edge_runtime.secagg.server import DeadlinePassed, Gone, Received, Send
 from server.aggregate import Aggregate
 from server.gather import Asked, content_of
-from server.link import Answer, Content, Hello, Link, greeting, read_hello, read_secure, secure_content, secure_setup
+from server.link import (
+    Answer,
+    Content,
+    Hello,
+    Link,
+    greeting,
+    peer_text,
+    read_hello,
+    read_secure,
+    secure_content,
+    secure_setup,
+)
 from server.protection_config import SecureConfig
 from server.rounds import Failure, RoundResult
 from server.sum_plan import SumPlan, SumPlanner, group_sizes
@@ -295,7 +306,7 @@ def _feed(letter: _Letter, answer: Answer, book: _Book) -> list[_Letter]:
         if m.kind_of(data) is m.Abort:
             abort = m.decode(data, group.agreed)
             assert isinstance(abort, m.Abort)
-            raise PeerError(abort.reason)
+            raise PeerError(peer_text(abort.reason))
         sends = group.server.receive(Received(client, data))
         book.inputs += phase == "masked_input"
     except (ValueError, PeerError) as error:

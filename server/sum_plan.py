@@ -24,6 +24,7 @@ from server.protection_config import SecureConfig
 from server.rounds import RoundResult
 
 FIRST_CLIP = 1.0
+CLIP_QUANTILE, CLIP_RATE = 0.9, 1.0
 VOTE = 1  # without noise one vote is one
 
 
@@ -48,13 +49,18 @@ class SumPlanner(Protocol):
 
 
 class SummedUpdates(NoPrivacy):
-    """Secure aggregation and no noise. A clip of 0 follows the clients' norms by their votes, which are summed too."""
+    """Secure aggregation and no noise.
+
+    A `privacy.clip` of 0 follows the clients' norms by their votes, which are summed too. No promise rests on the clip
+    here and votes are exact, so it may lie higher and move faster than under noise: cutting few updates costs less than
+    a finer grid gives.
+    """
 
     def __init__(self, config: ServerConfig, size: int) -> None:
         super().__init__(config, size)
         self._secure, self._privacy, self._seed, self._update_size = config.secure, config.privacy, config.seed, size
         first = config.privacy.clip or FIRST_CLIP
-        self._clip = AdaptiveClip(first, config.privacy.clip_quantile, config.privacy.clip_rate)
+        self._clip = AdaptiveClip(first, max(config.privacy.clip_quantile, CLIP_QUANTILE), CLIP_RATE)
         for clients in set(group_sizes(config.server.cohort, config.secure)):
             self.sum_plan(1, clients)  # what can't be served shows before the run
 
@@ -154,6 +160,10 @@ def group_sizes(clients: int, secure: SecureConfig) -> list[int]:
         ConfigError: a group would have fewer than `secure.min_clients`.
 
     """
+    if clients < secure.min_clients:
+        raise ConfigError(
+            f"secure.min_clients = {secure.min_clients}: a round of {clients} clients; raise server.cohort, or lower it"
+        )
     if clients < secure.groups * secure.min_clients:
         raise ConfigError(
             f"secure.groups = {secure.groups}: {clients} clients do not make groups of secure.min_clients = "

@@ -19,6 +19,8 @@ from edge_runtime.secagg.messages import Abort, encode
 from edge_runtime.updates import wire
 from server.link import SECURE
 
+POISONS = ("sign_flip", "noise")
+
 App = Callable[[Message, Context], Message]
 HANG_S = 3600.0
 _DUE = "simulations.fault"  # in a client's state: the fault it is yet to meet in this round
@@ -32,6 +34,10 @@ class SimulatedFaultError(EdgeRuntimeError):
 class FaultConfig:
     """Share of clients per round that drop out, raise, hang, die, or send back NaN, wrong shapes or too few tensors.
 
+    `poison` is the share of all clients that are hostile, the same ones for the whole run. They train, and send
+    something else: their update times -`poison_scale` ("sign_flip"), or Gaussian noise with `poison_scale` times its
+    norm ("noise").
+
     Under secure aggregation a client meets its fault in `phase`, or if that is empty in one drawn for it.
     """
 
@@ -42,16 +48,25 @@ class FaultConfig:
     nan: float = key(0.0, low=0, high=1)
     wrong_shape: float = key(0.0, low=0, high=1)
     missing_tensor: float = key(0.0, low=0, high=1)
+    poison: float = key(0.0, low=0, high=1)
+    poison_kind: str = key("sign_flip", choices=POISONS)
+    poison_scale: float = key(10.0, above=0, high=1e6)
     phase: str = key("", choices=("", *PHASES))
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """The share of each fault by its name."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "phase"}
 
     def __post_init__(self) -> None:
         if (total := math.fsum(self.rates.values())) > 1:
             raise ConfigError(f"faults: the rates add up to {total:g}; must be <= 1")
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Of each fault that is drawn anew in every round."""
+        drawn = dataclasses.asdict(self).items()
+        return {name: rate for name, rate in drawn if name != "phase" and not name.startswith("poison")}
+
+    def poisoners(self, seed: int, clients: int) -> frozenset[int]:
+        """Who of clients 0 .. clients-1 is hostile: a share of `poison`, rounded."""
+        order = np.random.default_rng([seed, clients, 0xBAD]).permutation(clients)
+        return frozenset(order[: round(self.poison * clients)].tolist())
 
     def draw(self, seed: int, round_number: int, client: int) -> str:
         """The fault of one client in one round, by name; empty for none."""
@@ -70,13 +85,16 @@ class FaultConfig:
 
 def with_faults(app: App, faults: FaultConfig) -> App:
     """The client app, but train messages meet the faults drawn for them."""
-    if not any(faults.rates.values()):
+    if not faults.poison and not any(faults.rates.values()):
         return app
 
     def faulty(message: Message, context: Context) -> Message:
         match _fault_of(message, context, faults):
             case "":
-                return app(message, context)
+                reply = app(message, context)
+                if faults.poison and message.metadata.message_type.startswith("train"):
+                    _poison_if_hostile(reply, message, context, faults)
+                return reply
             case "dropout":
                 raise SimulatedFaultError("simulated drop-out: the device went away")
             case "error":
@@ -101,9 +119,7 @@ def _fault_of(message: Message, context: Context, faults: FaultConfig) -> str:
     if not message.metadata.message_type.startswith("train"):
         return ""
     if task is not None:
-        seed, round_number = task["seed"], task["round"]
-        assert isinstance(seed, int)
-        assert isinstance(round_number, int)
+        seed, round_number = _seed_and_round(task)
         fault = faults.draw(seed, round_number, context.node_id)
         due = faults.draw_phase(seed, round_number, context.node_id) if phase else ""
         if not fault or due == phase:
@@ -113,6 +129,13 @@ def _fault_of(message: Message, context: Context, faults: FaultConfig) -> str:
     if not isinstance(kept, ConfigRecord) or kept["phase"] != phase:
         return ""
     return str(kept["fault"])
+
+
+def _seed_and_round(task: ConfigRecord) -> tuple[int, int]:
+    seed, round_number = task["seed"], task["round"]
+    assert isinstance(seed, int)
+    assert isinstance(round_number, int)
+    return seed, round_number
 
 
 def _secure_phase(message: Message) -> str:
@@ -127,6 +150,26 @@ def _hang() -> None:
     while os.getppid() == parent and time.monotonic() < end:
         time.sleep(0.2)
     os._exit(1)
+
+
+def _poison_if_hostile(reply: Message, message: Message, context: Context, faults: FaultConfig) -> None:
+    seed, round_number = _seed_and_round(message.content.config_records["task"])
+    if context.node_id in faults.poisoners(seed, int(context.node_config["num-partitions"])):
+        _poison(reply, faults, np.random.default_rng([seed, round_number, context.node_id, 0xBAD]))
+
+
+def _poison(reply: Message, faults: FaultConfig, rng: np.random.Generator) -> None:
+    """Put something well-formed and wrong in place of the update, which is of codec float32."""
+    record = reply.content.array_records["update"]
+    envelope = wire.unpack(record["delta"].data)
+    update = np.frombuffer(envelope.body, "<f4").astype(np.float64)
+    if faults.poison_kind == "sign_flip":
+        wrong = -faults.poison_scale * update
+    else:
+        noise = rng.standard_normal(update.size)
+        wrong = noise * (faults.poison_scale * np.linalg.norm(update) / np.linalg.norm(noise))
+    payload = wire.pack(envelope.codecs, envelope.layout, envelope.round, wrong.astype("<f4").tobytes())
+    record["delta"] = Array("uint8", (len(payload),), record["delta"].stype, payload)
 
 
 def _damage(reply: Message, how: str) -> Message:

@@ -199,3 +199,11 @@ def mobilenet_v2_small() -> nn.Module:
 def mlp() -> nn.Module:
     """A 784-64-10 perceptron, 50,890 parameters, for (B, 1, 28, 28)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def softmax() -> nn.Module:
+    """Softmax regression, 7,850 parameters that start at zero, for (B, 1, 28, 28): little for noise to act on."""
+    linear = nn.Linear(784, 10)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.Flatten(), linear)

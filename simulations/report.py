@@ -51,7 +51,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share: "-" if share is None else f"{100 * share:.1f} %"
-    environment.filters["figure"] = lambda x: "–" if x is None else f"{x:.4g}" if isinstance(x, float) else x
+    environment.filters["figure"] = lambda x: "-" if x is None else f"{x:.4g}" if isinstance(x, float) else x
     environment.filters["size"] = lambda n: f"{n / 1e6:.2f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
     return environment.from_string(files("simulations").joinpath("templates/report.html.j2").read_text("utf-8"))
 
@@ -70,7 +70,7 @@ def _bytes_plot(rows: Sequence[dict[str, Any]]) -> markupsafe.Markup:
 
 
 def _privacy_plot(rows: Sequence[dict[str, Any]], limit: float | None) -> markupsafe.Markup:
-    return _lines(rows, {"epsilon": "spent"}, "epsilon", from_zero=True, level=limit and ("budget", limit))
+    return _lines(rows, {"epsilon": "spent"}, "epsilon", from_zero=True, level=("budget", limit) if limit else None)
 
 
 def _lost(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,11 @@ class Scenario(ServerConfig):
             object.__setattr__(self, "privacy", replace(self.privacy, population=self.data.clients))
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
+        if self.faults.poison and (self.uplink.codec != ("float32",) or self.secure.enabled):
+            raise ConfigError(
+                f"faults.poison = {self.faults.poison:g}: rewrites an update in the clear; needs uplink.codec = "
+                "float32 and secure.enabled = false"
+            )
 
 
 def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = (), out: str | None = None) -> Scenario:

@@ -23,11 +23,11 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.privacy import pmf
 from edge_runtime.privacy.words import Lookup, Samples, Source, Words, in_chunks
 
-NARROWEST = 2048  # sigma; what `_doubt` rests on
+NARROWEST = 2048  # sigma; what `_DOUBT` rests on
 _PLACE_BITS = 20  # of a word, for the place; K is 2^19 at most. The other 44 accept or refuse it
 _ONE = 2.0**44
 _FLOAT_ERROR = 2.0  # of 2^44 exp(-t) in float64, and of cutting a word to 44 bits: below 1/8 and 1
-_doubt = 1 + 2.0**-24  # above exp(t / 4 sigma^2): t < 15 K / sigma < 1/2
+_DOUBT = 1 + 2.0**-24  # above exp(t / 4 sigma^2): t < 15 K / sigma < 1/2
 
 
 class CellSampler:
@@ -55,7 +55,7 @@ class CellSampler:
         return in_chunks(count, key, self._draw)
 
     def accept(self, x: Samples, near: Samples, upper: Words, lower: Callable[[], Words]) -> NDArray[np.bool_]:
-        """Whether the uniform (2^64 `upper` + `lower()`) / 2^108 lies below P(x) / P(near), for each of four arrays.
+        """Whether the uniform (2^64 `upper` + `lower()`) / 2^108 lies below P(x) / P(near), element by element.
 
         `upper` has 44 bits; `lower` is asked only where bounds in floats leave it open.
         """
@@ -63,7 +63,7 @@ class CellSampler:
         chance *= _ONE
         drawn = upper.astype(np.float64)
         accepted: NDArray[np.bool_] = drawn <= chance - _FLOAT_ERROR
-        unsure = np.flatnonzero(~accepted & (drawn <= chance * _doubt + _FLOAT_ERROR))
+        unsure = np.flatnonzero(~accepted & (drawn <= chance * _DOUBT + _FLOAT_ERROR))
         if unsure.size:
             second = lower()
             for i in unsure:
@@ -79,7 +79,7 @@ class CellSampler:
         cells = self._cells.find(source(0, size), partial(source, 1, size)) - self._half
         first = cells * self.width
         near = first + (cells < 0) * (self.width - 1)
-        samples, left = first, np.arange(size)
+        samples, left = first.copy(), np.arange(size)
         for attempt in count(1):
             word = source(2 * attempt, left.size)
             x = first[left] + (word & np.uint64(self.width - 1)).astype(np.int64)

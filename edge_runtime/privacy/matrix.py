@@ -33,12 +33,12 @@ from edge_runtime.privacy.noise import table
 Sums = NDArray[np.int64]
 Estimate = NDArray[np.float64]
 
-BITS = 8  # of a coefficient's fraction: 2^-8 costs less than 1 % of error in runs of thousands of rounds
+BITS = 8  # of a coefficient: in runs of 200 to 5,000 rounds the error is within 0.3 % of that of exact ones
 _LARGEST = 2**62  # of an encoded value, so that the noise, below 2^28, fits on top
 
 
 @dataclass(frozen=True, slots=True)
-class Error:
+class PrefixNoise:
     """Standard deviation of the noise in a run's prefix sums: over all rounds, and in the worst (the last)."""
 
     rms: float
@@ -81,10 +81,18 @@ class Strategy:
                 column[i] += n
         return math.ldexp(math.sqrt(sum(n * n for n in column)) * (1 + 2.0**-50), -self.bits)
 
-    def error(self, noise: float = 1.0) -> Error:
+    def error(self, noise: float = 1.0) -> PrefixNoise:
         """Of prefix sums decoded under noise of standard deviation `noise` on C G: the rows of A C^-1, times `noise`.
 
-        `noise` = `sensitivity(...)` gives it for a noise multiplier of 1, so strategies can be compared.
+        `noise` = `sensitivity(...)` gives it for a noise multiplier of 1, so strategies can be compared:
+
+        >>> run = {"separation": 20, "participations": 10}
+        >>> for plan in independent(200), banded(20, 200), blt(200, **run), blt(200, **run, bands=20):
+        ...     print(round(plan.error(plan.sensitivity(**run)).rms, 1))
+        31.7
+        10.4
+        10.6
+        10.0
         """
         c = np.array(self.numerators, np.float64) / 2**self.bits
         return _error(np.append(c, np.zeros(self.rounds - c.size)), noise)
@@ -252,14 +260,14 @@ def _column_norm(c: Estimate, separation: int, participations: int) -> float:
     return float(np.linalg.norm(column))
 
 
-def _error(c: Estimate, noise: float) -> Error:
+def _error(c: Estimate, noise: float) -> PrefixNoise:
     """Row t of A C^-1 is b_t, ..., b_0, with b the running sums of C^-1's first column."""
     inverse = np.zeros(c.size)
     inverse[0] = 1 / c[0]
     for t in range(1, c.size):
         inverse[t] = -np.dot(c[1 : t + 1], inverse[t - 1 :: -1]) / c[0]
     rows = np.cumsum(np.cumsum(inverse) ** 2)
-    return Error(noise * math.sqrt(float(rows.mean())), noise * math.sqrt(float(rows[-1])))
+    return PrefixNoise(noise * math.sqrt(float(rows.mean())), noise * math.sqrt(float(rows[-1])))
 
 
 def _peak(values: NDArray[np.signedinteger[Any]]) -> int:

@@ -30,8 +30,8 @@ class RunningEpsilon:
     """A ledger, and what its events compose to. Frozen, like the ledger: `append` gives a longer one.
 
     Sampled Gaussians are composed as privacy loss distributions, one after another; the unsampled ones, whose
-    multipliers add as 1 / z^2, in closed form (Balle, Wang 2018). A `DistributedSum` among them turns all to Renyi costs; so
-    does an epsilon beyond all meaning, whose loss distribution would take gigabytes.
+    multipliers add as 1 / z^2, in closed form (Balle, Wang 2018). A `DistributedSum` among them turns all to Renyi
+    costs; so does an epsilon beyond all meaning, whose loss distribution would take gigabytes.
     """
 
     delta: float

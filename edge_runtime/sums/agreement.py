@@ -1,6 +1,6 @@
 """What a round of secure aggregation is told of its encoder, and the encoder that a client makes of it.
 
-The texts are what a client's policy is asked about; the packed encoder is what it computes with. One must say the other.
+A client's policy is asked about the texts, and it computes with the packed encoder: each must say what the other says.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class SumEncoder:
         """The clip of the coordinates that travel, so that noise need not cover the length that stays behind.
 
         A share p of k rotated coordinates has the length sqrt(p) |x| (1 +- sqrt((1 - p) / 2k)), near enough; twice
-        that deviation is let through, and what few vectors pass it are shortened to it.
+        that deviation is let through, and the few vectors that pass it are shortened to it.
         """
         share = self.kept / self.padded
         return self.clip * min(1.0, math.sqrt(share) * (1 + math.sqrt(2 * (1 - share) / self.kept)))

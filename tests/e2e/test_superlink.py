@@ -100,24 +100,31 @@ class CountingProxy:
 
 @dataclass(frozen=True)
 class Federation:
-    """A SuperLink with two SuperNodes behind a proxy."""
+    """A SuperLink with SuperNodes behind a proxy."""
 
     home: Path
     environment: dict[str, str]
     proxy: CountingProxy
+    nodes: tuple[psutil.Popen, ...]
 
     def run(self, out: Path, settings: dict[str, Any]) -> Run:
         overrides = " ".join(words({**settings, "run.out": str(out)}))
         command = [str(BIN / "flwr"), "run", str(ROOT), "test", "--stream", "-c", overrides]
         up, down, started_s = self.proxy.up, self.proxy.down, time.monotonic()
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=280, check=False)
         passed = self.proxy.up - up, self.proxy.down - down
         log = done.stdout + done.stderr + (self.home / "flower.log").read_text()
         assert (out / "run.json").exists(), log[-3000:]
         record = json.loads((out / "run.json").read_text())
-        assert record["error"] is None
-        assert all((row["clients"], row["dropped"]) == (2, 0) for row in record["rounds"]), record["rounds"]
+        assert record["error"] is None, record["error"]
         return Run(record, log, *passed, time.monotonic() - started_s)
+
+    def run_whole(self, out: Path, settings: dict[str, Any]) -> Run:
+        """A run of which no client may be missing."""
+        run = self.run(out, settings)
+        record = run.record
+        assert all((row["clients"], row["dropped"]) == (2, 0) for row in record["rounds"]), record["rounds"]
+        return run
 
 
 @dataclass(frozen=True)
@@ -147,10 +154,15 @@ class Run:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """All processes are ended by id afterwards."""
-    folder = tmp_path_factory.mktemp("federation")
+    with started(tmp_path_factory.mktemp("federation"), 2) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(folder: Path, nodes: int, *, keep_state: bool = False) -> Iterator[Federation]:
+    """That many SuperNodes, each with a state path if it is to keep state. All processes are ended by id afterwards."""
     home = folder / "flwr"
-    home.mkdir()
+    home.mkdir(parents=True)
     environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
     address = f"127.0.0.1:{free_port()}"
     (home / "config.toml").write_text(
@@ -167,11 +179,13 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     proxy = CountingProxy((host, int(port)))
     try:
         wait_until_listening(host, int(port))
-        for node in range(2):
-            config = f"partition-id={node} num-partitions=2"
+        for node in range(nodes):
+            config = f"partition-id={node} num-partitions={nodes}"
+            if keep_state:
+                config += f' state-path="{folder / str(node)}"'
             link = ["--superlink", proxy.address, "--port", str(free_port()), "--node-config", config]
             roots.append(start("flower-supernode", *link))
-        yield Federation(folder, environment, proxy)
+        yield Federation(folder, environment, proxy, tuple(roots[1:]))
     finally:
         end(roots)
         proxy.close()
@@ -207,7 +221,7 @@ def end(roots: list[psutil.Popen]) -> None:
 
 def test_two_supernodes_train_the_same_model_as_the_simulation(federation: Federation, tmp_path: Path) -> None:
     deployed, simulated = tmp_path / "deployed", tmp_path / "simulated"
-    run = federation.run(deployed, SETTINGS)
+    run = federation.run_whole(deployed, SETTINGS)
     assert run.record["final"]["int8_accuracy"]["onnx"] > 0.5
     assert "round 2/2" in run.log
 
@@ -217,8 +231,8 @@ def test_two_supernodes_train_the_same_model_as_the_simulation(federation: Feder
 
 def test_the_bytes_of_a_run_are_the_bytes_on_the_wire(federation: Federation, tmp_path: Path) -> None:
     """More than run.json says passes by what Flower adds; a smaller payload takes as much from the one as the other."""
-    plain = federation.run(tmp_path / "plain", LARGER)
-    small = federation.run(tmp_path / "small", {**LARGER, **SMALL})
+    plain = federation.run_whole(tmp_path / "plain", LARGER)
+    small = federation.run_whole(tmp_path / "small", {**LARGER, **SMALL})
     for run in (plain, small):
         assert 0 < run.up - run.payload_up < run.flowers_share
         assert 0 < run.down - run.payload_down < run.flowers_share
@@ -232,6 +246,33 @@ def test_the_bytes_of_a_run_are_the_bytes_on_the_wire(federation: Federation, tm
     # What clients keep between messages is in Flower's hands there, in the grid's here.
     simulate(load_scenario("mnist", words({**LARGER, **SMALL, "run.out": str(tmp_path / "simulated")})))
     assert_same_run(tmp_path / "simulated", tmp_path / "small")
+
+
+def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tmp_path: Path) -> None:
+    """Cases 4 and 29: it has shared its keys, perhaps, and not sent its input; the masks that it left are taken off."""
+    settings = {
+        **SETTINGS, "data.clients": 4, "server.rounds": 1, "server.cohort": 4, "server.min_updates": 3,
+        "secure.enabled": True, "secure.dropout": 0.25, "secure.phase_deadline_s": 20.0, "deploy.formats": "",
+    }  # fmt: skip
+    with started(tmp_path / "federation", 4, keep_state=True) as running:
+        killer = threading.Thread(target=kill_when_sharing, args=(running.nodes[3], running.home / "3"), daemon=True)
+        killer.start()
+        run = running.run(tmp_path / "run", settings)
+        killer.join(timeout=1)
+    (row,) = run.record["rounds"]
+    assert (row["applied"], row["clients"], row["dropped"]) == (True, 3, 1), row
+    assert row["dropped_in"]["share_keys"] + row["dropped_in"]["masked_input"] == 1
+    assert row["failures"][0]["reason"].endswith("no reply within 20 s")
+    assert row["accuracy"] > 0.1
+
+
+def kill_when_sharing(node: psutil.Popen, state: Path) -> None:
+    """End a SuperNode, and all that it started, as soon as it works on the phase in which keys are shared."""
+    while not list(state.glob("run-*/round-1.Roster")):
+        time.sleep(0.02)
+    for process in [*node.children(recursive=True), node]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def assert_same_run(simulated: Path, deployed: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import edge_runtime as er
@@ -28,6 +28,7 @@ def gaussian(multiplier: float, size: int, clip: float = 1.0) -> Callable[[float
     return noise_std
 
 
+@settings(deadline=None)
 @given(st.integers(2, 5000), st.integers(1, 10**6), st.integers(1, 10), st.integers(0, 50), st.floats(0.01, 1))
 def test_without_noise_the_narrowest_lane_that_cannot_wrap(
     clients: int, size: int, value_bits: int, max_weight: int, fraction: float
@@ -40,8 +41,8 @@ def test_without_noise_the_narrowest_lane_that_cannot_wrap(
     assert (plan.wrap, plan.noise_std, plan.inflation) == (False, 0.0, 1.0)
 
     def config(bits: int) -> er.secagg.RoundConfig:
-        settings = er.secagg.Config(bits=bits, max_abs=plan.value_max, max_weight=max_weight)
-        return settings.for_round(run=0, round_number=1, clients=clients, count=plan.kept)
+        agreed = er.secagg.Config(bits=bits, max_abs=plan.value_max, max_weight=max_weight)
+        return agreed.for_round(run=0, round_number=1, clients=clients, count=plan.kept)
 
     agreed = config(plan.bits)
     assert plan.bits_per_parameter == pytest.approx(agreed.lanes.wire_bits * agreed.lanes.count / size)
@@ -108,11 +109,12 @@ def test_a_lane_without_room_is_refused_and_the_next_one_named(
 plans = st.tuples(st.integers(2, 2000), st.integers(1, 2**22), st.floats(0.2, 8), st.floats(1e-3, 1e3))
 
 
+@settings(deadline=None)
 @given(plans, st.sampled_from(WIDTHS), st.floats(2, 8))
 def test_the_scale_is_the_largest_that_leaves_the_headroom(
-    settings: tuple[int, int, float, float], bits: int, headroom: float
+    chosen: tuple[int, int, float, float], bits: int, headroom: float
 ) -> None:
-    clients, size, multiplier, clip = settings
+    clients, size, multiplier, clip = chosen
     noise_std = gaussian(multiplier, size, clip)
     try:
         plan = plan_bits(clients=clients, size=size, clip=clip, bits=bits, noise_std=noise_std, headroom=headroom)
@@ -132,9 +134,10 @@ def test_the_scale_is_the_largest_that_leaves_the_headroom(
         assert plan.inflation < 1 + 0.002 + clients / (8 * plan.noise_std**2)
 
 
+@settings(deadline=None)
 @given(plans)
-def test_a_chosen_width_is_the_narrowest_that_is_good_enough(settings: tuple[int, int, float, float]) -> None:
-    clients, size, multiplier, clip = settings
+def test_a_chosen_width_is_the_narrowest_that_is_good_enough(chosen: tuple[int, int, float, float]) -> None:
+    clients, size, multiplier, clip = chosen
     noise_std = gaussian(multiplier, size, clip)
 
     def inflation(bits: int) -> float:

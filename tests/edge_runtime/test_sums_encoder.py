@@ -45,6 +45,7 @@ def update(size: int, seed: int, length: float) -> np.ndarray:
     return x * (length / np.linalg.norm(x))
 
 
+@settings(deadline=None)
 @given(sizes, seeds, st.floats(0.1, 3), st.floats(10, 1e6))
 def test_decoding_is_right_to_rounding(size: int, seed: int, length: float, scale: float) -> None:
     x = update(size, seed % 2**32, length)
@@ -55,6 +56,7 @@ def test_decoding_is_right_to_rounding(size: int, seed: int, length: float, scal
     assert np.linalg.norm(mean - clip_by_norm(x, 1.0)) <= math.sqrt(encoder.padded) / scale
 
 
+@settings(deadline=None)
 @given(encoders(noise=False), st.integers(1, 8))
 def test_shapes_and_types(encoder: SumEncoder, clients: int) -> None:
     rng = np.random.default_rng(1)
@@ -145,7 +147,7 @@ def assert_within_bounds(encoder: SumEncoder, x: np.ndarray) -> int:
     return max(squares)
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(encoders(noise=False), st.sampled_from([0.0, 1.0, 1e-9, 1.0000001, 1e30, 1e300]), seeds)
 def test_case_40_no_encoded_vector_passes_its_bounds(encoder: SumEncoder, length: float, seed: int) -> None:
     assert_within_bounds(encoder, update(encoder.size, seed % 2**32, 1.0) * encoder.clip * length)
@@ -168,6 +170,7 @@ def test_case_40_inputs_made_against_the_rotation(fraction: float, value_max: in
         assert_within_bounds(sharp, worst * factor)
 
 
+@settings(deadline=None)
 @given(encoders(noise=True), seeds)
 def test_noise_is_the_tables_own_added_to_what_is_sent_without(encoder: SumEncoder, seed: int) -> None:
     x, key = update(encoder.size, 0, 1.0), seed.to_bytes(32, "little")
@@ -272,6 +275,7 @@ def test_other_shapes_are_refused() -> None:
             encoder.decode(np.ones(512, np.int64), clients)
 
 
+@settings(deadline=None)
 @given(encoders())
 def test_packed_bytes_say_the_encoder(encoder: SumEncoder) -> None:
     data = encoder.pack()
@@ -285,7 +289,7 @@ def test_packed_bytes_say_the_encoder(encoder: SumEncoder) -> None:
         SumEncoder.parse(data + b"\0")
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(encoders(), st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=8))
 def test_altered_bytes_say_another_encoder_or_are_refused(encoder: SumEncoder, changes: list[tuple[int, int]]) -> None:
     """Only ever PeerError; and whatever is accepted is the one way to write it."""
@@ -301,12 +305,14 @@ def test_altered_bytes_say_another_encoder_or_are_refused(encoder: SumEncoder, c
         assert (parsed == encoder) == (bytes(data) == encoder.pack())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(PeerError):
         SumEncoder.parse(data)
 
 
+@settings(deadline=None)
 @given(encoders())
 def test_counts(encoder: SumEncoder) -> None:
     assert encoder.padded == padded_size(encoder.size)

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.secagg.plan import BLOCK, padded_size
@@ -20,6 +20,7 @@ def whole(seed: int, size: int) -> Rotation:
     return Rotation(seed, size, padded_size(size))
 
 
+@settings(deadline=None)
 @given(sizes, seeds)
 def test_undoing_gives_the_vector_back_and_lengths_stay(size: int, seed: int) -> None:
     x = np.random.default_rng(size).normal(size=size)
@@ -42,6 +43,7 @@ def test_the_matrix_is_orthonormal_with_one_block_for_each_value() -> None:
     assert np.array_equal(np.count_nonzero(matrix, axis=1), np.full(size, BLOCK))
 
 
+@settings(deadline=None)
 @given(st.integers(2000, 5000), seeds, st.floats(0.001, 1))  # values enough that no two coordinates are equal
 def test_a_share_of_the_coordinates_is_those_of_the_whole(size: int, seed: int, fraction: float) -> None:
     """What travels is a part of all coordinates in their order, and undoing it is the transpose of taking it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sqlite3
 import subprocess
@@ -159,7 +158,7 @@ def test_a_ledger_that_cannot_be_written_stops_what_it_was_to_pay_for(tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         budget.spend(EVENT)
     assert budget.ledger == Ledger()
-    assert os.listdir(tmp_path / "run" / LEDGER) == []
+    assert list((tmp_path / "run" / LEDGER).iterdir()) == []
 
 
 def test_infinite_epsilon_is_told_as_none():

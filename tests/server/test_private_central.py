@@ -164,7 +164,7 @@ def test_an_adaptive_clip_finds_the_quantile_of_the_norms(mechanism):
 
 
 def test_votes_cost_what_the_books_say():
-    """Noise on the sum of votes: 1 / 10 of a large cohort; in a small one it is larger, and 3 % more are all it costs."""
+    """Noise on the sum of votes: 1 / 10 of a large cohort, more in a small one, where it costs 3 % and no more."""
     for clients in (4, 40, 400, 1000):
         plain, grid = Grid(SIZE), Grid(SIZE).with_vote(1.5, clients)
         votes_std = float(grid.sigma(1.5)) / grid.vote

@@ -46,7 +46,7 @@ def play(privacy: Distributed, drops: int, x: np.ndarray | None = None) -> tuple
     """A round of the real protocol, in which so many clients are lost before their masked input."""
     plan = privacy.sum_plan(1, 20)
     inputs = {client: encoded(plan, np.zeros(SIZE) if x is None else x) for client in range(1, 21)}
-    lost = {client: "masked_input" for client in range(1, 1 + drops)}
+    lost = dict.fromkeys(range(1, 1 + drops), "masked_input")
     return plan, simulate_round(inputs, plan.settings, drops=lost)
 
 

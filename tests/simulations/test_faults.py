@@ -107,8 +107,8 @@ def asked() -> Asked:
     return Asked(message, Context(1, 0, {"partition-id": 0, "num-partitions": 20}, RecordDict(), {}), layout)
 
 
-def update_of(asked: Asked, **rates: float) -> bytes:
-    reply = with_faults(clients.app.app, FaultConfig(**rates))(asked.message, asked.context)
+def update_of(asked: Asked, **faults: Any) -> bytes:
+    reply = with_faults(clients.app.app, FaultConfig(**faults))(asked.message, asked.context)
     return reply.content.array_records["update"]["delta"].data
 
 
@@ -139,6 +139,37 @@ def test_other_damage_is_a_well_formed_envelope_that_no_decoder_takes(asked: Ask
     assert len(wire.unpack(payload).body) < 4 * asked.layout.size
     with pytest.raises(PeerError):
         make_codec("float32").decode_vector(payload, asked.layout, round_number=1)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 500), st.floats(0, 1))
+def test_poisoners_are_that_share_of_all_clients(seed: int, clients: int, share: float) -> None:
+    poisoners = FaultConfig(poison=share).poisoners(seed, clients)
+    assert poisoners <= set(range(clients))
+    assert len(poisoners) == round(share * clients)
+    assert poisoners == FaultConfig(poison=share, poison_kind="noise", nan=0.5).poisoners(seed, clients)
+
+
+def test_another_seed_has_other_poisoners() -> None:
+    assert len({FaultConfig(poison=0.2).poisoners(seed, 50) for seed in range(20)}) == 20
+
+
+def test_a_poisoner_sends_its_update_the_other_way_or_noise_of_a_set_norm(asked: Asked) -> None:
+    def values(**faults: Any) -> NDArray[np.float32]:
+        return make_codec("float32").decode_vector(update_of(asked, **faults), asked.layout, round_number=1)
+
+    own = values()
+    np.testing.assert_allclose(values(poison=1.0, poison_scale=3.0), -3 * own, rtol=1e-6)
+    noise = values(poison=1.0, poison_kind="noise", poison_scale=3.0)
+    assert np.linalg.norm(noise) == pytest.approx(3 * np.linalg.norm(own), rel=1e-5)
+    assert abs(np.corrcoef(noise, own)[0, 1]) < 5 / np.sqrt(own.size)
+    np.testing.assert_array_equal(noise, values(poison=1.0, poison_kind="noise", poison_scale=3.0))
+
+
+def test_who_is_no_poisoner_sends_its_own_update(asked: Asked) -> None:
+    faults = next(
+        FaultConfig(poison=share) for share in (0.9, 0.5, 0.1) if 0 not in FaultConfig(poison=share).poisoners(1, 20)
+    )
+    assert update_of(asked, poison=faults.poison) == update_of(asked)
 
 
 def test_evaluation_meets_no_faults(asked: Asked) -> None:

@@ -131,16 +131,21 @@ def test_samples_fit_the_exact_distribution_in_bins_and_in_their_low_bits(sigma:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_places_within_cells_fit(sigma: str) -> None:
-    """One cell far out, where the density falls by a third from end to end, and its mirror image."""
+    """By quarter of a cell, nearest to 0 first, over all cells beyond half a sigma: the density falls along each cell.
+
+    Were every place accepted, the quarters would be equal, which 4,000,000 samples tell apart from what is expected.
+    """
     sampler = CellSampler(sigma)
-    samples = np.concatenate([sampler.sample(SAMPLES, bytes([i]) * 32) for i in range(3)])
-    for cells in (range(50, 90), range(-90, -50)):  # added up over cells, by place
+    samples = np.concatenate([sampler.sample(SAMPLES, bytes([i]) * 32) for i in range(10)])
+    beyond = int(float(sigma) / sampler.width / 2)
+    seen, expected = np.zeros(4), np.zeros(4)
+    for cells, outwards in ((range(beyond, sampler._half), 1), (range(-sampler._half, -beyond), -1)):
         mine = samples[(samples >= cells[0] * sampler.width) & (samples < (cells[-1] + 1) * sampler.width)]
-        places = mine % sampler.width * 16 // sampler.width
-        starts = np.array([[c * sampler.width + i * sampler.width // 16 for i in range(17)] for c in cells])
-        expected = np.diff(stats.norm.cdf((starts - 0.5) / float(sigma)), axis=1).sum(axis=0)
-        assert np.ptp(expected) > 0.01 * expected.mean()
-        assert fits(np.bincount(places, minlength=16), mine.size * expected / expected.sum())
+        seen += np.bincount(mine % sampler.width * 4 // sampler.width, minlength=4)[::outwards]
+        starts = sampler.width * np.array([[c + i / 4 for i in range(5)] for c in cells]) - 0.5
+        expected += np.diff(stats.norm.cdf(starts / float(sigma)), axis=1).sum(axis=0)[::outwards]
+    assert fits(seen, seen.sum() * expected / expected.sum())
+    assert not fits(seen, np.full(4, seen.sum() / 4))
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
