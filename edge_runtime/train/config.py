@@ -13,8 +13,6 @@ from typing import Any
 from edge_runtime import losses, optimizers, plugins, schedules
 from edge_runtime.config import key, section
 from edge_runtime.errors import ConfigError
-from edge_runtime.privacy.clipping import l2_bound
-from edge_runtime.privacy.pmf import exact_parameter
 from edge_runtime.updates import CODECS, Codec, make_codec
 
 DATASETS, MODELS = "hedgerow.datasets", "hedgerow.models"
@@ -232,6 +230,10 @@ class LocalPrivacy:
 
     def __post_init__(self) -> None:
         if self.clip:
+            # Imported here, for `privacy` takes the cryptography package, and most tasks ask for none of it.
+            from edge_runtime.privacy.clipping import l2_bound
+            from edge_runtime.privacy.pmf import exact_parameter
+
             exact_parameter("rounded_gaussian", self.noise)
             l2_bound(self.scale, self.clip, 1)
 
