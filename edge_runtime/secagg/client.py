@@ -225,7 +225,7 @@ class Advertised:
         )  # fmt: skip
         return phase, m.Shares(commitment, sealed)
 
-    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> dict[int, tuple[int, ...]]:
+    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> Mapping[int, tuple[int, ...]]:
         me, agreed, device = self.own.device.id, self.agreed, self.own.device
         if adverts.get(me) != self.advert.joined:
             raise PeerError("this client's own keys are not in the roster as it sent them")

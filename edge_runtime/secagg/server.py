@@ -210,9 +210,8 @@ class Advertising(_Open):
         new = {message.mask_key, message.channel_key}
         if len(new) < 2 or new & self._seen:
             raise PeerError("a key that was advertised before")
-        probe = keys.KeyPair.generate()
-        probe.derive(message.mask_key, keys.MASK)
-        probe.derive(message.channel_key, keys.CHANNEL)
+        keys.check_public(message.mask_key)
+        keys.check_public(message.channel_key)
         self._seen |= new
         self.adverts[client] = message.joined
 
