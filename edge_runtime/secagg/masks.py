@@ -78,7 +78,7 @@ def apply_masks(
         raise ConfigError(f"no mask PRG {prg!r}; there are {', '.join(PRGS)}")
     if words.dtype != np.dtype("<u8") or words.ndim != 1 or not words.flags.c_contiguous or not words.flags.writeable:
         raise ValueError(f"words are a contiguous writable uint64 vector, got {words.dtype} of shape {words.shape}")
-    streams = [(_stream(key, prg), np.add) for key in add]
+    streams: list[tuple[CipherContext, np.ufunc]] = [(_stream(key, prg), np.add) for key in add]
     streams += [(_stream(key, prg), np.subtract) for key in subtract]
     mask = np.empty(min(CHUNK_WORDS, words.size) + _SLACK_WORDS, np.uint64)
     zeros, out = memoryview(_ZEROS), mask.data.cast("B")

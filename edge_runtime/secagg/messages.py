@@ -39,7 +39,7 @@ Words = NDArray[np.uint64]
 class Field:
     """How one field is written and read back; `largest(round)` bounds its bytes before any of them is read."""
 
-    write: Callable[[Any], bytes]
+    write: Callable[[Any], bytes | memoryview]
     read: Callable[[memoryview, RoundConfig | None], tuple[Any, memoryview]]
     largest: Callable[[RoundConfig | None], int]
 
@@ -101,7 +101,8 @@ def _words() -> Field:
             raise PeerError(f"a masked input takes {nbytes} bytes, and {len(data)} are left")
         return np.frombuffer(data[:nbytes], "<u8"), data[nbytes:]
 
-    return Field(lambda array: array.astype("<u8", copy=False).tobytes(), read, _word_bytes)
+    # a view: the words are copied once, into the message
+    return Field(lambda array: np.ascontiguousarray(array, "<u8").data.cast("B"), read, _word_bytes)
 
 
 def _counted(data: memoryview, item: struct.Struct, agreed: RoundConfig | None) -> tuple[list[Any], memoryview]:
@@ -251,7 +252,7 @@ _KIND_OF = {kind: number for number, kind in KINDS.items()}
 def encode(message: Message, agreed: RoundConfig | None) -> bytes:
     """The message's bytes, bound to the round; `agreed` is None for a Setup, and may be for an Abort."""
     header = _HEADER.pack(VERSION, _KIND_OF[type(message)], _tag(message, agreed))
-    return header + b"".join(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())
+    return b"".join([header, *(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())])
 
 
 def decode(data: bytes, agreed: RoundConfig | None) -> Message:
