@@ -179,10 +179,8 @@ def print_cohorts(repeats: int) -> list[Row]:
         asked = Round(clients, 100_000, 0 if k == clients - 1 else k, t, clients // 10, bits=16)
         # of a thousand clients one round has enough for a median
         rows.append(measured("ours", asked, repeats if clients < 1000 else 1, f"{clients} clients: k = {k}, t = {t}"))
-    n = COHORTS[-1]
-    print(
-        f"   Of the download at {n} clients: roster {136 * n / 1e3:.0f} kB, sharers and survivors {8 * n / 1e3:.0f} kB each"
-    )
+    roster, ids = 136 * COHORTS[-1] / 1e3, 8 * COHORTS[-1] / 1e3
+    print(f"   Of the last one's download: roster {roster:.0f} kB, lists of sharers and of survivors {ids:.0f} kB each")
     return rows
 
 

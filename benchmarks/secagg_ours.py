@@ -35,8 +35,9 @@ class Input:
 
     def __call__(self, agreed: RoundConfig) -> Contribution:
         if self.whole is None:
-            scaled = np.clip(self._floats, -CLIP, CLIP) * ((agreed.max_abs - 1) / CLIP)
-            self.whole = np.floor(scaled + self._rng.random(scaled.size)).astype(np.int64)
+            scaled = np.clip(self._floats, -CLIP, CLIP) * np.float64((agreed.max_abs - 1) / CLIP)
+            scaled += self._rng.random(scaled.size, np.float32)
+            self.whole = np.floor(scaled, out=scaled).astype(np.int64)
         return Contribution(self.whole)
 
 

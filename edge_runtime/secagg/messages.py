@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from operator import lt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,7 +83,7 @@ def _ids() -> Field:
     item = struct.Struct("<Q")
 
     def write(clients: tuple[int, ...]) -> bytes:
-        return _COUNT.pack(len(clients)) + b"".join(map(item.pack, sorted(clients)))
+        return struct.pack(f"<I{len(clients)}Q", len(clients), *sorted(clients))
 
     def read(data: memoryview, agreed: RoundConfig | None) -> tuple[tuple[int, ...], memoryview]:
         items, data = _counted(data, item, agreed)
@@ -113,7 +113,8 @@ def _counted(data: memoryview, item: struct.Struct, agreed: RoundConfig | None) 
     if count > _clients(agreed) or end > len(data):
         raise PeerError(f"a list of {count} items; the round has {_clients(agreed)} clients, the message {len(data)} B")
     items = list(item.iter_unpack(data[_COUNT.size : end]))
-    if any(low[0] >= high[0] for low, high in pairwise(items)):
+    ids = [item[0] for item in items]
+    if not all(map(lt, ids, ids[1:])):
         raise PeerError("client ids must be in ascending order, each once")
     return items, data[end:]
 
