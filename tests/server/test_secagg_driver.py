@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.run import Run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import clients.app
 import clients.secure
@@ -291,6 +293,40 @@ def test_case_07_drops_at_every_phase_at_once() -> None:
     result = played.round()
     assert_mean(result, set(range(16)) - {0, 1, 2})
     assert result.dropped_in == {name: int(name != "consistency") for name in PHASES}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gone=st.dictionaries(st.integers(0, 8), st.sampled_from(["hello", *PHASES]), max_size=6),
+    silent=st.booleans(),
+    consistency=st.booleans(),
+)
+def test_case_07_any_pattern_of_drops_gives_the_survivors_mean_or_a_reason(
+    gone: dict[int, str], silent: bool, consistency: bool
+) -> None:
+    order = ["hello", *PHASES]
+    played = play(9, **{"secure.malicious_server": consistency})
+    left: set[int] = set()
+
+    def meddle(node: int, phase: str, message: Message) -> Message | None:
+        if node in left or (phase in order and gone.get(node) == phase):
+            left.add(node)
+            if silent:
+                return None
+            raise RuntimeError("gone")
+        return message
+
+    played.fleet.meddle = meddle
+    result = played.round()
+    assert len(result.failures) == len(left)
+    if result.delta is None:
+        assert result.unchanged
+        assert result.clients == ()
+        assert len(gone) > 1, "one may always go"
+    else:
+        late = ("consistency", "unmask")
+        assert_mean(result, {node for node in range(9) if node not in gone or gone[node] in late})
+    assert set(played.fleet.secrets_left()) <= left
 
 
 @pytest.mark.parametrize("bad", [np.full(10, np.nan), np.full(10, np.inf), RuntimeError("secret data 123")])
