@@ -51,11 +51,8 @@ def open_device(config: SecureConfig, context: Context, listed: Sequence[bytes])
         listed = [key for key in listed if key in trusted]
     else:
         _warn_once()
-    return make_device(config, open_key(config, context), listed)
-
-
-def make_device(config: SecureConfig, key: DeviceKey, trusted: Sequence[bytes]) -> Device:
-    return Device(device_id(key.public), key, {device_id(public): public for public in trusted}, config.policy)
+    key = open_key(config, context)
+    return Device(device_id(key.public), key, {device_id(public): public for public in listed}, config.policy)
 
 
 def has_aes(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
