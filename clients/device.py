@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from flwr.app import Context
 
-from clients.config import SecureConfig
 from clients.records import ContextStore
+from clients.secure_config import SecureConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.secagg import Device, DeviceKey
 from edge_runtime.secagg.keys import KEY_BYTES, Secret, device_id, parse_public_keys

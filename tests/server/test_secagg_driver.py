@@ -27,6 +27,7 @@ import clients.app
 import clients.secure
 import server.link
 from clients.mods import update_codec_mod
+from clients.secure_config import SecureConfig
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.secagg import Client, DeviceKey
@@ -678,7 +679,6 @@ def test_aes_instructions_are_read_off_cpuinfo(tmp_path: Path, text: str, expect
 
 @pytest.mark.parametrize("content", [b"", b"text", os.urandom(100), b"-" * 5000])
 def test_a_device_key_that_is_none_is_the_owners_error(tmp_path: Path, content: bytes) -> None:
-    from clients.config import SecureConfig
     from clients.device import open_key
 
     path = tmp_path / "key.pem"
@@ -688,6 +688,25 @@ def test_a_device_key_that_is_none_is_the_owners_error(tmp_path: Path, content: 
         path.chmod(mode)
         with pytest.raises(ConfigError, match=says):
             open_key(SecureConfig(device_key=str(path)), context)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"secure-min-clients": 1},
+        {"secure-min-clients": "3"},
+        {"secure-min-threshold": 0},
+        {"secure-max-clip": -1.0},
+        {"secure-max-clip": float("nan")},
+        {"secure-malicious-server": 1},
+        {"secure-only": "true"},
+        {"secure-noise": "gaussian"},
+    ],
+)
+def test_a_node_config_that_says_nothing_is_refused_by_key(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(ConfigError, match=f"node config: .*{key}"):
+        SecureConfig.from_node_config(values)
 
 
 def test_the_clip_follows_the_votes() -> None:
