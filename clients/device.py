@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from flwr.app import Context
 
-from clients.config import SecureConfig
 from clients.records import ContextStore
+from clients.secure_config import SecureConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.secagg import Device, DeviceKey
 from edge_runtime.secagg.keys import KEY_BYTES, Secret, device_id, parse_public_keys
@@ -51,11 +51,8 @@ def open_device(config: SecureConfig, context: Context, listed: Sequence[bytes])
         listed = [key for key in listed if key in trusted]
     else:
         _warn_once()
-    return make_device(config, open_key(config, context), listed)
-
-
-def make_device(config: SecureConfig, key: DeviceKey, trusted: Sequence[bytes]) -> Device:
-    return Device(device_id(key.public), key, {device_id(public): public for public in trusted}, config.policy)
+    key = open_key(config, context)
+    return Device(device_id(key.public), key, {device_id(public): public for public in listed}, config.policy)
 
 
 def has_aes(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

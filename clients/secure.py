@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
-from clients.config import SecureConfig
 from clients.device import has_aes, open_device, open_key
 from clients.exchange import round_seeds
 from clients.records import client_number, open_state
+from clients.secure_config import SecureConfig
 from edge_runtime.errors import PeerError
 from edge_runtime.secagg import Client, Contribution, Packed, RoundConfig
 from edge_runtime.secagg import messages as m

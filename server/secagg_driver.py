@@ -1,101 +1,29 @@
-"""A round under secure aggregation over Flower messages: the server's half of the protocol, fed by a `Link`.
+"""Rounds under secure aggregation over Flower messages: who takes part, in which sums, and what update they make.
 
-Each phase is one batch of messages, to all clients that the protocol waits for, and ends when they have answered or at
-its deadline. Whatever goes wrong with a client costs the round that client. All groups' protocols run side by side.
-What a round knows lives for the round; from one round to the next only the devices' public keys are kept.
+The protocol itself is played by `secagg_round.py`. What a round knows lives for the round; from one round to the next
+only the devices' public keys are kept.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError, PeerError, RunError
-from edge_runtime.secagg import PHASES, Outcome, RoundConfig, Server
-from edge_runtime.secagg import messages as m
+from edge_runtime.secagg import Outcome, Server
 from edge_runtime.secagg.keys import device_id, verify_hello
-from edge_runtime.secagg.server import DeadlinePassed, Gone, Received, Send
 from server.aggregate import Aggregate
 from server.gather import Asked, content_of
-from server.link import (
-    Answer,
-    Content,
-    Hello,
-    Link,
-    greeting,
-    peer_text,
-    read_hello,
-    read_secure,
-    secure_content,
-    secure_setup,
-)
+from server.link import Answer, Hello, Link, greeting, read_hello
 from server.protection_config import SecureConfig
 from server.rounds import Failure, RoundResult
-from server.sum_plan import SumPlan, SumPlanner, group_sizes
+from server.secagg_round import FIRST, LAST, Book, Deadlines, Group, play
+from server.sum_plan import SumPlanner, group_sizes
 
-FIRST, LAST = "advertise", "unmask"
-FAREWELL = "abort"
-# What the server sends -> the phase that its answer belongs to.
-_PHASE_OF: Mapping[type, str] = {
-    m.Setup: FIRST,
-    m.Roster: "share_keys",
-    m.Routed: "masked_input",
-    m.Survivors: "consistency",
-    m.Quorum: LAST,
-    m.Abort: FAREWELL,
-}
 _PRGS = {"aes-ctr": "aes-256-ctr", "chacha20": "chacha20"}
-
-
-@dataclass(slots=True)
-class _Book:
-    """What becomes of each node in one round, and what its protocol costs."""
-
-    failures: dict[int, str] = field(default_factory=dict)
-    dropped_in: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(PHASES, 0)))
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    inputs: int = 0  # masked inputs that came
-
-    def lose(self, node: int, phase: str, reason: str) -> None:
-        """The first reason stands; what a client is told goodbye with costs nobody anything."""
-        if phase != FAREWELL and node not in self.failures:
-            self.failures[node] = f"{phase}: {reason}"
-            self.dropped_in[phase] += 1
-
-
-@dataclass(slots=True)
-class _Group:
-    """One sum in progress: its plan, the protocol's server, and its clients by their ids there."""
-
-    plan: SumPlan
-    agreed: RoundConfig
-    server: Server
-    nodes: Mapping[int, int]
-    devices: bytes
-
-    def phase_of(self, data: bytes) -> str:
-        kind = m.kind_of(data)
-        assert kind is not None
-        phase = _PHASE_OF[kind]
-        return LAST if phase == "consistency" and not self.agreed.settings.consistency else phase
-
-
-@dataclass(frozen=True, slots=True)
-class _Letter:
-    """One message that is due."""
-
-    group: _Group
-    client: int
-    data: bytes = field(repr=False)
-
-    @property
-    def phase(self) -> str:
-        return self.group.phase_of(self.data)
 
 
 class SecureGather:
@@ -119,7 +47,7 @@ class SecureGather:
         self._hellos: dict[int, Hello] = {}
 
     def gather(self, asked: Asked) -> RoundResult:
-        book = _Book()
+        book = Book()
         present = self._greet(asked, book)
         try:
             groups = self._form_groups(asked, present)
@@ -127,12 +55,12 @@ class SecureGather:
             for node in present:
                 asked.hear(Answer(node, None, str(error)))
             return self._result(asked, book, (), None, None, str(error))
-        self._play(asked, groups, book)
+        play(self._link, Deadlines(self._deadline_s, self._secure.phase_deadline_s), asked, groups, book)
         for node in book.failures:
             self._hellos.pop(node, None)  # it may come back as another process, with another key
         return self._close(asked, groups, book)
 
-    def _greet(self, asked: Asked, book: _Book) -> list[int]:
+    def _greet(self, asked: Asked, book: Book) -> list[int]:
         """The nodes of the cohort whose device keys are known and may take part; asks those that are not known yet."""
         unknown = [node for node in asked.parcels if node not in self._hellos]
         contents = dict.fromkeys(unknown, greeting())
@@ -162,13 +90,13 @@ class SecureGather:
                 del self._hellos[other]  # the same device under a new node id: it has just proved that it is here
         self._hellos[node] = hello
 
-    def _form_groups(self, asked: Asked, present: Sequence[int]) -> list[_Group]:
+    def _form_groups(self, asked: Asked, present: Sequence[int]) -> list[Group]:
         """Split who is there, by the round's seed, and open a protocol for each part."""
         sizes = group_sizes(len(present), self._secure)
         order = np.random.default_rng([self._seed, asked.number, 0x6E0]).permutation(len(present))
         parts = np.split(order, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [np.arange(len(present))]
-        prg = self._choose_prg(present)
-        return [self._open(asked, [present[place] for place in part], prg) for part in parts]
+        prg, model_hash = self._choose_prg(present), asked.model_hash()
+        return [self._open(asked.number, [present[place] for place in part], prg, model_hash) for part in parts]
 
     def _choose_prg(self, present: Iterable[int]) -> str:
         """AES only where every device has instructions for it; ChaCha20 is fast everywhere."""
@@ -177,71 +105,23 @@ class SecureGather:
         aes = _PRGS["aes-ctr"]
         return aes if all(aes in self._hellos[node].prgs for node in present) else _PRGS["chacha20"]
 
-    def _open(self, asked: Asked, nodes: Sequence[int], prg: str) -> _Group:
-        plan = self._planner.sum_plan(asked.number, len(nodes))
+    def _open(self, number: int, nodes: Sequence[int], prg: str, model_hash: bytes) -> Group:
+        plan = self._planner.sum_plan(number, len(nodes))
         agreed = replace(plan.settings, prg=prg).for_round(
             run=self._link.run_id,
-            round_number=asked.number,
+            round_number=number,
             clients=len(nodes),
             count=plan.encoder.count,
-            model_hash=asked.model_hash(),
+            model_hash=model_hash,
         )
         keys = {node: self._hellos[node].device for node in nodes}
         by_id = {device_id(key): node for node, key in keys.items()}
         if len(by_id) < len(nodes):
             raise RunError("two devices of the cohort have one id")
         server = Server(agreed, {device_id(key): key for key in keys.values()})
-        return _Group(plan, agreed, server, by_id, b"".join(keys.values()))
+        return Group(plan, agreed, server, by_id, b"".join(keys.values()))
 
-    def _play(self, asked: Asked, groups: Iterable[_Group], book: _Book) -> None:
-        letters = [_Letter(group, send.client, send.data) for group in groups for send in group.server.start()]
-        while letters:
-            letters = self._phase(asked, letters, book)
-
-    def _phase(self, asked: Asked, letters: Iterable[_Letter], book: _Book) -> list[_Letter]:
-        """Deliver a batch and feed what comes back; returns the letters that are due next."""
-        due = {letter.group.nodes[letter.client]: letter for letter in letters}
-        due = {node: letter for node, letter in due.items() if node not in book.failures}
-        contents = self._contents(asked, due, book)
-        training = any(letter.phase == FIRST for letter in due.values())
-        deadline_s = self._deadline_s if training else self._secure.phase_deadline_s
-        replies: list[_Letter] = []
-        answered = set()
-        for answer in self._link.ask(contents, asked.number, deadline_s):
-            letter = due[answer.node]
-            answered.add(answer.node)
-            replies += _feed(letter, answer, book)
-            if letter.phase == FIRST:
-                asked.hear(answer)
-        for node, letter in due.items():
-            if node not in answered:
-                book.lose(node, letter.phase, f"no reply within {deadline_s:g} s")
-        moved = {id(letter.group) for letter in replies}
-        for group in {id(letter.group): letter.group for letter in due.values()}.values():
-            if id(group) not in moved and group.server.outcome is None:
-                replies += _letters(group, group.server.receive(DeadlinePassed()))
-        return replies
-
-    def _contents(self, asked: Asked, due: Mapping[int, _Letter], book: _Book) -> dict[int, Content]:
-        """What each node is sent; nodes that are sent the same share one object."""
-        shared: dict[tuple[int, int], Content] = {}
-        contents = {}
-        for node, letter in due.items():
-            book.downlink_bytes += len(letter.data)
-            if letter.phase == FIRST:
-                parcel, devices = asked.parcels[node], letter.group.devices
-                book.downlink_bytes += len(devices)
-                key = (id(letter.data), id(parcel))
-                if key not in shared:
-                    shared[key] = secure_setup(FIRST, letter.data, devices, asked.question, parcel)
-            else:
-                key = (id(letter.data), 0)
-                if key not in shared:
-                    shared[key] = secure_content(letter.phase, letter.data)
-            contents[node] = shared[key]
-        return contents
-
-    def _close(self, asked: Asked, groups: Sequence[_Group], book: _Book) -> RoundResult:
+    def _close(self, asked: Asked, groups: Sequence[Group], book: Book) -> RoundResult:
         """Decode every sum there is, and make one update of them."""
         sums = [(group, outcome) for group in groups if (outcome := group.server.outcome) and outcome.sum is not None]
         for group in groups:
@@ -273,7 +153,7 @@ class SecureGather:
     def _result(
         self,
         asked: Asked,
-        book: _Book,
+        book: Book,
         survivors: tuple[str, ...],
         delta: NDArray[np.float64] | None,
         votes: float | None,
@@ -295,36 +175,12 @@ class SecureGather:
         )
 
 
-def _feed(letter: _Letter, answer: Answer, book: _Book) -> list[_Letter]:
-    """Give the protocol a client's answer, or tell it that none will come."""
-    group, client, node, phase = letter.group, letter.client, answer.node, letter.phase
-    if group.server.outcome is not None:
-        return []  # a farewell's answer
-    try:
-        data = read_secure(content_of(answer))
-        book.uplink_bytes += len(data)
-        if m.kind_of(data) is m.Abort:
-            abort = m.decode(data, group.agreed)
-            assert isinstance(abort, m.Abort)
-            raise PeerError(peer_text(abort.reason))
-        sends = group.server.receive(Received(client, data))
-        book.inputs += phase == "masked_input"
-    except (ValueError, PeerError) as error:
-        book.lose(node, phase, str(error))
-        sends = group.server.receive(Gone(client))
-    return _letters(group, sends)
-
-
-def _letters(group: _Group, sends: Iterable[Send]) -> list[_Letter]:
-    return [_Letter(group, send.client, send.data) for send in sends]
-
-
-def _outcome(group: _Group) -> Outcome:
+def _outcome(group: Group) -> Outcome:
     assert group.server.outcome is not None
     return group.server.outcome
 
 
-def _decode(group: _Group, outcome: Outcome) -> tuple[NDArray[np.float64], float | None]:
+def _decode(group: Group, outcome: Outcome) -> tuple[NDArray[np.float64], float | None]:
     """The group's mean update, and its votes as if each client had one, whatever it weighs."""
     assert outcome.sum is not None
     weight = outcome.weight or len(outcome.survivors)

@@ -1,7 +1,7 @@
 """Secure aggregation: the server learns a sum of masked updates and nothing of a single one.
 
 SecAgg+ (Bell et al., CCS 2020; double masking of Bonawitz et al., CCS 2017), without I/O, clock or thread of its own.
-A leaf: numpy, the native core and `cryptography`, each loaded with the name that needs it.
+A leaf: numpy and `cryptography`, each loaded with the name that needs it.
 """
 
 from __future__ import annotations

@@ -207,7 +207,9 @@ class Policy:
 
     spare: how many of those who hold shares of a client, itself counted in, may drop when all that are invited come.
     corrupt: how many other clients of the cohort may work for the server; fewer than `threshold` of them can't
-        rebuild a secret, and a sum has at least one more honest client in it than this one.
+        rebuild a secret, and a sum has at least one more honest client in it than this one. With fewer neighbours
+        than the cohort has clients: how many of one client's neighbours (`graph.corrupt_neighbours`), and `min_clients`
+        keeps the cohort large.
     malicious_server: also ask for the consistency phase and 2 threshold > sharers + corrupt, so that no two answers
         to different survivor lists can both reach the threshold. At most about a third of the cohort may then drop.
     """

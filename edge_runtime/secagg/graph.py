@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
@@ -48,9 +48,9 @@ def choose_neighbours(
         drop: greatest share of clients that drop out, likewise.
         privacy_bits: a bound of 2^-bits on the failure of privacy and of connection.
         correctness_bits: a bound of 2^-bits on too few shares.
-        malicious_server: also 2 t > k + the most corrupt neighbours. A server that lies about who dropped out asks
-            some holders for one secret of a client and the rest for the other; only corrupt ones answer both times.
-            The ring's order must then not be the server's choice.
+        malicious_server: also 2 t > k + 1 + `corrupt_neighbours`: k neighbours and the client itself hold shares. A
+            server that lies about who dropped out asks some holders for one secret of a client and the rest for the
+            other; only corrupt ones answer both times. The ring's order must then not be the server's choice.
 
     Raises:
         ConfigError: an argument is out of range, or not even the complete graph keeps t live neighbours.
@@ -58,12 +58,24 @@ def choose_neighbours(
     """
     corrupted, dropped = _counts(n, corrupt, drop)
     for k in range(4, n, 2):
-        t = _least_private_threshold(n, corrupted, k, privacy_bits)
-        if malicious_server:
-            t = max(t, _quorum(k, t - 1))
+        most = _most_corrupt(n, corrupted, k, privacy_bits)
+        t = max(most + 1, _quorum(k + 1, most) if malicious_server else 2)
         if _keeps_enough(n, dropped, k, t, correctness_bits) and _stays_whole(n, corrupted + dropped, k, privacy_bits):
             return Degree(k, t)
     return complete_graph(n, corrupt, drop, malicious_server=malicious_server)
+
+
+def corrupt_neighbours(n: int, corrupt: float, k: int, *, privacy_bits: int = 40) -> int:
+    """The most neighbours of any one client that may be corrupt, but with a chance below 2^-privacy_bits; k = n - 1: C.
+
+    It is what a client's `Policy.corrupt` says of a ring; its `min_clients` then says how many the cohort has.
+
+    Raises:
+        ConfigError: as `choose_neighbours`.
+
+    """
+    corrupted, _ = _counts(n, corrupt, 0)
+    return corrupted if k == n - 1 else _most_corrupt(n, corrupted, k, privacy_bits)
 
 
 def complete_graph(n: int, corrupt: float, drop: float, *, malicious_server: bool = False) -> Degree:
@@ -86,8 +98,30 @@ def complete_graph(n: int, corrupt: float, drop: float, *, malicious_server: boo
     return Degree(n - 1, t)
 
 
-def neighbours(ids: Iterable[int], k: int, seed: bytes) -> dict[int, tuple[int, ...]]:
-    """The neighbours of each id, ascending: everybody else for k = n - 1, or k / 2 on either side of a ring.
+class Neighbours(Mapping[int, tuple[int, ...]]):
+    """The neighbours of each client of a ring, ascending; worked out when first asked for: a client asks for k of n."""
+
+    def __init__(self, ring: Sequence[int], k: int) -> None:
+        self._ring, self._k = ring, k
+        self._place = {client: i for i, client in enumerate(ring)}
+        self._known: dict[int, tuple[int, ...]] = {}
+
+    def __getitem__(self, client: int) -> tuple[int, ...]:
+        if client not in self._known:
+            n, place, before = len(self._ring), self._place[client], self._k // 2
+            near = (self._ring[(place + step) % n] for step in range(-before, self._k - before + 1) if step)
+            self._known[client] = tuple(sorted(near))
+        return self._known[client]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ring)
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+
+def neighbours(ids: Iterable[int], k: int, seed: bytes) -> Neighbours:
+    """The neighbours of each id: everybody else for k = n - 1, or k / 2 on either side of a ring.
 
     The ring's order is that of SHA-256(seed, id as 8 bytes little-endian). This is Harary's graph H_{k,n}: the fewest
     edges that stay connected when any k - 1 clients go.
@@ -106,12 +140,11 @@ def neighbours(ids: Iterable[int], k: int, seed: bytes) -> dict[int, tuple[int, 
     if len(set(everyone)) != n or (n and not 0 <= everyone[0] <= everyone[-1] < 2**64):
         raise ValueError("ids of clients are distinct and of 0 to 2^64 - 1")
     if n >= 2 and k == n - 1:
-        return {client: (*everyone[:i], *everyone[i + 1 :]) for i, client in enumerate(everyone)}
+        return Neighbours(everyone, k)
     if not 2 <= k < n or k % 2:
         raise ValueError(f"of {n} clients each has {n - 1} neighbours, or an even number of 2 to {n - 2}; got {k}")
     ring = sorted(everyone, key=lambda client: hashlib.sha256(seed + client.to_bytes(8, "little")).digest())
-    steps = [*range(-k // 2, 0), *range(1, k // 2 + 1)]
-    return {client: tuple(sorted(ring[(i + step) % n] for step in steps)) for i, client in enumerate(ring)}
+    return Neighbours(ring, k)
 
 
 def _counts(n: int, corrupt: float, drop: float) -> tuple[int, int]:
@@ -124,15 +157,15 @@ def _counts(n: int, corrupt: float, drop: float) -> tuple[int, int]:
     return math.floor(Fraction(str(corrupt)) * n), math.floor(Fraction(str(drop)) * n)
 
 
-def _least_private_threshold(n: int, corrupted: int, k: int, bits: int) -> int:
-    """Smallest t >= 2 with n P[Hyp(n - 1, C, k) >= t] < 2^-bits; k + 1, which nobody reaches, if there is no other."""
+def _most_corrupt(n: int, corrupted: int, k: int, bits: int) -> int:
+    """Smallest m with n P[Hyp(n - 1, C, k) > m] < 2^-bits."""
     ways = _ways(n - 1, corrupted, k)
     limit, tail = math.comb(n - 1, k), 0
-    for t in range(k, 1, -1):
-        tail += ways[t]
+    for m in range(k, 0, -1):
+        tail += ways[m]
         if n * tail << bits >= limit:
-            return t + 1
-    return 2
+            return m
+    return 0
 
 
 def _keeps_enough(n: int, dropped: int, k: int, t: int, bits: int) -> bool:

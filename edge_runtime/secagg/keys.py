@@ -35,6 +35,17 @@ HASH_BYTES = 32
 SIGNATURE_BYTES = 64
 TAG_BYTES = 16  # what a channel adds to a message
 
+# The points whose order divides 8, on the curve and its twist: any secret times one of them is zero. X25519 ignores the
+# top bit of a key and takes numbers from 2^255 - 19 on modulo that prime (RFC 7748 sections 5 and 6.1).
+_PRIME = 2**255 - 19
+_LOW_ORDER = frozenset(
+    {
+        *(0, 1, _PRIME - 1, _PRIME, _PRIME + 1),
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    }
+)
+
 MASK, CHANNEL = b"hedgerow secagg 1 mask", b"hedgerow secagg 1 channel"
 _HELLO = b"hedgerow secagg 1 hello"
 _SEALED = b"hedgerow secagg 1 sealed"
@@ -135,6 +146,19 @@ class KeyPair(_Guarded):
         if self._key is None:
             raise ValueError("this key was wiped")
         return self._key
+
+
+def check_public(public: bytes) -> None:
+    """Refuse what `KeyPair.derive` would refuse, without a secret key and in a hundredth of its time.
+
+    Raises:
+        PeerError: `public` is no X25519 public key, or a point of low order.
+
+    """
+    if len(public) != KEY_BYTES:
+        raise PeerError(f"an X25519 public key has {KEY_BYTES} bytes, got {len(public)}")
+    if int.from_bytes(public, "little") % 2**255 in _LOW_ORDER:
+        raise PeerError("an X25519 public key of low order: nothing secret comes of it")
 
 
 @dataclass(frozen=True, slots=True)

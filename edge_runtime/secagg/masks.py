@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.kernels.vectors import mask_add, mask_subtract
 
 KEY_BYTES = 32
-CHUNK_WORDS = 2**15  # 256 KiB: the keystream is still in the L2 cache when it is added
+CHUNK_WORDS = 2**14  # 128 KiB: the keystream is still in the L2 cache when it is added
 
 _START = bytes(16)
 _ZEROS = bytes(8 * CHUNK_WORDS)
@@ -79,15 +78,16 @@ def apply_masks(
         raise ConfigError(f"no mask PRG {prg!r}; there are {', '.join(PRGS)}")
     if words.dtype != np.dtype("<u8") or words.ndim != 1 or not words.flags.c_contiguous or not words.flags.writeable:
         raise ValueError(f"words are a contiguous writable uint64 vector, got {words.dtype} of shape {words.shape}")
-    streams = [(_stream(key, prg), mask_add) for key in add]
-    streams += [(_stream(key, prg), mask_subtract) for key in subtract]
+    streams: list[tuple[CipherContext, np.ufunc]] = [(_stream(key, prg), np.add) for key in add]
+    streams += [(_stream(key, prg), np.subtract) for key in subtract]
     mask = np.empty(min(CHUNK_WORDS, words.size) + _SLACK_WORDS, np.uint64)
     zeros, out = memoryview(_ZEROS), mask.data.cast("B")
     for first in range(0, words.size, CHUNK_WORDS):
         part = words[first : first + CHUNK_WORDS]
+        plain, keystream = zeros[: part.nbytes], mask[: part.size]
         for stream, apply in streams:
-            stream.update_into(zeros[: part.nbytes], out)
-            apply(part, mask[: part.size])
+            stream.update_into(plain, out)
+            apply(part, keystream, out=part)
 
 
 def _stream(key: bytes, prg: str) -> CipherContext:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from operator import lt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,7 +39,7 @@ Words = NDArray[np.uint64]
 class Field:
     """How one field is written and read back; `largest(round)` bounds its bytes before any of them is read."""
 
-    write: Callable[[Any], bytes]
+    write: Callable[[Any], bytes | memoryview]
     read: Callable[[memoryview, RoundConfig | None], tuple[Any, memoryview]]
     largest: Callable[[RoundConfig | None], int]
 
@@ -83,7 +83,7 @@ def ids() -> Field:
     item = struct.Struct("<Q")
 
     def write(clients: tuple[int, ...]) -> bytes:
-        return _COUNT.pack(len(clients)) + b"".join(map(item.pack, sorted(clients)))
+        return struct.pack(f"<I{len(clients)}Q", len(clients), *sorted(clients))
 
     def read(data: memoryview, agreed: RoundConfig | None) -> tuple[tuple[int, ...], memoryview]:
         items, data = _counted(data, item, agreed)
@@ -101,7 +101,8 @@ def _words() -> Field:
             raise PeerError(f"a masked input takes {nbytes} bytes, and {len(data)} are left")
         return np.frombuffer(data[:nbytes], "<u8"), data[nbytes:]
 
-    return Field(lambda array: array.astype("<u8", copy=False).tobytes(), read, _word_bytes)
+    # a view: the words are copied once, into the message
+    return Field(lambda array: np.ascontiguousarray(array, "<u8").data.cast("B"), read, _word_bytes)
 
 
 def _counted(data: memoryview, item: struct.Struct, agreed: RoundConfig | None) -> tuple[list[Any], memoryview]:
@@ -112,7 +113,8 @@ def _counted(data: memoryview, item: struct.Struct, agreed: RoundConfig | None) 
     if count > _clients(agreed) or end > len(data):
         raise PeerError(f"a list of {count} items; the round has {_clients(agreed)} clients, the message {len(data)} B")
     items = list(item.iter_unpack(data[_COUNT.size : end]))
-    if any(low[0] >= high[0] for low, high in pairwise(items)):
+    ids = [item[0] for item in items]
+    if not all(map(lt, ids, ids[1:])):
         raise PeerError("client ids must be in ascending order, each once")
     return items, data[end:]
 
@@ -251,7 +253,7 @@ _KIND_OF = {kind: number for number, kind in KINDS.items()}
 def encode(message: Message, agreed: RoundConfig | None) -> bytes:
     """The message's bytes, bound to the round; `agreed` is None for a Setup, and may be for an Abort."""
     header = _HEADER.pack(VERSION, _KIND_OF[type(message)], _tag(message, agreed))
-    return header + b"".join(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())
+    return b"".join([header, *(spec.write(getattr(message, name)) for name, spec in type(message).FIELDS.items())])
 
 
 def kind_of(data: bytes) -> type[Any] | None:

@@ -109,15 +109,15 @@ class Advertised:
         )  # fmt: skip
         return phase, m.Shares(commitment, sealed)
 
-    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> dict[int, tuple[int, ...]]:
+    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> Mapping[int, tuple[int, ...]]:
         me, agreed, device = self.own.device.id, self.agreed, self.own.device
         if adverts.get(me) != self.advert.joined:
             raise PeerError("this client's own keys are not in the roster as it sent them")
         if len(adverts) < max(agreed.settings.min_clients, device.policy.floor):
             raise PeerError(f"{len(adverts)} clients advertised, fewer than the round or this client asks for")
         device.policy.check_degree(agreed, agreed.degree(len(adverts)))
-        split = [m.Advertise.split(joined) for joined in adverts.values()]
-        if len({key for advert in split for key in (advert.mask_key, advert.channel_key)}) != 2 * len(split):
+        public = {joined[at : at + m.KEY_BYTES] for joined in adverts.values() for at in (0, m.KEY_BYTES)}
+        if len(public) != 2 * len(adverts):
             raise PeerError("two keys in the roster are the same")
         graph = t.topology(agreed, adverts, transcript)
         for peer in graph[me]:

@@ -61,12 +61,13 @@ class Rebuilder:
         return self._rebuild(owner, shares, check)
 
     def _rebuild(self, owner: int, shares: Mapping[int, bytes], check: Callable[[bytes], S | None]) -> S:
-        indices = {holder: t.share_index(owner, self._graph[owner], holder) for holder in shares}
-        holders = sorted(set(shares) - self._culprits)
+        holders = sorted(shares.keys() - self._culprits)
         if len(holders) < self._threshold:
             raise RunError(
                 f"{len(holders)} shares of a secret of client {owner}, {self._threshold} are needed; no sum is made"
             )
+        neighbours = self._graph[owner]
+        indices = {holder: t.share_index(owner, neighbours, holder) for holder in holders}
         by_index = {indices[holder]: shares[holder] for holder in holders}
         for subset in self._subsets(owner, holders):
             chosen = [indices[holder] for holder in subset]

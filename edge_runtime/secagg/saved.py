@@ -188,6 +188,8 @@ def unpack(data: bytes, own: Own) -> Phase:
     if version != VERSION or not (number == _INVITED or number in _FORMS):
         raise PeerError(f"a saved round of version {version}, phase {number}; this side knows version {VERSION}")
     if number == _INVITED:
+        if len(content) > _HEAD.size:
+            raise PeerError("a saved round that has not begun has something in it")
         return Invited(own)
     body = memoryview(content)[_HEAD.size :]
     agreed = RoundConfig.parse(bytes(body[:length])) if length else None

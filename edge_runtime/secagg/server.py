@@ -10,7 +10,7 @@ that can't be finished ends with a reason and no sum at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,9 +210,8 @@ class Advertising(_Open):
         new = {message.mask_key, message.channel_key}
         if len(new) < 2 or new & self._seen:
             raise PeerError("a key that was advertised before")
-        probe = keys.KeyPair.generate()
-        probe.derive(message.mask_key, keys.MASK)
-        probe.derive(message.channel_key, keys.CHANNEL)
+        keys.check_public(message.mask_key)
+        keys.check_public(message.channel_key)
         self._seen |= new
         self.adverts[client] = message.joined
 
@@ -366,17 +365,13 @@ class Unmasking(_Open):
         add: list[bytes] = []
         subtract: list[bytes] = []
         for client in sorted(survivors):
-            shares = {holder: answer.seeds[client] for holder, answer in self.answers.items() if client in answer.seeds}
+            shares = {holder: answer.seeds[client] for holder, answer in self._holders(client)}
             subtract.append(rebuilder.seed(client, shares, shared.commitments[client]).reveal())
         for client in sorted(shared.sharers - survivors):
             peers = survivors.intersection(shared.graph[client])
             if not peers:
                 continue  # nobody in the sum has a mask with it
-            shares = {
-                holder: answer.mask_keys[client]
-                for holder, answer in self.answers.items()
-                if client in answer.mask_keys
-            }
+            shares = {holder: answer.mask_keys[client] for holder, answer in self._holders(client)}
             pair = rebuilder.mask_key(client, shares, m.Advertise.split(shared.adverts[client]).mask_key)
             for peer in sorted(peers):
                 key = pair.derive(m.Advertise.split(shared.adverts[peer]).mask_key, keys.MASK)
@@ -384,6 +379,13 @@ class Unmasking(_Open):
                 (add if client < peer else subtract).append(key.reveal())
         masks.apply_masks(self.masked.total, add=add, subtract=subtract, prg=self.agreed.settings.prg)
         return Ended(self.masked.total, survivors), {}
+
+    def _holders(self, owner: int) -> Iterator[tuple[int, m.Unmask]]:
+        """Those who answered and opened what the owner sent them, itself among them, with their answers."""
+        for holder in (owner, *self.masked.shared.graph[owner]):
+            answer = self.answers.get(holder)
+            if answer is not None and owner not in self.masked.unopened[holder]:
+                yield holder, answer
 
 
 @dataclass(slots=True, repr=False)

@@ -42,7 +42,7 @@ def transcript(agreed: RoundConfig, adverts: Mapping[int, bytes]) -> bytes:
     return hashlib.sha256(agreed.digest + b"".join(listed)).digest()
 
 
-def topology(agreed: RoundConfig, present: Iterable[int], transcript: bytes) -> dict[int, tuple[int, ...]]:
+def topology(agreed: RoundConfig, present: Iterable[int], transcript: bytes) -> graph.Neighbours:
     """Every client's neighbours. Drawn from the transcript, so that no one side chooses them."""
     ids = sorted(present)
     return graph.neighbours(ids, agreed.degree(len(ids)), transcript)

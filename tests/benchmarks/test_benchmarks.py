@@ -155,3 +155,35 @@ def test_rows_are_chosen_by_a_part_of_their_label(load: Any) -> None:
     assert wanted("conv2d depthwise 3x3 s1 (8,96,16,16)->96 dx", ["depthwise"])
     assert not wanted("gelu (512) forward", ["depthwise", "sgd"])
     assert wanted("gelu (512) forward", [])
+
+
+def test_both_sides_of_the_secure_aggregation_benchmark_sum_exactly(load: Any) -> None:
+    rounds = load("secagg_rounds")
+    asked = rounds.Round(clients=8, values=500, neighbours=6, threshold=4, drops=2, floats=True)
+    # A child whose sum is not the exact one ends with an error.
+    ours, theirs = (rounds.play(side, asked) for side in ("ours", "flower"))
+    assert all(one.client_s > 0 and one.server_s > 0 for one in (ours, theirs))
+    assert ours.client_signatures_s > 0
+    assert theirs.client_signatures_s == 0
+    # 500 values at 8 bytes, and at two a word
+    assert ours.upload_bytes > 2000
+    assert theirs.upload_bytes > 4000
+    with pytest.raises(load("processes").StepError, match="round failed"):
+        rounds.play("ours", rounds.Round(clients=8, values=5, neighbours=0, threshold=7, drops=3))
+
+
+def test_the_secure_aggregation_benchmark_tells_ratios_with_and_without_signatures(load: Any) -> None:
+    rounds, secagg = load("secagg_rounds"), load("bench_secagg")
+    ours = rounds.Figures(0.02, 0.04, 0.01, 0.02, upload_bytes=10, download_bytes=5)
+    theirs = rounds.Figures(0.3, 4.0, 0.0, 0.0, upload_bytes=40, download_bytes=5)
+    assert secagg.times_less(theirs, ours) == pytest.approx((15, 30, 100, 200, 4))
+    rows = [secagg.Row("ours", asked, ours) for asked in secagg.BESIDE_FLOWER]
+    bars = secagg.beside_flower_bars(secagg.Row("flower", secagg.BESIDE_FLOWER[0], theirs), rows)
+    assert len(bars) == 9
+    assert all(bar.holds for bar in bars)
+    assert json.loads(json.dumps(rows[0].as_json()))["upload_bytes"] == 10
+
+
+def test_clients_that_drop_are_spread_over_the_cohort(load: Any) -> None:
+    dropped = load("secagg_rounds").Round(clients=100, values=1, neighbours=0, threshold=51, drops=10).dropped
+    assert sorted(dropped) == list(range(0, 100, 10))

@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.run import Run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import clients.app
 import clients.secure
 import server.link
 from clients.mods import update_codec_mod
+from clients.secure_config import SecureConfig
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.secagg import Client, DeviceKey
@@ -291,6 +294,40 @@ def test_case_07_drops_at_every_phase_at_once() -> None:
     result = played.round()
     assert_mean(result, set(range(16)) - {0, 1, 2})
     assert result.dropped_in == {name: int(name != "consistency") for name in PHASES}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gone=st.dictionaries(st.integers(0, 8), st.sampled_from(["hello", *PHASES]), max_size=6),
+    silent=st.booleans(),
+    consistency=st.booleans(),
+)
+def test_case_07_any_pattern_of_drops_gives_the_survivors_mean_or_a_reason(
+    gone: dict[int, str], silent: bool, consistency: bool
+) -> None:
+    order = ["hello", *PHASES]
+    played = play(9, **{"secure.malicious_server": consistency})
+    left: set[int] = set()
+
+    def meddle(node: int, phase: str, message: Message) -> Message | None:
+        if node in left or (phase in order and gone.get(node) == phase):
+            left.add(node)
+            if silent:
+                return None
+            raise RuntimeError("gone")
+        return message
+
+    played.fleet.meddle = meddle
+    result = played.round()
+    assert len(result.failures) == len(left)
+    if result.delta is None:
+        assert result.unchanged
+        assert result.clients == ()
+        assert len(gone) > 1, "one may always go"
+    else:
+        late = ("consistency", "unmask")
+        assert_mean(result, {node for node in range(9) if node not in gone or gone[node] in late})
+    assert set(played.fleet.secrets_left()) <= left
 
 
 @pytest.mark.parametrize("bad", [np.full(10, np.nan), np.full(10, np.inf), RuntimeError("secret data 123")])
@@ -642,7 +679,6 @@ def test_aes_instructions_are_read_off_cpuinfo(tmp_path: Path, text: str, expect
 
 @pytest.mark.parametrize("content", [b"", b"text", os.urandom(100), b"-" * 5000])
 def test_a_device_key_that_is_none_is_the_owners_error(tmp_path: Path, content: bytes) -> None:
-    from clients.config import SecureConfig
     from clients.device import open_key
 
     path = tmp_path / "key.pem"
@@ -652,6 +688,25 @@ def test_a_device_key_that_is_none_is_the_owners_error(tmp_path: Path, content: 
         path.chmod(mode)
         with pytest.raises(ConfigError, match=says):
             open_key(SecureConfig(device_key=str(path)), context)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"secure-min-clients": 1},
+        {"secure-min-clients": "3"},
+        {"secure-min-threshold": 0},
+        {"secure-max-clip": -1.0},
+        {"secure-max-clip": float("nan")},
+        {"secure-malicious-server": 1},
+        {"secure-only": "true"},
+        {"secure-noise": "gaussian"},
+    ],
+)
+def test_a_node_config_that_says_nothing_is_refused_by_key(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(ConfigError, match=f"node config: .*{key}"):
+        SecureConfig.from_node_config(values)
 
 
 def test_the_clip_follows_the_votes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.errors import ConfigError
-from edge_runtime.secagg.graph import Degree, choose_neighbours, complete_graph, neighbours
+from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.secagg import Config, Policy
+from edge_runtime.secagg.graph import Degree, choose_neighbours, complete_graph, corrupt_neighbours, neighbours
 
 # Shares corrupt and dropped, then (k, t) for each n, at 2^-40 and 2^-20.
 COLUMNS = ((0.05, 0.10), (0.10, 0.10), (0.10, 0.20), (0.20, 0.20), (0.33, 0.10))
@@ -82,9 +84,24 @@ def test_a_malicious_server_finds_no_two_quorums_without_an_honest_holder(n: int
         limit = Fraction(1, 2**40)
         tails = (n * sum(hypergeometric(n - 1, c, k, i) for i in range(m + 1, k + 1)) for m in range(k + 1))
         most = next(m for m, tail in enumerate(tails) if tail < limit)
-    # both halves of the neighbours need t, and only the corrupt answer both
+    assert corrupt_neighbours(n, corrupt / 100, k) == most
+    # both halves of those who hold shares, the owner among them, need t, and only the corrupt answer both
     assert t > most
-    assert 2 * t > k + most
+    assert 2 * t > k + 1 + most
+    policy = Policy(malicious_server=True, corrupt=most)
+    config = Config(threshold=t, neighbours=0 if k == n - 1 else k, min_clients=max(t, policy.floor))
+    policy.check_config(config.for_round(run=1, round_number=1, clients=n, count=1))
+
+
+@pytest.mark.parametrize(("n", "corrupt", "drop"), sorted({cell[:3] for cell in CELLS}))
+def test_every_choice_for_a_malicious_server_passes_the_clients_policy(n: int, corrupt: float, drop: float) -> None:
+    k, t = choose_neighbours(n, corrupt, drop, malicious_server=True)
+    policy = Policy(malicious_server=True, corrupt=corrupt_neighbours(n, corrupt, k))
+    settings = Config(threshold=t, neighbours=0 if k == n - 1 else k, min_clients=max(t, policy.floor))
+    policy.check_config(settings.for_round(run=1, round_number=1, clients=n, count=1))
+    least = replace(settings, threshold=(k + 1 + policy.corrupt) // 2)
+    with pytest.raises(PeerError, match="disagree"):
+        policy.check_degree(least.for_round(run=1, round_number=1, clients=n, count=1), k)
 
 
 def test_a_malicious_server_leaves_room_for_a_third_to_drop() -> None:

@@ -29,6 +29,7 @@ from edge_runtime.secagg.keys import (
     DeviceKey,
     KeyPair,
     Secret,
+    check_public,
     commitment,
     statement,
     verify,
@@ -87,6 +88,35 @@ def test_rfc_8032() -> None:
 def test_a_point_of_low_order_is_the_peers_error(point: bytes) -> None:
     with pytest.raises(PeerError, match="low order"):
         KeyPair.generate().derive(point, MASK)
+
+
+@pytest.mark.parametrize("point", [*LOW_ORDER, (2**255 - 18).to_bytes(32, "little")])
+@pytest.mark.parametrize("top_bit", [0, 128])
+def test_weak_keys_are_known_without_a_secret(point: bytes, top_bit: int) -> None:
+    weak = point[:31] + bytes([point[31] | top_bit])
+    for refuse in (check_public, lambda public: KeyPair.generate().derive(public, MASK)):
+        with pytest.raises(PeerError, match="low order"):
+            refuse(weak)
+
+
+near_the_ends = st.builds(
+    lambda start, step: (start + step).to_bytes(32, "little"),
+    st.sampled_from([0, 2**255 - 20, 2**255]),
+    st.integers(0, 19),
+)
+
+
+@given(st.binary(min_size=32, max_size=32) | near_the_ends)
+def test_a_key_passes_the_check_just_when_it_can_be_used(key: bytes) -> None:
+    def refused(check: Callable[[bytes], object]) -> bool:
+        try:
+            check(key)
+        except PeerError:
+            return True
+        return False
+
+    pair = KeyPair.generate()
+    assert refused(check_public) == refused(lambda public: pair.derive(public, MASK))
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])

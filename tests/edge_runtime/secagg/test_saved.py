@@ -148,6 +148,17 @@ def test_bytes_that_were_written_by_somebody_else_are_an_error_or_a_client_that_
         pass
 
 
+def test_a_client_that_left_before_any_round_stays_away() -> None:
+    owner, data, setup = FORMS["Invited"]
+    client = owner.restore(data)
+    client.end()
+    again = owner.restore(client.save())
+    assert again.phase == "Ended"
+    assert setup is not None
+    with pytest.raises(er.PeerError, match="no place while the client is Ended"):
+        again.receive(setup)
+
+
 def test_a_saved_round_serves_no_other_device() -> None:
     stranger = next(iter(enrol([77]).values()))
     for phase in ("Shared", "Masked", "Confirmed"):
