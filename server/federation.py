@@ -135,7 +135,7 @@ class _Run:
         parcels = self._parcels(cohort, number)
         asked = Asked(number, self._question(number), parcels, hear, lambda: model_hash(self._publisher.values))
         result = self._gather.gather(asked)
-        self._downlink_bytes += result.protocol_bytes
+        self._downlink_bytes += result.downlink_bytes
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
@@ -149,9 +149,7 @@ class _Run:
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
         self._publisher.publish(self._model.weights, number)
-        parcels = {node: self._publisher.parcel(node) for node in nodes}
-        self._downlink_bytes += sum(len(one.content) + len(self._model.program) for one in parcels.values())
-        return parcels
+        return {node: self._publisher.parcel(node) for node in nodes}
 
     def _learn(self, answer: Answer) -> None:
         # An error may be that the node has lost its state: it is sent the whole model the next time.
@@ -173,8 +171,9 @@ class _Run:
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         reports = []
-        parcels = self._parcels(cohort, number)
-        for answer in self._link.evaluate(self._question(number), parcels, settings.deadline_s):
+        parcels, question = self._parcels(cohort, number), self._question(number)
+        self._downlink_bytes += sum(map(question.nbytes, parcels.values()))
+        for answer in self._link.evaluate(question, parcels, settings.deadline_s):
             self._learn(answer)
             try:
                 reports.append(read_metrics(content_of(answer)))

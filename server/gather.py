@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from edge_runtime.updates import Codec, TensorLayout
@@ -63,7 +63,8 @@ class PlainGather:
         for answer in self._link.train(asked.question, asked.parcels, self._deadline_s):
             _receive(opened, answer)
             asked.hear(answer)
-        return opened.close(f"no reply within {self._deadline_s:g} s")
+        result = opened.close(f"no reply within {self._deadline_s:g} s")
+        return replace(result, downlink_bytes=sum(map(asked.question.nbytes, asked.parcels.values())))
 
 
 def content_of(answer: Answer) -> Any:

@@ -44,6 +44,10 @@ class Question:
         task = ConfigRecord({**self.task, **{name: value for name, value in beside.items() if value}})
         return RecordDict({"model": ArrayRecord({"weights": array}), "task": task})
 
+    def nbytes(self, parcel: Parcel) -> int:
+        """Payload bytes of `content`."""
+        return len(parcel.content) + len(self.program)
+
     def contents(self, parcels: Mapping[int, Parcel]) -> dict[int, RecordDict]:
         """The message to each node; nodes that are sent the same share one object: held, hashed and stored once."""
         distinct = {id(parcel): parcel for parcel in parcels.values()}

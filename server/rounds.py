@@ -51,7 +51,7 @@ class RoundResult:
     dropped_in: Mapping[str, int] | None = None
     votes: float | None = None
     unchanged: str | None = None  # why there is no delta
-    protocol_bytes: int = 0  # sent to clients beside models and Programs
+    downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:

@@ -171,7 +171,7 @@ class SecureGather:
             dropped_in=dict(book.dropped_in),
             votes=votes,
             unchanged=unchanged,
-            protocol_bytes=book.downlink_bytes,
+            downlink_bytes=book.downlink_bytes,
         )
 
 

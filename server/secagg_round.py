@@ -128,7 +128,7 @@ def _contents(asked: Asked, due: Mapping[int, _Letter], book: Book) -> dict[int,
         book.downlink_bytes += len(letter.data)
         if letter.phase == FIRST:
             parcel, devices = asked.parcels[node], letter.group.devices
-            book.downlink_bytes += len(devices)
+            book.downlink_bytes += asked.question.nbytes(parcel) + len(devices)
             key = (id(letter.data), id(parcel))
             if key not in shared:
                 shared[key] = secure_setup(FIRST, letter.data, devices, asked.question, parcel)
