@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from edge_runtime.errors import PeerError
 from edge_runtime.secagg import keys, masks, shamir
@@ -245,18 +246,28 @@ class Confirmed:
     held: dict[int, keys.Secret]
 
     def receive(self, message: m.Quorum) -> tuple[Ended, m.Unmask]:
-        """Unmask once `threshold` clients, this one counted in, signed the same list."""
-        threshold = self.agreed.settings.threshold
+        """Unmask once `threshold` clients, this one counted in, signed the same list.
+
+        The server passes signatures on unverified: one that is wrong counts for nothing, and costs nobody the round.
+        """
         if not message.signatures.keys() <= self.survivors & self.peers:
             raise PeerError("a signature is of a client that is no surviving neighbour")
-        if len(message.signatures) + 1 < threshold:
-            raise PeerError(f"{len(message.signatures) + 1} signed the list of survivors, {threshold} are needed")
-        for peer in sorted(message.signatures)[: threshold - 1]:
-            try:
-                t.verify_survivors(self.own.device.enrolled[peer], self.digest, message.signatures[peer])
-            except PeerError:
-                raise PeerError(f"client {peer} signed another list of survivors than this client was shown") from None
+        needed = self.agreed.settings.threshold - 1
+        signed = islice(filter(self._signed, sorted(message.signatures.items())), needed)
+        if (count := sum(1 for _ in signed)) < needed:
+            raise PeerError(
+                f"{count + 1} signed the list of survivors that this client was shown, {needed + 1} are needed; "
+                "the others signed another list, or none"
+            )
         return self.unmask()
+
+    def _signed(self, peer_and_signature: tuple[int, bytes]) -> bool:
+        peer, signature = peer_and_signature
+        try:
+            t.verify_survivors(self.own.device.enrolled[peer], self.digest, signature)
+        except PeerError:
+            return False
+        return True
 
     def unmask(self) -> tuple[Ended, m.Unmask]:
         """A seed's share or a mask key's share of each client, never both."""

@@ -284,6 +284,18 @@ def test_case_13_an_advert_with_a_forged_signature_costs_its_client_alone() -> N
     assert_exact(fleet, [0, 1, 3, 4, 5])
 
 
+@pytest.mark.parametrize(("forgers", "aborted"), [({2}, False), ({2, 3}, False), ({2, 3, 4}, True)])
+def test_case_13_a_forged_signature_under_the_survivors_counts_for_nothing(forgers: set[int], aborted: bool) -> None:
+    """Six clients, four of whom must have signed: two forgers cost nothing, three the round."""
+    fleet = build()
+    fleet.run(changing(fleet, CONFIRM, lambda *_: m.Confirm(bytes(64)), only=forgers))
+    if aborted:
+        assert_aborted(fleet)
+        assert all("another list, or none" in str(error) for _, error in fleet.refused)
+    else:
+        assert_exact(fleet, range(6))
+
+
 def test_case_14_own_key_altered() -> None:
     fleet, sent = build(), []
 
@@ -397,9 +409,11 @@ def test_case_16_replays_of_an_earlier_round(kind: int, relabel: bool) -> None:
     if not relabel:
         assert any("another round" in str(error) for _, error in later.refused)
         assert_exact(later, [0, 1, 3, 4, 5] if kind in (ADVERTISE, SHARES, MASKED) else range(6))
-    elif kind in (ADVERTISE, CONFIRM):  # signed for the other round
+    elif kind == ADVERTISE:  # signed for the other round
         assert any("not by the device" in str(error) for _, error in later.refused)
         assert outcome.aborted is None
+    elif kind == CONFIRM:  # likewise: nobody counts it, and there are enough without
+        assert_exact(later, range(6))
     elif kind == SHARES:  # sealed for the other round: nobody opens them, its secrets can't be rebuilt
         assert_aborted(later)
         assert "client 2" in outcome.aborted
