@@ -16,7 +16,7 @@ class RoundRow:
 
     Down go models and Programs, to be trained and to be evaluated, and what secure aggregation sends beside them.
     `uplink_bits_per_parameter` is the mean over the updates that came, good or bad, and over the parameters that
-    travel.
+    travel; of masked ones under secure aggregation, whose keys and shares are in `uplink_bytes`.
     `applied` is false when the model stayed as it was, and `unchanged` says why. `loss` and `accuracy` are of the new
     global model, on what `final.evaluated_on` says; null in rounds that were not evaluated. `dropped_in` counts the
     clients lost in each phase of secure aggregation, null without it; from its consistency phase on they are lost to

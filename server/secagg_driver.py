@@ -167,7 +167,7 @@ class SecureGather:
             failures=tuple(Failure(str(node), reason) for node, reason in book.failures.items()),
             train_loss=None,
             uplink_bytes=book.uplink_bytes,
-            uplink_bits_per_parameter=8 * book.uplink_bytes / values if values else None,
+            uplink_bits_per_parameter=8 * book.input_bytes / values if values else None,
             dropped_in=dict(book.dropped_in),
             votes=votes,
             unchanged=unchanged,

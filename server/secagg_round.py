@@ -48,6 +48,7 @@ class Book:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     inputs: int = 0  # masked inputs that came
+    input_bytes: int = 0
 
     def lose(self, node: int, phase: str, reason: str) -> None:
         """The first reason stands; what a client is told goodbye with costs nobody anything."""
@@ -153,7 +154,9 @@ def _feed(letter: _Letter, answer: Answer, book: Book) -> list[_Letter]:
             assert isinstance(abort, m.Abort)
             raise PeerError(peer_text(abort.reason))
         sends = group.server.receive(Received(client, data))
-        book.inputs += phase == "masked_input"
+        if phase == "masked_input":
+            book.inputs += 1
+            book.input_bytes += len(data)
     except (ValueError, PeerError) as error:
         book.lose(node, phase, str(error))
         sends = group.server.receive(Gone(client))
