@@ -92,7 +92,8 @@ def runs(task: str, name: str, settings: tuple[str, ...], seeds: range) -> list[
     epsilon = "      -" if rows[0]["epsilon"] is None else f"{rows[0]['epsilon']:7.3f}"
     print(
         f"{task:8} {name:36} accuracy {middle:5.1f} % ({low:.1f} .. {high:.1f})  epsilon {epsilon}  "
-        f"{rows[0]['bits']:6.2f} bits/parameter  {rows[0]['kilobytes']:7.1f} kB up a client and round, keys and shares included",
+        f"{rows[0]['bits']:6.2f} bits/parameter  {rows[0]['kilobytes']:7.1f} kB up a client and round, "
+        "keys and shares included",
         flush=True,
     )
     return rows
