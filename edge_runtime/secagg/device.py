@@ -61,7 +61,7 @@ class Contribution:
             weight = min(self.weight, agreed.max_weight)
             lanes = np.append(lanes * weight, weight)
         if agreed.settings.wrap:
-            lanes, _ = agreed.lanes.wrap(lanes)
+            lanes = agreed.lanes.wrapped(lanes)
         return agreed.lanes.pack(lanes)
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 Elements = NDArray[Any]  # unsigned, each an index of the tables
 
 _REDUCTION = 0x11B
-_GENERATOR = 3
 _WIDE_GENERATOR = 0x108  # the least whose powers reach all of GF(2^16) but zero
 _Y_SQUARED = 0x20  # y^2 = y + 0x20: of absolute trace 1, so y^2 + y + 0x20 has no root in GF(2^8)
 

@@ -61,8 +61,7 @@ class Lanes:
 
     def wrapped(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """The values modulo 2^bits, in -2^(bits - 1)..2^(bits - 1) - 1."""
-        half = 1 << self.bits - 1
-        return ((values + half) & (2 * half - 1)) - half
+        return (values << 64 - self.bits) >> 64 - self.bits
 
     def pack(self, values: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The words of int64 values of shape (count,).
@@ -108,11 +107,8 @@ class Lanes:
         return values
 
     def wrap(self, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """The values mod 2^bits in a lane's signed range, and how many of them that changed.
-
-        For noise, whose tails may leave the lane: the wrap stays in its lane, and the count is there to be reported.
-        """
-        wrapped = (values << 64 - self.bits) >> 64 - self.bits
+        """The values `wrapped`, and how many of them that changed: noise, whose tails may leave the lane, does that."""
+        wrapped = self.wrapped(values)
         return wrapped, int(np.count_nonzero(wrapped != values))
 
     def _check(self, array: NDArray[np.generic], name: str, dtype: type[np.generic], size: int) -> None:

@@ -49,12 +49,15 @@ PRGS: Mapping[str, Prg] = MappingProxyType(
 )
 
 
-def add_mask(words: NDArray[np.uint64], key: bytes, prg: str = DEFAULT_PRG) -> None:
-    """`words += mask(key)` in place, mod 2^64.
+def apply_masks(
+    words: NDArray[np.uint64], *, add: Iterable[bytes] = (), subtract: Iterable[bytes] = (), prg: str = DEFAULT_PRG
+) -> None:
+    """`words += sum of mask(key) over add - sum over subtract` in place, mod 2^64, in one pass over the words.
 
     Args:
         words: contiguous, writable uint64 vector.
-        key: 32 secret bytes, used for no other stream.
+        add: keys of 32 secret bytes each, used for no other stream.
+        subtract: likewise.
         prg: a name of `PRGS`.
 
     Raises:
@@ -62,18 +65,6 @@ def add_mask(words: NDArray[np.uint64], key: bytes, prg: str = DEFAULT_PRG) -> N
         ValueError: another kind of array, or a key of another length.
 
     """
-    apply_masks(words, add=[key], prg=prg)
-
-
-def subtract_mask(words: NDArray[np.uint64], key: bytes, prg: str = DEFAULT_PRG) -> None:
-    """`words -= mask(key)` in place, as `add_mask`."""
-    apply_masks(words, subtract=[key], prg=prg)
-
-
-def apply_masks(
-    words: NDArray[np.uint64], *, add: Iterable[bytes] = (), subtract: Iterable[bytes] = (), prg: str = DEFAULT_PRG
-) -> None:
-    """`words += sum of mask(key) over add - sum over subtract`, as `add_mask` but all in one pass over the words."""
     if prg not in PRGS:
         raise ConfigError(f"no mask PRG {prg!r}; there are {', '.join(PRGS)}")
     if words.dtype != np.dtype("<u8") or words.ndim != 1 or not words.flags.c_contiguous or not words.flags.writeable:

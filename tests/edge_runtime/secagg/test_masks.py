@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.secagg.lanes import Lanes
-from edge_runtime.secagg.masks import CHUNK_WORDS, PRGS, add_mask, apply_masks, subtract_mask
+from edge_runtime.secagg.masks import CHUNK_WORDS, PRGS, apply_masks
 
 KEYS = st.binary(min_size=32, max_size=32)
 each_prg = pytest.mark.parametrize("prg", PRGS)
@@ -68,7 +68,7 @@ ZERO_BLOCK = {"aes-128-ctr": "66e94bd4ef8a2c3b884cfa59ca342b2e", "aes-256-ctr": 
 
 def mask(key: bytes, words: int, prg: str) -> NDArray[np.uint64]:
     total = np.zeros(words, np.uint64)
-    add_mask(total, key, prg)
+    apply_masks(total, add=[key], prg=prg)
     return total
 
 
@@ -121,7 +121,7 @@ def test_case_32_a_masked_vector_of_zeros_is_uniform_in_every_byte(prg: str) -> 
 def test_case_32_a_masked_vector_of_zeros_is_uniform_in_every_lane(prg: str, bits: int) -> None:
     lanes = Lanes(bits, 2**15 * (64 // bits))
     masked = lanes.pack(np.zeros(lanes.count, np.int64))
-    add_mask(masked, random.Random(7).randbytes(32), prg)
+    apply_masks(masked, add=[random.Random(7).randbytes(32)], prg=prg)
     values = lanes.unpack(masked).reshape(-1, lanes.per_word)
     for lane in range(lanes.per_word):
         high = (values[:, lane] >> bits - 6) + 32
@@ -134,9 +134,9 @@ def test_case_32_a_masked_vector_of_zeros_is_uniform_in_every_lane(prg: str, bit
 def test_adding_then_subtracting_gives_the_words_back(prg: str, words: int, key: bytes, seed: int) -> None:
     before = np.random.default_rng(seed).integers(0, 2**64, words, np.uint64)
     masked = before.copy()
-    add_mask(masked, key, prg)
+    apply_masks(masked, add=[key], prg=prg)
     assert words == 0 or not np.array_equal(masked, before)
-    subtract_mask(masked, key, prg)
+    apply_masks(masked, subtract=[key], prg=prg)
     np.testing.assert_array_equal(masked, before)
 
 
@@ -172,18 +172,18 @@ def test_bad_arguments_are_ours_and_change_nothing() -> None:
     frozen = np.zeros(4, np.uint64)
     frozen.flags.writeable = False
     with pytest.raises(ConfigError, match=r"'rc4'; there are chacha20"):
-        add_mask(words, bytes(32), "rc4")
+        apply_masks(words, add=[bytes(32)], prg="rc4")
     with pytest.raises(ValueError, match="32 bytes, got 16"):
         apply_masks(words, add=[bytes(32), bytes(16)])
     for bad in (words.astype(np.int64), words.astype(np.float64), words.reshape(2, 2), words[::2], frozen):
         with pytest.raises(ValueError, match="uint64 vector"):
-            add_mask(bad, bytes(32))  # type: ignore[arg-type]
+            apply_masks(bad, add=[bytes(32)])  # type: ignore[arg-type]
     assert not words.any()
 
 
 def test_an_error_does_not_show_the_key() -> None:
     key = bytes(range(65, 65 + 31))
     with pytest.raises(ValueError, match="31") as error:
-        add_mask(np.zeros(1, np.uint64), key)
+        apply_masks(np.zeros(1, np.uint64), add=[key])
     assert key.decode() not in str(error.value)
     assert key.hex() not in str(error.value)
