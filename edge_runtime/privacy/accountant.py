@@ -81,7 +81,7 @@ def noise_for(
     lowest, x = math.log(low), math.log(high)
     if excess(_rdp_curve)(x) > 0:
         raise ConfigError(
-            f"epsilon = {epsilon_target}: no noise up to {high:.6g} reaches it at delta {delta}; "
+            f"epsilon = {epsilon_target:.5g}: no noise up to {high:.5g} reaches it at delta {delta:g}; "
             "allow a larger epsilon or delta, or fewer rounds"
         )
     exact = _judge_of(before.append(event(high)))
@@ -101,7 +101,8 @@ def rdp_epsilon(orders: ArrayLike, costs: ArrayLike, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _event_rdp(event: Event) -> Costs:
+def event_rdp(event: Event) -> Costs:
+    """At each of ORDERS, of one round of the event."""
     match event:
         case SampledGaussian(noise_multiplier=z, sampling_rate=rate):
             return gaussian_rdp(z, rate)
@@ -176,12 +177,12 @@ def _log_binomial(a: int, rate: float) -> Costs:
 
 
 def _rdp_curve(counts: Counter[Event]) -> Curve:
-    total = np.sum([rounds * _event_rdp(event) for event, rounds in counts.items()], axis=0)
+    total = np.sum([rounds * event_rdp(event) for event, rounds in counts.items()], axis=0)
     return lambda delta: rdp_epsilon(ORDERS, total, delta)
 
 
 def _pld_curve(counts: Counter[Event], interval: float = PLD_INTERVAL) -> Curve:
-    dp = _dp_accounting()
+    dp = import_dp_accounting()
     accountant = dp.pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
     for event, rounds in counts.items():
         match event:
@@ -200,7 +201,7 @@ def _judge_of(ledger: Ledger) -> Judge:
     return _rdp_curve if any(isinstance(event, DistributedSum) for event in ledger.events) else _pld_curve
 
 
-def _dp_accounting() -> Any:
+def import_dp_accounting() -> Any:
     try:
         import dp_accounting
     except ImportError as error:
@@ -210,7 +211,7 @@ def _dp_accounting() -> Any:
     return dp_accounting
 
 
-def _charged(curve: Curve, delta: float, variation: float) -> float:
+def charged(curve: Curve, delta: float, variation: float) -> float:
     """The epsilon whose own d, plus (1 + e^epsilon) * variation, is delta: found from below, as a fixed point."""
     found = curve(delta)
     while variation > 0 and math.isfinite(found):
@@ -230,7 +231,7 @@ def _judged(ledger: Ledger, delta: float, judge: Judge) -> float:
             counts[event] += 1
         else:
             counts[replace(event, rounds=1)] += event.rounds
-    return _charged(judge(counts), delta, ledger.variation) if counts else 0.0
+    return charged(judge(counts), delta, ledger.variation) if counts else 0.0
 
 
 def _check_delta(delta: float) -> None:

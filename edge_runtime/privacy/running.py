@@ -14,9 +14,9 @@ from edge_runtime.privacy.accountant import (
     PLD_INTERVAL,
     Costs,
     Curve,
-    _charged,
-    _dp_accounting,
-    _event_rdp,
+    charged,
+    event_rdp,
+    import_dp_accounting,
     rdp_epsilon,
 )
 from edge_runtime.privacy.ledger import DistributedSum, Event, Ledger, SampledGaussian
@@ -77,7 +77,7 @@ class RunningEpsilon:
         quick = curve(self.delta * (1 - _NEGLIGIBLE))
         if (1 + math.exp(min(quick, 700.0))) * variation <= self.delta * _NEGLIGIBLE:
             return quick
-        return _charged(curve, self.delta, variation)
+        return charged(curve, self.delta, variation)
 
     def _curve(self) -> Curve:
         if not self._gaussian:
@@ -116,12 +116,12 @@ def _gaussian_delta(epsilon: float, mu: float) -> float:
 
 def _rdp(event: Event) -> Costs:
     if isinstance(event, SampledGaussian | DistributedSum):
-        return event.rounds * _event_rdp(replace(event, rounds=1))
-    return _event_rdp(event)
+        return event.rounds * event_rdp(replace(event, rounds=1))
+    return event_rdp(event)
 
 
 def _loss(noise_multiplier: float, sampling_rate: float = 1.0) -> Any:
-    _dp_accounting()
+    import_dp_accounting()
     from dp_accounting.pld import privacy_loss_distribution
 
     return privacy_loss_distribution.from_gaussian_mechanism(
