@@ -48,7 +48,7 @@ class Bounds:
 
     def text(self) -> str:
         if self.choices is not None:
-            return "one of " + ", ".join(self.choices())
+            return "one of " + ", ".join(word or '""' for word in self.choices())
         parts = [
             f"{sign} {int(limit) if float(limit).is_integer() else limit}"
             for sign, limit in ((">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below))

@@ -27,6 +27,7 @@ class Tractor:
     fuels: tuple[str, ...] = key(("diesel",), choices=("diesel", "rape", "wood"))
     name: str = key("")
     turbo: bool = key(False)
+    hitch: str = key("", choices=("", "front", "rear"))
     engine: Engine = section(Engine)
 
 
@@ -67,6 +68,7 @@ def test_flatten_writes_dotted_keys_and_joins_word_lists() -> None:
         "fuels": "rape,wood",
         "name": "",
         "turbo": False,
+        "hitch": "",
         "engine.power_w": 5.0,
         "engine.cylinders": 4,
     }
@@ -100,7 +102,7 @@ def test_unknown_key_that_resembles_nothing_is_refused_with_the_sections() -> No
     text = refusal({"zzz": 1})
     assert "zzz" in text
     assert "did you mean" not in text
-    assert "engine, fuels, name, turbo" in text
+    assert "engine, fuels, hitch, name, turbo" in text
 
 
 def test_a_missing_key_without_default_is_named_with_its_type() -> None:
@@ -131,6 +133,7 @@ def test_a_missing_key_without_default_is_named_with_its_type() -> None:
         ("fuels", "diesel,coal", "one of diesel, rape, wood"),
         ("fuels", ["diesel", 1], "one of diesel, rape, wood"),
         ("fuels", 5, "a list of words"),
+        ("hitch", "side", 'one of "", front, rear'),
     ],
 )
 def test_a_wrong_value_is_refused_with_key_value_and_range(name: str, value: object, allowed: str) -> None:
