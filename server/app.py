@@ -33,6 +33,8 @@ def log_progress(event: Event) -> None:
     match event:
         case RunStarted(config, directory, parameters, warnings):
             log(INFO, "%s rounds, %s parameters; run directory %s", config.server.rounds, parameters, directory)
+            if config.protection:
+                log(INFO, "%s", config.protection)
             for warning in warnings:
                 log(WARNING, "%s", warning)
         case RoundClosed(row, rounds):

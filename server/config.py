@@ -82,6 +82,14 @@ class ServerConfig:
         """How updates are made private: one of `protection_config.MECHANISMS`."""
         return self.privacy.chosen(self.secure.enabled)
 
+    @property
+    def protection(self) -> str:
+        """What is done for the clients' data, in words; empty if nothing."""
+        words = ["secure aggregation"] if self.secure.enabled else []
+        if self.mechanism != "none":
+            words.append(f"{self.mechanism} differential privacy")
+        return ", ".join(words)
+
     @classmethod
     def from_run_config(cls, values: Mapping[str, Any]) -> ServerConfig:
         """From Flower's flat run config; keys of other rooms (`faults.*`) are left alone."""

@@ -41,7 +41,7 @@ class Console:
         """The closing table and where everything is."""
         final = finished.final
         table = Table(
-            title=f"{final['parameters']:,} parameters after {final['rounds_applied']} rounds", title_justify="left"
+            title=f"{final['parameters']:,} parameters after {_rounds(final['rounds_applied'])}", title_justify="left"
         )
         for heading in ("model", "accuracy", "size", "file"):
             table.add_column(heading, justify="right" if heading in ("accuracy", "size") else "left")
@@ -72,7 +72,8 @@ class Console:
         config = event.config
         self._out.print(
             f"{config.data.name}: {config.data.clients} clients, {config.server.cohort} a round, "
-            f"{config.server.rounds} rounds of {config.server.strategy}; {event.parameters:,} parameters",
+            f"{_rounds(config.server.rounds)} of {config.server.strategy}; {event.parameters:,} parameters"
+            + (f"; {config.protection}" if config.protection else ""),
             soft_wrap=True,
         )
         for warning in event.warnings:
@@ -97,6 +98,10 @@ class Console:
         self._progress.update(self._progress.task_ids[0], description=what_next)
         for failure in row.failures:
             self._progress.print(f"round {row.round}: client {failure.client}: {failure.reason}", soft_wrap=True)
+
+
+def _rounds(count: int) -> str:
+    return "1 round" if count == 1 else f"{count} rounds"
 
 
 def _percent(share: float | None) -> str:

@@ -39,6 +39,7 @@ def write_report(directory: Path) -> Path:
         plots=plots,
         private=private,
         lost=_lost(run["rounds"]),
+        unchanged=[row for row in run["rounds"] if not row["applied"]],
         failures=[(row["round"], failure) for row in run["rounds"] for failure in row["failures"]],
     )
     path = directory / "report.html"

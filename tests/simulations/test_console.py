@@ -1,4 +1,4 @@
-"""What clients say is printed as it is, on a terminal too: brackets are no markup."""
+"""What a run is and what its clients say, as it is printed; on a terminal too, where brackets are no markup."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def test_brackets_in_a_reason_do_not_end_the_run(monkeypatch, capsys):
         console.on_event(RunStarted(load_scenario("digits"), Path("run"), 10))
         console.on_event(RoundClosed(row, rounds=2))
     assert f"client 7: {REASON}" in capsys.readouterr().out
+
+
+def test_the_first_line_says_how_the_clients_data_are_kept(capsys):
+    open_run, kept = load_scenario("digits"), load_scenario("digits", ["secure.enabled=true", "privacy.epsilon=8"])
+    with Console() as console:
+        for scenario in (open_run, kept):
+            console.on_event(RunStarted(scenario, Path("run"), 10))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("10 parameters")
+    assert second == first + "; secure aggregation, distributed differential privacy"

@@ -116,9 +116,11 @@ def test_a_clients_words_are_shown_and_never_run(copied: Path) -> None:
 def test_rounds_without_figures_are_drawn_as_gaps(copied: Path) -> None:
     record = json.loads((copied / "run.json").read_text())
     for row in record["rounds"][:2]:
-        row.update(loss=None, accuracy=None, train_loss=None, applied=False)
+        row.update(loss=None, accuracy=None, train_loss=None, applied=False, unchanged="nobody came")
     (copied / "run.json").write_text(json.dumps(record))
-    assert page_of(copied).tags.count("svg") == 3
+    page = page_of(copied)
+    assert page.tags.count("svg") == 3
+    assert page.text.count("nobody came") == 2, "said in the text, not only where the mouse hovers"
 
 
 def test_a_run_without_evaluation_and_without_export(tmp_path: Path) -> None:
