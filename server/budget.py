@@ -51,7 +51,10 @@ class Budget:
                 f"privacy.epsilon = {self.limit}: {self.epsilon:.4g} is spent already, in the ledger that this run "
                 "continues; allow a larger one, or end here"
             )
-        return noise_for(self.limit * (1 - _ROOM), self.delta, event, self.ledger, low, high)
+        try:
+            return noise_for(self.limit * (1 - _ROOM), self.delta, event, self.ledger, low, high)
+        except ConfigError as error:
+            raise ConfigError(f"[privacy] {error}") from error
 
     def after(self, event: Event) -> float:
         """The epsilon that all would have come to, with this event as well."""
@@ -121,7 +124,8 @@ def read_ledger(path: Path) -> Ledger:
         record = path.with_name("run.json")
         final = json.loads(record.read_text("utf-8")).get("final") if record.is_file() else None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"privacy.ledger = {str(path)!r}: cannot be read ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"privacy.ledger = {str(path)!r}: cannot be read ({reason})") from error
     whole = text[: text.rfind("\n") + 1]
     try:
         try:

@@ -21,6 +21,7 @@ from server.aggregate import Aggregate
 from server.budget import Budget
 from server.clipped_sum import VARIATION, Clip, ClippedSum, Grid, Mean, Sums
 from server.config import ServerConfig
+from server.private import swamped
 from server.results import finite
 from server.rounds import RoundResult
 from server.run_store import RunStore
@@ -54,7 +55,7 @@ class Central:
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
 
-    def why_stop(self, number: int) -> str | None:
+    def why_stop(self) -> str | None:
         return self._budget.why_not(self._event)
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
@@ -101,18 +102,3 @@ class Central:
             return 0.0
         known = SampledGaussian(self._noise_multiplier, 1.0, self._taken.most)
         return RunningEpsilon(self._budget.delta).append(known).epsilon
-
-
-def swamped(ratio: float, rounds: int) -> tuple[str, ...]:
-    """A warning where noise that adds up over all rounds, as their root, passes all that updates can add up to.
-
-    `ratio`: the norm of the noise in one round's mean, in clips, which no mean of updates is longer than.
-    """
-    if ratio <= math.sqrt(rounds):
-        return ()
-    return (
-        f"privacy: the noise in each round's mean is {ratio:.1f} times as long as the longest update, and over "
-        f"{rounds} rounds still {ratio / math.sqrt(rounds):.1f} times: the model will hardly learn. What helps: a "
-        "larger server.cohort (and more clients to draw it from), fewer values that train (train.trainable, "
-        "train.lora_rank, a smaller model), a larger privacy.epsilon",
-    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import NumericsError, PeerError
 from edge_runtime.privacy import AdaptiveClip, conditional_round, l2_bound
+from edge_runtime.privacy.clipping import is_within
 from server.protection_config import PrivacyConfig
 
 Sums = NDArray[np.int64]
@@ -28,6 +29,18 @@ _AT_LEAST = 1024.0
 _PER_ROOT = 8.0  # rounding then makes the longest vector at most 0.2 % longer, whatever the update's size
 _UP = 1 + 2.0**-40  # more than float rounding of scale * clip takes off
 _MOST_OF_NOISE = 4.0  # the vote is at most 1 / 4 of the update's length: so it costs at most 3 % more noise
+
+
+def largest_vote(l2: float, noise_multiplier: float, clients: int) -> float:
+    """The vote beside values of length `l2` that leaves noise of clients / 10 on the sum of +-1 votes.
+
+    As Andrew et al. (2021) choose. In small cohorts it would take a large share of the noise: there it is smaller, and
+    the sum of votes noisier.
+    """
+    most = l2 / _MOST_OF_NOISE
+    if clients / 10 > noise_multiplier:
+        most = min(most, l2 / math.sqrt((clients / 10 / noise_multiplier) ** 2 - 1))
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +65,7 @@ class Grid:
         return self.size + bool(self.vote)
 
     def with_vote(self, noise_multiplier: float, clients: int) -> Grid:
-        """With the vote that leaves noise of clients / 10 on the sum of +-1 votes, as Andrew et al. (2021) choose.
-
-        In small cohorts that would take a large share of the noise: there the vote is smaller, and its sum noisier.
-        """
-        most = self.l2 / _MOST_OF_NOISE
-        if clients / 10 > noise_multiplier:
-            most = min(most, self.l2 / math.sqrt((clients / 10 / noise_multiplier) ** 2 - 1))
-        return Grid(self.size, max(1, round(most)))
+        return Grid(self.size, max(1, round(largest_vote(self.l2, noise_multiplier, clients))))
 
     def sigma(self, noise_multiplier: float) -> str:
         """The exact sigma of noise that is at least `noise_multiplier` times as large as what one client can do."""
@@ -96,8 +102,7 @@ class ClippedSum:
             raise PeerError("update holds NaN or infinite values") from None
         self._sum[: self._grid.size] += whole
         if self._grid.vote:
-            within = float(np.linalg.norm(update.astype(np.float64))) <= self._clip
-            self._sum[-1] += self._grid.vote if within else -self._grid.vote
+            self._sum[-1] += self._grid.vote if is_within(update, self._clip) else -self._grid.vote
         self.count += 1
 
     def mean(self) -> Mean:

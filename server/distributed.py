@@ -13,27 +13,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
-from fractions import Fraction
 from typing import Any
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.privacy import DistributedSum, Ledger, epsilon
 from edge_runtime.privacy.noise import table
 from edge_runtime.privacy.pmf import PMFS
-from edge_runtime.secagg.plan import BitPlan, plan_bits
+from edge_runtime.secagg.plan import BitPlan
 from edge_runtime.sums import NoiseShare, SumEncoder
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
-from server.central import swamped
-from server.clipped_sum import VARIATION, Clip
+from server.clipped_sum import VARIATION, Clip, largest_vote
 from server.config import ServerConfig
-from server.protection_config import SecureConfig
+from server.private import swamped
+from server.protection_config import SecureConfig, whole_share
 from server.results import finite
 from server.rounds import RoundResult
 from server.run_store import RunStore
 from server.sampling import Entropy, Participations, make_sampling
-from server.sum_plan import SumPlan, round_seed, settings_of
+from server.sum_plan import SumPlan, plan_lanes, round_seed, settings_of
 
 _HEADROOM = 4.0  # standard deviations of a sum that fit in half a lane
 _HEADROOM_WITH_VOTES = 12.0  # all votes may be alike, and add up to more than any rotated coordinate
@@ -47,11 +46,11 @@ class Honesty:
     secure: SecureConfig
 
     def colluders(self, clients: int) -> int:
-        return math.floor(Fraction(str(self.secure.corrupt)) * clients)
+        return whole_share(self.secure.corrupt, clients)
 
     def fewest(self, clients: int) -> int:
         """Survivors below which a round ends without a sum."""
-        return max(self.secure.min_clients, clients - math.floor(Fraction(str(self.secure.dropout)) * clients))
+        return max(self.secure.min_clients, clients - whole_share(self.secure.dropout, clients))
 
     def shares(self, clients: int) -> int:
         """Noise shares in the worst sum of a cohort of so many.
@@ -91,7 +90,7 @@ class Distributed:
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
 
-    def why_stop(self, number: int) -> str | None:
+    def why_stop(self) -> str | None:
         """Judged by the fewest survivors that the round may end with."""
         return self._budget.why_not(self._event(self._noise_multiplier, self._encoder, self._clients))
 
@@ -168,23 +167,20 @@ class Distributed:
         """For the largest cohort, with all its shares of noise there."""
         lasting = math.sqrt(self._most / self._honesty.shares(self._most))
         with_vote = 1.04 if self._clip.adaptive else 1.0  # a vote is at most 1 / 4 as long as the values
-        return plan_bits(
-            clients=self._most,
-            size=self._size,
+        return plan_lanes(
+            self._secure,
+            self._most,
+            self._size,
             clip=1.0,
-            bits=self._secure.bits,
-            fraction=self._secure.fraction,
             noise_std=lambda scale: noise * with_vote * self._coder(scale, 0).l2 * lasting,
             headroom=_HEADROOM_WITH_VOTES if self._clip.adaptive else _HEADROOM,
         )
 
     def _vote(self, plan: BitPlan, noise: float) -> int:
-        """As `clipped_sum.Grid.with_vote`, and no more than what all votes alike leave room for beside the noise."""
+        """As large as `largest_vote`, and as all votes alike leave room for beside the noise."""
         if not self._clip.adaptive:
             return 0
-        most = self._coder(plan.scale, 0).l2 / 4
-        if self._clients / 10 > noise:
-            most = min(most, 4 * most / math.sqrt((self._clients / 10 / noise) ** 2 - 1))
+        most = largest_vote(self._coder(plan.scale, 0).l2, noise, self._clients)
         room = (2.0 ** (plan.bits - 1) - _HEADROOM * plan.noise_std) / self._most
         return max(1, round(min(most, room)))
 

@@ -96,7 +96,7 @@ class _Run:
         self._emit(RunStarted(self._config, self._store.directory, size, warnings))
         stopped = None
         for number in range(1, settings.rounds + 1):
-            if stopped := self._privacy.why_stop(number):
+            if stopped := self._privacy.why_stop():
                 break
             self._play_round(number)
         return self._finish(stopped)
@@ -104,7 +104,7 @@ class _Run:
     def _play_round(self, number: int) -> None:
         settings, started_s = self._config.server, time.monotonic()
         result, unchanged = self._train(number)
-        last = number == settings.rounds or self._privacy.why_stop(number + 1) is not None
+        last = number == settings.rounds or self._privacy.why_stop() is not None
         due = last or number % settings.eval_every == 0
         figures = self._evaluate(number) if due else {}
         row = results.round_row(
@@ -290,9 +290,10 @@ def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: P
 def read_devices(path: str) -> frozenset[bytes]:
     """The public keys in a file that the operator keeps; ConfigError if it can't be read."""
     try:
-        return frozenset(parse_public_keys(Path(path).read_text(), f"secure.devices = {path!r}"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"secure.devices = {path!r}: cannot be read ({error})") from error
+        text = Path(path).read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"secure.devices = {path!r}: cannot be read ({error.strerror})") from error
+    return frozenset(parse_public_keys(text, f"secure.devices = {path!r}"))
 
 
 def make_publisher(config: ServerConfig, model: GlobalModel) -> WholeModels | DeltaModels:

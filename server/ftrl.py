@@ -20,9 +20,9 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
-from server.central import swamped
 from server.clipped_sum import VARIATION, Clip, ClippedSum, Grid, Mean, Sums
 from server.config import ServerConfig
+from server.private import swamped
 from server.rounds import RoundResult, choose_cohort
 from server.run_store import RunStore
 from server.sampling import Entropy, Participations
@@ -65,7 +65,7 @@ class Ftrl:
         self._budget.open(store)
         self._budget.spend(self._event)
 
-    def why_stop(self, number: int) -> str | None:
+    def why_stop(self) -> str | None:
         """The whole run was paid for when it began."""
         return None
 

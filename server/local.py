@@ -18,9 +18,9 @@ from edge_runtime.privacy.noise import table
 from edge_runtime.train.config import LocalPrivacy, RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
-from server.central import swamped
 from server.clipped_sum import VARIATION, Grid
 from server.config import ServerConfig
+from server.private import swamped
 from server.rounds import RoundResult
 from server.run_store import RunStore
 from server.sampling import Participations
@@ -54,7 +54,7 @@ class Local:
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
 
-    def why_stop(self, number: int) -> str | None:
+    def why_stop(self) -> str | None:
         return self._budget.why_not(self._event) if self._asked.most < self._most else None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:

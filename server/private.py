@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -24,8 +25,8 @@ class Privacy(Protocol):
     def open(self, store: RunStore) -> None:
         """The run begins: what is spent from here on is written there before it is used."""
 
-    def why_stop(self, number: int) -> str | None:
-        """Why this round may not be played, nor any later one; None if it may."""
+    def why_stop(self) -> str | None:
+        """Why no further round may be played; None if one may."""
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         """Who of the nodes online is asked, in ascending order."""
@@ -67,7 +68,7 @@ class NoPrivacy:
     def open(self, store: RunStore) -> None:
         """There are no books."""
 
-    def why_stop(self, number: int) -> str | None:
+    def why_stop(self) -> str | None:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
@@ -87,3 +88,18 @@ class NoPrivacy:
 
     def final(self) -> dict[str, Any] | None:
         return None
+
+
+def swamped(ratio: float, rounds: int) -> tuple[str, ...]:
+    """A warning where noise that adds up over all rounds, as their root, passes all that updates can add up to.
+
+    `ratio`: the norm of the noise in one round's mean, in clips, which no mean of updates is longer than.
+    """
+    if ratio <= math.sqrt(rounds):
+        return ()
+    return (
+        f"privacy: the noise in each round's mean is {ratio:.1f} times as long as the longest update, and over "
+        f"{rounds} rounds still {ratio / math.sqrt(rounds):.1f} times: the model will hardly learn. What helps: a "
+        "larger server.cohort (and more clients to draw it from), fewer values that train (train.trainable, "
+        "train.lora_rank, a smaller model), a larger privacy.epsilon",
+    )

@@ -33,6 +33,11 @@ _UNSUMMABLE = {
 }
 
 
+def whole_share(share: float, count: int) -> int:
+    """How many of `count` a share is, rounded down; the share as it is written: in floats 0.29 x 100 is below 29."""
+    return math.floor(Fraction(repr(share)) * count)
+
+
 @dataclass(frozen=True, slots=True)
 class SecureConfig:
     """Secure aggregation: the server learns sums of updates, never one update. See docs/secagg.md.
@@ -46,7 +51,7 @@ class SecureConfig:
     enabled: bool = key(False)
     threshold: int = key(0, low=0, high=65_535)
     bits: int = key(0, low=0, high=32)
-    value_bits: int = key(8, low=1, high=24)
+    value_bits: int = key(8, low=1, high=16)
     fraction: float = key(1.0, above=0, high=1)
     dropout: float = key(0.2, low=0, below=1)
     corrupt: float = key(0.1, low=0, below=1)
@@ -81,9 +86,7 @@ class PrivacyConfig:
     clip_quantile: float = key(0.5, above=0, below=1)
     clip_rate: float = key(0.2, above=0, high=1)
     population: int = key(0, low=0, high=2**31)
-    separation: int = key(
-        0, low=0, high=1_000_000
-    )  # ftrl: rounds between two of one client; 0: as many as there can be
+    separation: int = key(0, low=0, high=1_000_000)  # ftrl: from one round of a client to its next; 0: the most
     strategy: str = key("banded", choices=("banded", "blt"))  # ftrl
     ledger: str = key("")
 
@@ -104,9 +107,9 @@ class PrivacyConfig:
 class RobustConfig:
     """How updates become one when some may be wrong on purpose. See docs/robust.md.
 
-    All but "mean", and "norm_bound" with a `norm`, hold a whole cohort's updates at once.
-    `byzantine` is how many of a cohort's updates (or groups' means) may be. `trim` is the share cut off at each end by
-    "trimmed_mean", `norm` the bound of "norm_bound", 0 for the median of the norms.
+    All but "mean", and "norm_bound" with a `norm`, hold a whole cohort's updates at once. `byzantine` is how many of a
+    cohort's updates (or groups' means) may be wrong. `trim` is the share cut off at each end by "trimmed_mean", `norm`
+    the bound of "norm_bound", 0 for the median of the norms.
     """
 
     aggregator: str = key("mean", choices=AGGREGATORS)
@@ -123,7 +126,7 @@ class RobustConfig:
 
     def cut(self, updates: int) -> int:
         """How many of so many values "trimmed_mean" leaves out at each end."""
-        return math.floor(Fraction(repr(self.trim)) * updates)  # as it is written: in floats 0.29 x 100 is below 29
+        return whole_share(self.trim, updates)
 
     def why_not(self, updates: int) -> str | None:
         """Why so many updates are too few, with `byzantine` bad ones among them; None if they are enough."""

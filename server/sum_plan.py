@@ -5,25 +5,23 @@ Without noise here. The clip is then no promise of privacy: it sets the grid tha
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.privacy.clipping import AdaptiveClip
 from edge_runtime.secagg import Config, choose_neighbours
 from edge_runtime.secagg.graph import COMPLETE_UP_TO, Degree
 from edge_runtime.secagg.plan import BitPlan, plan_bits
 from edge_runtime.sums import SumEncoder, texts_of
+from server.clipped_sum import Clip
 from server.config import ServerConfig
 from server.private import NoPrivacy
-from server.protection_config import SecureConfig
+from server.protection_config import SecureConfig, whole_share
 from server.rounds import RoundResult
 
-FIRST_CLIP = 1.0
 CLIP_QUANTILE, CLIP_RATE = 0.9, 1.0
 VOTE = 1  # without noise one vote is one
 
@@ -58,37 +56,54 @@ class SummedUpdates(NoPrivacy):
 
     def __init__(self, config: ServerConfig, size: int) -> None:
         super().__init__(config, size)
-        self._secure, self._privacy, self._seed, self._update_size = config.secure, config.privacy, config.seed, size
-        first = config.privacy.clip or FIRST_CLIP
-        self._clip = AdaptiveClip(first, max(config.privacy.clip_quantile, CLIP_QUANTILE), CLIP_RATE)
+        self._secure, self._seed = config.secure, config.seed
+        quantile = max(config.privacy.clip_quantile, CLIP_QUANTILE)
+        self._clip = Clip(replace(config.privacy, clip_quantile=quantile, clip_rate=CLIP_RATE))
         for clients in set(group_sizes(config.server.cohort, config.secure)):
             self.sum_plan(1, clients)  # what can't be served shows before the run
 
     def sum_plan(self, number: int, clients: int) -> SumPlan:
-        secure, clip = self._secure, self._clip.clip
-        plan = plan_bits(
-            clients=clients,
-            size=self._update_size,
-            clip=clip,
-            value_bits=secure.value_bits,
-            bits=secure.bits,
-            fraction=secure.fraction,
-            max_weight=secure.max_weight,
-        )
+        secure, clip = self._secure, self._clip.now
+        plan = plan_lanes(secure, clients, self._size, clip)
         encoder = SumEncoder(
-            size=self._update_size,
+            size=self._size,
             clip=clip,
             scale=plan.scale,
             seed=round_seed(self._seed, number),
             value_max=plan.value_max,
             fraction=secure.fraction,
-            vote=0 if self._privacy.clip else VOTE,
+            vote=VOTE if self._clip.adaptive else 0,
         )
         return SumPlan(encoder, settings_of(secure, clients, plan, encoder))
 
     def settle(self, number: int, result: RoundResult) -> None:
-        if result.votes is not None and result.clients:
-            self._clip = self._clip.updated(result.votes, len(result.clients))
+        if result.clients:
+            self._clip.move(result.votes, len(result.clients))
+
+
+def plan_lanes(
+    secure: SecureConfig,
+    clients: int,
+    size: int,
+    clip: float,
+    noise_std: Callable[[float], float] | None = None,
+    headroom: float = 4.0,
+) -> BitPlan:
+    """`plan_bits` as `[secure]` asks for it; its ConfigError says that this is the table to change."""
+    try:
+        return plan_bits(
+            clients=clients,
+            size=size,
+            clip=clip,
+            value_bits=secure.value_bits,
+            bits=secure.bits,
+            fraction=secure.fraction,
+            max_weight=secure.max_weight,
+            noise_std=noise_std,
+            headroom=headroom,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"[secure] {error}") from error
 
 
 def settings_of(
@@ -121,7 +136,7 @@ def choose_degree(secure: SecureConfig, clients: int) -> Degree:
         ConfigError: so many clients can't lose `dropout` of them and bear `corrupt`; names the keys to change.
 
     """
-    corrupt, dropped = (math.floor(Fraction(str(share)) * clients) for share in (secure.corrupt, secure.dropout))
+    corrupt, dropped = whole_share(secure.corrupt, clients), whole_share(secure.dropout, clients)
     left = clients - dropped
     if left < secure.min_clients:
         raise ConfigError(

@@ -37,6 +37,12 @@ def clip_by_norm(x: NDArray[np.floating], clip: float) -> Vector:
     return values
 
 
+def is_within(x: NDArray[np.floating], clip: float) -> bool:
+    """Whether |x| <= clip: what a client's vote says to `AdaptiveClip`."""
+    with np.errstate(over="ignore"):  # then the norm is infinite, which is the right answer
+        return math.sqrt(np.square(x, dtype=np.float64).sum()) <= clip
+
+
 def _norm(values: Vector) -> float:
     """|values|, also where its square would not fit in a float."""
     largest = float(np.abs(values).max(initial=0.0))

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError, PeerError
-from edge_runtime.privacy.clipping import LARGEST, clip_by_norm, conditional_round, l1_bound, l2_bound
+from edge_runtime.privacy.clipping import LARGEST, clip_by_norm, conditional_round, is_within, l1_bound, l2_bound
 from edge_runtime.privacy.noise import table
 from edge_runtime.privacy.pmf import exact_parameter
 from edge_runtime.secagg.plan import MAX_SIZE, kept_count, padded_size
@@ -184,7 +184,7 @@ class SumEncoder:
         else:
             values[: self.kept] = conditional_round(y, self.scale, self.kept_clip, rng)
         if self.vote:
-            values[self.kept] = self.vote if _is_within(x, self.clip) else -self.vote
+            values[self.kept] = self.vote if is_within(x, self.clip) else -self.vote
         if self.noise and noise_key is not None:
             values += table(self.noise.kind, self.noise.parameter).sample(self.count, noise_key)
         return values
@@ -239,11 +239,6 @@ def _rounded(scaled: Vector, rng: np.random.Generator) -> Values:
     """Each value up or down to a whole number at random, so that its mean is the value."""
     below = np.floor(scaled)
     return (below + (rng.random(scaled.shape) < scaled - below)).astype(np.int64)
-
-
-def _is_within(x: NDArray[np.floating], clip: float) -> bool:
-    with np.errstate(over="ignore"):  # then the norm is infinite, which is the right answer
-        return math.sqrt(np.square(x, dtype=np.float64).sum()) <= clip
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:

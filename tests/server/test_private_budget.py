@@ -105,7 +105,7 @@ def test_other_run_json_files(tmp_path, record):
 
 
 def test_no_such_ledger(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"privacy\.ledger = .*none': cannot be read \(No such file or directory\)$"):
         Budget.of(PrivacyConfig(noise_multiplier=1.0, ledger=str(tmp_path / "none")))
 
 
@@ -149,6 +149,11 @@ def test_nothing_is_left_to_plan_with():
     spent = Ledger((SampledGaussian(0.5, 1.0),))
     with pytest.raises(ConfigError, match="is spent already"):
         Budget(1.0, 1e-5, spent).noise_for(lambda z: SampledGaussian(z, 1.0))
+
+
+def test_a_budget_that_no_noise_meets_is_named_as_it_was_asked_for():
+    with pytest.raises(ConfigError, match=r"^\[privacy\] epsilon = 1e-05: no noise up to 10 reaches it"):
+        Budget(1e-5, 1e-5).noise_for(lambda z: SampledGaussian(z, 1.0), high=10.0)
 
 
 def test_a_ledger_that_cannot_be_written_stops_what_it_was_to_pay_for(tmp_path):

@@ -42,7 +42,7 @@ def closed(number: int, delta: np.ndarray | None, *clients: str) -> RoundResult:
 
 def play(privacy: Central | Ftrl, number: int, updates: list[np.ndarray]) -> np.ndarray:
     """One round, as a run plays it."""
-    assert privacy.why_stop(number) is None
+    assert privacy.why_stop() is None
     privacy.task(config().task(number))
     total = privacy.aggregate()
     for update in updates:
@@ -143,7 +143,7 @@ def test_the_noise_that_a_budget_takes_spends_it_in_the_planned_rounds():
     for number in range(1, 9):
         play(privacy, number, [])
     assert 2.99 < privacy.epsilon <= 3.0
-    assert "the privacy budget is spent" in str(privacy.why_stop(9))
+    assert "the privacy budget is spent" in str(privacy.why_stop())
 
 
 @pytest.mark.parametrize("mechanism", [Central, Ftrl])

@@ -116,12 +116,12 @@ def test_a_budget_is_kept_with_the_fewest_survivors_in_every_round():
     settings = config(privacy__noise_multiplier=0.0, privacy__epsilon=4.0, privacy__population=100)
     privacy = Distributed(settings, SIZE)
     for number in range(1, 11):
-        assert privacy.why_stop(number) is None
+        assert privacy.why_stop() is None
         privacy.sum_plan(number, 20)
         fewest = tuple(map(str, range(16)))
         privacy.settle(number, RoundResult(number, None, fewest, (), None, 0, None))
     assert 3.99 < privacy.epsilon <= 4.0
-    assert "the privacy budget is spent" in str(privacy.why_stop(11))
+    assert "the privacy budget is spent" in str(privacy.why_stop())
     final = privacy.final()
     assert final["epsilon_without_sampling"] > final["epsilon"]
     assert final["participations"] == 10

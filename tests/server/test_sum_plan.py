@@ -85,7 +85,7 @@ def test_groups_are_even_and_hold_everybody(clients: int, groups: int, least: in
         ({"secure.dropout": 0.6}, r"secure\.dropout = 0\.6 leaves 4; raise server\.cohort"),
         ({"secure.min_clients": 9}, r"secure\.min_clients = 9: 10 clients are in a sum and 2 may drop out"),
         ({"secure.groups": 4, "robust.aggregator": "median"}, r"secure\.groups = 4: 10 clients do not make groups"),
-        ({"secure.bits": 8}, r"bits = 8: sums of 10 clients"),
+        ({"secure.bits": 8}, r"^\[secure\] bits = 8: sums of 10 clients"),
         ({"secure.neighbours": 4}, r"secure\.neighbours = 4: fewer than all are not safe"),
     ],
 )
