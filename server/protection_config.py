@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from edge_runtime.config import key
 from edge_runtime.errors import ConfigError
+from edge_runtime.privacy.ledger import SHARES
 from edge_runtime.train.config import UplinkConfig
 
 MECHANISMS = ("none", "central", "distributed", "local", "ftrl")
@@ -81,7 +82,7 @@ class PrivacyConfig:
     epsilon: float = key(0.0, low=0, high=1e6)
     delta: float = key(1e-5, above=0, below=1)
     noise_multiplier: float = key(0.0, low=0, high=1e4)
-    noise: str = key("skellam", choices=("discrete_gaussian", "skellam"))
+    noise: str = key("skellam", choices=SHARES)
     clip: float = key(0.0, low=0, high=1e9)
     clip_quantile: float = key(0.5, above=0, below=1)
     clip_rate: float = key(0.2, above=0, high=1)

@@ -44,6 +44,9 @@ class SampledGaussian:
         return self.sample_variation * self.dimension * self.rounds
 
 
+SHARES = ("discrete_gaussian", "skellam")  # noise in shares, of whose sum the privacy is known
+
+
 @dataclass(frozen=True, slots=True)
 class DistributedSum:
     """`rounds` sums of whole-number vectors to each of which its client added noise: `shares` noise shares in all.
@@ -53,7 +56,7 @@ class DistributedSum:
     one vector.
     """
 
-    mechanism: str = key(MISSING, choices=("discrete_gaussian", "skellam"))
+    mechanism: str = key(MISSING, choices=SHARES)
     noise: str = key(MISSING)
     shares: int = key(MISSING, low=1)
     l2: float = key(MISSING, above=0)

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.privacy.clipping import LARGEST, clip_by_norm, conditional_round, is_within, l1_bound, l2_bound
+from edge_runtime.privacy.ledger import SHARES
 from edge_runtime.privacy.noise import table
 from edge_runtime.privacy.pmf import exact_parameter
 from edge_runtime.secagg.plan import MAX_SIZE, kept_count, padded_size
@@ -42,7 +43,6 @@ Vector = NDArray[np.float64]
 Values = NDArray[np.int64]
 
 VERSION = 1
-SHARES = ("discrete_gaussian", "skellam")  # of which a sum's privacy is known
 _FIXED = struct.Struct("<BQddQQdQ")
 _WHOLE = {"size": (1, MAX_SIZE), "seed": (0, 2**64 - 1), "value_max": (0, 2**31), "vote": (0, 2**31)}
 _MOST = sys.float_info.max
