@@ -34,6 +34,7 @@ class Ftrl:
     def __init__(self, config: ServerConfig, size: int, entropy: Entropy = os.urandom) -> None:
         settings, self._seed, self._entropy = config.privacy, config.seed, entropy
         self._clients, self._rounds = config.server.cohort, config.server.rounds
+        self._population = settings.population
         self._separation = min(self._rounds, settings.separation or max(1, settings.population // self._clients))
         self._strategy = _strategy(settings.strategy, self._rounds, self._separation)
         self._sensitivity = self._strategy.sensitivity(self._separation, -(-self._rounds // self._separation))
@@ -70,7 +71,8 @@ class Ftrl:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        rested = [node for node in nodes if number - self._last.get(str(node), -number) >= self._separation]
+        never = number - self._separation
+        rested = [node for node in nodes if number - self._last.get(str(node), never) >= self._separation]
         return choose_cohort(rested, self._clients, self._seed, number)
 
     def task(self, task: RoundTask) -> RoundTask:
@@ -97,7 +99,7 @@ class Ftrl:
 
     def warnings(self) -> tuple[str, ...]:
         after_all = self._strategy.error(self._noise_multiplier).largest * math.sqrt(self._grid.size) / self._clients
-        return swamped(after_all / math.sqrt(self._rounds), self._rounds)
+        return self._dwindling() + swamped(after_all / math.sqrt(self._rounds), self._rounds)
 
     def final(self) -> dict[str, Any]:
         figures = self._budget.figures()
@@ -111,6 +113,16 @@ class Ftrl:
             "clip": self._clip.now,
             "participations": self._taken.most,
         }
+
+    def _dwindling(self) -> tuple[str, ...]:
+        """A warning where full cohorts would have asked all of a known population before the first may come again."""
+        most = max(1, self._population // self._clients)
+        if not self._population or self._separation <= most:
+            return ()
+        return (
+            f"privacy.separation = {self._separation}: after {most} full rounds all {self._population} clients have "
+            f"had their turn, and later cohorts are smaller or empty; {most}, or 0, keeps them full",
+        )
 
     def _noised(self, total: Sums) -> Mean:
         return self._stream.release(total, self._entropy(KEY_BYTES))

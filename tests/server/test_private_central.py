@@ -224,6 +224,18 @@ class TestFtrl:
             last |= dict.fromkeys(cohort, number)
         assert len(last) == 18
 
+    @pytest.mark.parametrize("separation", [4, 5, 6])
+    def test_cohorts_stay_full_unless_that_is_said_before_the_run(self, separation):
+        settings = config(privacy__clip=1e6, privacy__population=20, privacy__separation=separation)
+        privacy, sizes = Ftrl(settings, 1), []
+        for number in range(1, 9):
+            cohort = privacy.cohort(range(20), number)
+            sizes.append(len(cohort))
+            total = privacy.task(config().task(number)) and privacy.aggregate()
+            privacy.settle(number, closed(number, total.mean(), *map(str, cohort)))
+        warned = any(f"privacy.separation = {separation}" in line for line in privacy.warnings())
+        assert warned == (min(sizes) < settings.server.cohort)
+
     def test_more_than_the_budget_is_refused_before_the_run(self):
         with pytest.raises(ConfigError, match="one release"):
             Ftrl(config(privacy__clip=1.0, privacy__epsilon=0.1), 10)
