@@ -70,7 +70,8 @@ class Ftrl:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        rested = [node for node in nodes if number - self._last.get(str(node), -number) >= self._separation]
+        never = number - self._separation
+        rested = [node for node in nodes if number - self._last.get(str(node), never) >= self._separation]
         return choose_cohort(rested, self._clients, self._seed, number)
 
     def task(self, task: RoundTask) -> RoundTask:

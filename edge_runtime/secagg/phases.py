@@ -56,7 +56,7 @@ class Invited:
         agreed, own, device = message.config, self.own, self.own.device
         device.policy.check_config(agreed)
         if agreed.model_hash != own.model_hash:
-            raise PeerError("the round is about another model than the one this client has")
+            raise PeerError("the round is about another model or task than this client has")
         if (agreed.run, agreed.round) in device.rounds_seen:
             raise PeerError(f"run {agreed.run} round {agreed.round}: this client took part in it before")
         device.rounds_seen.add((agreed.run, agreed.round))

@@ -1,14 +1,18 @@
-"""What a round of secure aggregation is told of its encoder, and the encoder that a client makes of it.
+"""What a round of secure aggregation is told of its encoder and of the work, and what a client makes of it.
 
 A client's policy is asked about the texts, and it computes with the packed encoder: each must say what the other says.
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from edge_runtime.errors import PeerError
 from edge_runtime.secagg.config import RoundConfig
+from edge_runtime.secagg.keys import statement
 from edge_runtime.sums.encoder import SumEncoder
 
 
@@ -24,6 +28,17 @@ def texts_of(encoder: SumEncoder) -> Texts:
     """The clip as the shortest decimal that is it; the noise as its kind and parameter, empty without."""
     noise = f"{encoder.noise.kind} {encoder.noise.parameter}" if encoder.noise else ""
     return {"clip": repr(encoder.clip), "noise": noise, "encoding": encoder.pack()}
+
+
+def work_hash(model_hash: bytes, task: Mapping[str, Any], program: bytes) -> bytes:
+    """32 bytes that stand for all that clients make their updates of but their data: model, task, Program.
+
+    A round is agreed on under it (its `model_hash`). Were the model alone bound, a server could send one client the
+    task, and all others one with a learning rate of next to nothing: the sum would be that client's update. `task` is
+    flat, of numbers and texts.
+    """
+    settings = json.dumps(dict(task), sort_keys=True).encode()
+    return hashlib.sha256(statement(b"hedgerow secagg 1 work", model_hash, settings, program)).digest()
 
 
 def agreed_encoder(agreed: RoundConfig, size: int) -> SumEncoder:

@@ -451,6 +451,26 @@ def test_case_22_another_model_for_one_client_costs_that_client() -> None:
     assert "about another model" in result.failures[0].reason
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("train.optimizer.lr", 1e-12), ("train.epochs", 2), ("program", b"does nothing")]
+)
+def test_case_22_another_task_for_all_but_one_client_tells_nothing_of_that_one(name: str, value: Any) -> None:
+    """Those whose training is made to do nothing would leave the sum to the one whose training does."""
+    played = play()
+
+    def meddle(node: int, phase: str, message: Message) -> Message:
+        if phase == "advertise" and node != 3:
+            message.content.config_records["task"][name] = value
+        return message
+
+    played.fleet.meddle = meddle
+    result = played.round()
+    assert result.delta is None
+    assert result.clients == ()
+    refused = {failure.client for failure in result.failures if "another model or task" in failure.reason}
+    assert refused == {"0", "1", "2", "4", "5"}
+
+
 def test_case_29_a_client_that_restarts_uses_no_key_again() -> None:
     played = play()
     for number in (1, 2, 3):
