@@ -59,7 +59,8 @@ class SecureGather:
         play(self._link, Deadlines(self._deadline_s, self._secure.phase_deadline_s), asked, groups, book)
         for node in book.failures:
             self._hellos.pop(node, None)  # it may come back as another process, with another key
-        return self._close(asked, groups, book)
+        opened = [str(group.nodes[client]) for group in groups for client in _outcome(group).opened]
+        return replace(self._close(asked, groups, book), opened=tuple(sorted(opened, key=int)))
 
     def _greet(self, asked: Asked, book: Book) -> list[int]:
         """The nodes of the cohort whose device keys are known and may take part; asks those that are not known yet."""

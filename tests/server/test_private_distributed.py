@@ -98,6 +98,23 @@ def test_a_sum_that_was_made_and_not_used_is_spent():
     assert privacy.epsilon > 0
 
 
+def test_a_sum_that_failed_while_it_was_unmasked_is_spent():
+    """One client that gives wrong shares, or none, keeps the sum from an honest server, not from one it works with."""
+    privacy = Distributed(config(), SIZE)
+    plan = privacy.sum_plan(1, 20)
+    inputs = {client: encoded(plan, np.zeros(SIZE)) for client in range(1, 21)}
+    lost = dict.fromkeys(range(1, 20), "unmask")
+    outcome = simulate_round(inputs, plan.settings, drops=lost)
+    assert outcome.sum is None
+    assert outcome.survivors == frozenset()
+    opened = tuple(map(str, outcome.opened))
+    privacy.settle(1, RoundResult(1, None, (), (), None, 0, None, unchanged=outcome.aborted, opened=opened))
+    made = Distributed(config(), SIZE)
+    made.sum_plan(1, 20)
+    made.settle(1, RoundResult(1, None, tuple(map(str, range(20))), (), None, 0, None))
+    assert privacy.epsilon == made.epsilon > 0
+
+
 def test_the_mean_is_right_up_to_the_noise_and_over_the_expected_cohort():
     privacy = Distributed(config(), SIZE)
     rng = np.random.default_rng(3)

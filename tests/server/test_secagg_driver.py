@@ -277,6 +277,7 @@ def test_case_06_below_the_threshold_there_is_no_update_and_all_forget(phase: st
     assert result.clients == ()
     assert "no sum is made" in (result.unchanged or "")
     assert result.dropped_in == {name: 4 * (name == phase) for name in PHASES}
+    assert set(result.opened) == (set("012345") if phase == "unmask" else set()), "shares were asked for, or were not"
     assert set(played.fleet.secrets_left()) <= set(range(4)), "those who are there are told goodbye"
 
 
