@@ -114,9 +114,7 @@ class _Joined:
         if (agreed.run, agreed.round) != (context.run_id % 2**64, task.round):
             raise PeerError("the settings are of another run or round than the task")
         encoder = agreed_encoder(agreed, size)
-        noise = encoder.noise.kind if encoder.noise else "none"
-        if config.noise and noise not in config.noise:
-            raise PeerError(f"the round's noise is {noise}; this node asks for {' or '.join(sorted(config.noise))}")
+        config.check_noise(encoder, agreed)
         listed = _split(devices, agreed.clients)
         device = open_device(config, context, listed)
         if device.key.public not in listed:

@@ -45,7 +45,7 @@ def agreed_encoder(agreed: RoundConfig, size: int) -> SumEncoder:
     """The round's encoder, for updates of `size` values.
 
     Raises:
-        PeerError: malformed, for another model, or not what the round's texts say.
+        PeerError: malformed, for another model, not what the round's texts say, or of noise that weights would undo.
 
     """
     settings = agreed.settings
@@ -56,4 +56,6 @@ def agreed_encoder(agreed: RoundConfig, size: int) -> SumEncoder:
         raise PeerError(f"the round sums {agreed.count} values, its encoder makes {encoder.count}")
     if texts_of(encoder) != {"clip": settings.clip, "noise": settings.noise, "encoding": settings.encoding}:
         raise PeerError(f"clip {settings.clip!r} and noise {settings.noise!r} are not those of the round's encoder")
+    if encoder.noise and settings.max_weight:
+        raise PeerError("a round with noise has weights, which would let one client's update outgrow the others' noise")
     return encoder

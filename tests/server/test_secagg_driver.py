@@ -584,6 +584,8 @@ def test_case_37_cohorts_that_differ_by_one_tell_its_update_unless_it_asks_for_n
         ({"secure-min-clients": 7}, "below this client's floor of 7 clients"),
         ({"secure-min-threshold": 6}, "below this client's floor of 6"),
         ({"secure-max-clip": 1.5}, "is not a number up to this client's 1.5"),
+        ({"secure-corrupt": 2}, "below this client's floor of 4 clients"),
+        ({"secure-max-epsilon": 5.0}, "this node asks for discrete_gaussian or skellam"),
     ],
 )
 def test_case_20_a_round_below_a_nodes_floor_is_refused_by_that_node(node_config: dict[str, Any], says: str) -> None:
