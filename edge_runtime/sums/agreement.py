@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -45,7 +46,8 @@ def agreed_encoder(agreed: RoundConfig, size: int) -> SumEncoder:
     """The round's encoder, for updates of `size` values.
 
     Raises:
-        PeerError: malformed, for another model, not what the round's texts say, or of noise that weights would undo.
+        PeerError: malformed, for another model, not what the round's texts say, or of noise that weights would undo, or
+            if values could be more than the round takes: who must leave a round for its update's sake tells of it.
 
     """
     settings = agreed.settings
@@ -58,4 +60,13 @@ def agreed_encoder(agreed: RoundConfig, size: int) -> SumEncoder:
         raise PeerError(f"clip {settings.clip!r} and noise {settings.noise!r} are not those of the round's encoder")
     if encoder.noise and settings.max_weight:
         raise PeerError("a round with noise has weights, which would let one client's update outgrow the others' noise")
+    if (largest := _largest(encoder, agreed)) > agreed.max_abs:
+        raise PeerError(f"the round takes values of up to {agreed.max_abs}, its encoder makes them up to {largest:g}")
     return encoder
+
+
+def _largest(encoder: SumEncoder, agreed: RoundConfig) -> float:
+    """Of the magnitudes that a client hands to the protocol, whatever its update is."""
+    if agreed.settings.wrap:
+        return float(1 << agreed.settings.bits - 1)
+    return math.inf if encoder.noise else max(encoder.value_max or math.floor(encoder.l2), encoder.vote)

@@ -436,6 +436,22 @@ def test_case_21_an_encoder_that_is_not_what_the_texts_say_is_refused(what: str)
     assert all(expected[what] in failure.reason for failure in result.failures)
 
 
+def test_case_21_whether_a_client_leaves_does_not_depend_on_its_update() -> None:
+    """A server that allows smaller values than the encoder makes would see by who leaves whose update is large."""
+    deltas = dict.fromkeys(range(6), np.zeros(LAYOUT.size)) | {2: np.full(LAYOUT.size, 1.0)}
+    played = Played(Fleet(range(6), mod_app(deltas)), config())
+    made = played.planner.sum_plan
+
+    def sum_plan(number: int, clients: int) -> Any:
+        plan = made(number, clients)
+        return replace(plan, settings=replace(plan.settings, max_abs=3))
+
+    played.planner.sum_plan = sum_plan  # type: ignore[method-assign]
+    result = played.round()
+    assert {failure.client for failure in result.failures} == set("012345")
+    assert all("its encoder makes them up to" in failure.reason for failure in result.failures)
+
+
 def test_case_22_another_model_for_one_client_costs_that_client() -> None:
     played = play()
 
