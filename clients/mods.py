@@ -23,7 +23,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from clients.exchange import Tensors, encode_update, receive_model
+from clients.local_privacy import randomised
 from clients.records import answer, client_number, holding, open_state, read_model, read_task
+from clients.round import LocalUpdate
 from clients.secure import begin, is_setup, settle
 from edge_runtime.config import flatten
 from edge_runtime.updates import TensorLayout
@@ -82,7 +84,11 @@ def update_codec_mod(
             raise TypeError("the reply's metrics must be a MetricRecord")
         update = None
         if kind == MessageType.TRAIN:
-            update = encode_update(task, delta_of(reply), tensors, state, client_number(context))
+            delta = delta_of(reply)
+            if task.local.clip:
+                told = randomised(LocalUpdate(delta, examples=1, loss=0.0), task.local)
+                delta, figures = told.delta, MetricRecord({"num-examples": told.examples, "loss": told.loss})
+            update = encode_update(task, delta, tensors, state, client_number(context))
         return answer(message, figures, sent.model_id, update)
 
     return mod

@@ -44,6 +44,12 @@ def read_program(message: Message) -> bytes:
     return program if isinstance(program, bytes) else b""
 
 
+def read_work(message: Message) -> tuple[dict[str, Any], bytes]:
+    """The task's settings as they came, and the packed Program: what all clients of a secure round are to get alike."""
+    settings = {name: value for name, value in _task_record(message).items() if name not in BESIDE}
+    return settings, read_program(message)
+
+
 def read_model(message: Message) -> Parcel:
     """The model as it was sent, not yet decoded."""
     arrays = message.content.get("model")

@@ -21,14 +21,14 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
 from clients.device import has_aes, open_device, open_key
 from clients.exchange import round_seeds
-from clients.records import client_number, open_state
+from clients.records import client_number, open_state, read_work
 from clients.secure_config import SecureConfig
 from edge_runtime.errors import PeerError
 from edge_runtime.secagg import Client, Contribution, Packed, RoundConfig
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg.config import MAX_CLIENTS
 from edge_runtime.secagg.keys import KEY_BYTES, device_id, sign_hello
-from edge_runtime.sums import SumEncoder, agreed_encoder
+from edge_runtime.sums import SumEncoder, agreed_encoder, work_hash
 from edge_runtime.train.config import RoundTask
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import model_hash
@@ -79,8 +79,9 @@ def begin(
 ) -> Message:
     """Agree on the round, train, and keep the encoded update of `size` values for the phases to come."""
     data, devices, kept = _bytes(message, "message"), _bytes(message, "devices"), _Kept(context)
+    work = work_hash(model_hash(weights), *read_work(message))
     try:
-        joined = _Joined.of(data, devices, context, task, weights, size)
+        joined = _Joined.of(data, devices, context, task, work, size)
     except PeerError as error:
         return _reply(message, _abort(str(error)))
     try:
@@ -103,9 +104,7 @@ class _Joined:
     answer: bytes
 
     @classmethod
-    def of(
-        cls, data: bytes, devices: bytes, context: Context, task: RoundTask, weights: FloatVector, size: int
-    ) -> _Joined:
+    def of(cls, data: bytes, devices: bytes, context: Context, task: RoundTask, work: bytes, size: int) -> _Joined:
         """Check everything that is asked, and enter the round; PeerError names what is below this node's floor."""
         config = SecureConfig.from_node_config(context.node_config)
         setup = m.decode(data, None)
@@ -115,14 +114,12 @@ class _Joined:
         if (agreed.run, agreed.round) != (context.run_id % 2**64, task.round):
             raise PeerError("the settings are of another run or round than the task")
         encoder = agreed_encoder(agreed, size)
-        noise = encoder.noise.kind if encoder.noise else "none"
-        if config.noise and noise not in config.noise:
-            raise PeerError(f"the round's noise is {noise}; this node asks for {' or '.join(sorted(config.noise))}")
+        config.check_noise(encoder, agreed)
         listed = _split(devices, agreed.clients)
         device = open_device(config, context, listed)
         if device.key.public not in listed:
             raise PeerError("the cohort's device keys are without this node's, which may be new")
-        client = Client(device, _no_input, model_hash(weights))
+        client = Client(device, _no_input, work)
         (answer,) = client.receive(data)
         if not open_state(context).enter(agreed.round):
             client.end()

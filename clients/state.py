@@ -44,9 +44,10 @@ class Store(Protocol):
     def write(self, name: str, content: bytes) -> None: ...
 
     def claim(self, round_number: int, step: str) -> bool:
-        """Whether this step of the round is not yet claimed. Of two that ask at once one is told so, if any.
+        """Whether this step of the round is not yet claimed, nor any of a later round.
 
-        Earlier rounds are forgotten. A store that only one message at a time can reach need not remember any.
+        Of two that ask at once one is told so, if any. Earlier rounds are forgotten. A store that only one message at a
+        time can reach need not remember any.
         """
 
 
@@ -140,16 +141,17 @@ class FileStore:
         try:
             if not self._folder.is_dir():
                 self._start()
-            for old in self._folder.glob("round-*.*"):
-                if int(old.stem.removeprefix("round-")) < round_number:
-                    old.unlink(missing_ok=True)
             claimed = self._folder / f"round-{round_number}.{step}"
             os.close(os.open(claimed, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            rounds = {path: int(path.stem.removeprefix("round-")) for path in self._folder.glob("round-*.*")}
+            for old in (path for path, number in rounds.items() if number < round_number):
+                old.unlink(missing_ok=True)
+            # looked at last: whoever forgot what was claimed of this round had claimed a later one before
+            return max(rounds.values(), default=-1) == round_number
         except FileExistsError:
             return False
         except OSError as error:
             raise ConfigError(f"node config: state-path: {self._folder}: cannot be written ({error})") from error
-        return True
 
     def _start(self) -> None:
         """Make this run's folder in place of the oldest one."""

@@ -119,14 +119,18 @@ class Distributed:
         return SumPlan(encoder, settings, parts=self._clients)
 
     def settle(self, number: int, result: RoundResult) -> None:
-        """A sum that was made is spent, whatever became of it: the server has seen it."""
-        if not result.clients:
+        """A sum that was made is spent, whatever became of it, and so is one that was being unmasked when it failed.
+
+        The server has seen the one; the other it could know with a client that kept its share back.
+        """
+        clients = result.clients or result.opened
+        if not clients:
             return
-        shares = len(result.clients) - self._honesty.colluders(self._asked)
+        shares = len(clients) - self._honesty.colluders(self._asked)
         event = self._event(self._noise_multiplier, self._encoder, self._asked, shares)
         self._budget.spend(event, number)
         self._spent.append(event)
-        self._taken.add(result.clients)
+        self._taken.add(clients)
         self._clip.move(result.votes, self._clients)
 
     @property

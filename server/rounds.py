@@ -38,7 +38,8 @@ class RoundResult:
 
     Under secure aggregation a client lost after its masked input is one of `clients`, for its update is in the sum, and
     stands in `failures` as well. `dropped_in` counts the clients lost in each phase, and `votes` is the sum of +-1 over
-    those whose update was within the clip or not.
+    those whose update was within the clip or not. `opened` are the clients of a sum that the server could know, whether
+    or not it has one: their masks were to be opened.
     """
 
     round: int
@@ -51,6 +52,7 @@ class RoundResult:
     dropped_in: Mapping[str, int] | None = None
     votes: float | None = None
     unchanged: str | None = None  # why there is no delta
+    opened: tuple[str, ...] = ()
     downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import ConfigError, PeerError, RunError
 from edge_runtime.secagg import Outcome, Server
 from edge_runtime.secagg.keys import device_id, verify_hello
+from edge_runtime.sums import work_hash
 from server.aggregate import Aggregate
 from server.gather import Asked, content_of
 from server.link import Answer, Hello, Link, greeting, read_hello
@@ -58,7 +59,8 @@ class SecureGather:
         play(self._link, Deadlines(self._deadline_s, self._secure.phase_deadline_s), asked, groups, book)
         for node in book.failures:
             self._hellos.pop(node, None)  # it may come back as another process, with another key
-        return self._close(asked, groups, book)
+        opened = [str(group.nodes[client]) for group in groups for client in _outcome(group).opened]
+        return replace(self._close(asked, groups, book), opened=tuple(sorted(opened, key=int)))
 
     def _greet(self, asked: Asked, book: Book) -> list[int]:
         """The nodes of the cohort whose device keys are known and may take part; asks those that are not known yet."""
@@ -95,8 +97,9 @@ class SecureGather:
         sizes = group_sizes(len(present), self._secure)
         order = np.random.default_rng([self._seed, asked.number, 0x6E0]).permutation(len(present))
         parts = np.split(order, np.cumsum(sizes)[:-1]) if len(sizes) > 1 else [np.arange(len(present))]
-        prg, model_hash = self._choose_prg(present), asked.model_hash()
-        return [self._open(asked.number, [present[place] for place in part], prg, model_hash) for part in parts]
+        prg, question = self._choose_prg(present), asked.question
+        work = work_hash(asked.model_hash(), question.task, question.program)
+        return [self._open(asked.number, [present[place] for place in part], prg, work) for part in parts]
 
     def _choose_prg(self, present: Iterable[int]) -> str:
         """AES only where every device has instructions for it; ChaCha20 is fast everywhere."""
@@ -105,14 +108,14 @@ class SecureGather:
         aes = _PRGS["aes-ctr"]
         return aes if all(aes in self._hellos[node].prgs for node in present) else _PRGS["chacha20"]
 
-    def _open(self, number: int, nodes: Sequence[int], prg: str, model_hash: bytes) -> Group:
+    def _open(self, number: int, nodes: Sequence[int], prg: str, work: bytes) -> Group:
         plan = self._planner.sum_plan(number, len(nodes))
         agreed = replace(plan.settings, prg=prg).for_round(
             run=self._link.run_id,
             round_number=number,
             clients=len(nodes),
             count=plan.encoder.count,
-            model_hash=model_hash,
+            model_hash=work,
         )
         keys = {node: self._hellos[node].device for node in nodes}
         by_id = {device_id(key): node for node, key in keys.items()}

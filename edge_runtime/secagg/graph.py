@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
@@ -112,6 +112,18 @@ class Neighbours(Mapping[int, tuple[int, ...]]):
             near = (self._ring[(place + step) % n] for step in range(-before, self._k - before + 1) if step)
             self._known[client] = tuple(sorted(near))
         return self._known[client]
+
+    def joins(self, present: Collection[int]) -> bool:
+        """Whether those present are one part of the graph. Of each part by itself, masks cancel and the sum is open.
+
+        Two of them in a row on the ring are neighbours unless k / 2 or more are gone between them: it is one part
+        unless it is cut so twice.
+        """
+        if self._k == len(self._ring) - 1:
+            return True
+        places = [place for place, client in enumerate(self._ring) if client in present]
+        around = zip(places, [*places[1:], *(place + len(self._ring) for place in places[:1])], strict=True)
+        return sum(after - before > self._k // 2 for before, after in around) < 2
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._ring)

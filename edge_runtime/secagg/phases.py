@@ -17,6 +17,7 @@ from edge_runtime.secagg import messages as m
 from edge_runtime.secagg import transcript as t
 from edge_runtime.secagg.config import RoundConfig
 from edge_runtime.secagg.device import Device, Update
+from edge_runtime.secagg.graph import Neighbours
 
 _INDEX_BYTES = 4
 
@@ -57,7 +58,7 @@ class Invited:
         agreed, own, device = message.config, self.own, self.own.device
         device.policy.check_config(agreed)
         if agreed.model_hash != own.model_hash:
-            raise PeerError("the round is about another model than the one this client has")
+            raise PeerError("the round is about another model or task than this client has")
         if (agreed.run, agreed.round) in device.rounds_seen:
             raise PeerError(f"run {agreed.run} round {agreed.round}: this client took part in it before")
         device.rounds_seen.add((agreed.run, agreed.round))
@@ -110,7 +111,7 @@ class Advertised:
         )  # fmt: skip
         return phase, m.Shares(commitment, sealed)
 
-    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> Mapping[int, tuple[int, ...]]:
+    def _verified_graph(self, adverts: Mapping[int, bytes], transcript: bytes) -> Neighbours:
         me, agreed, device = self.own.device.id, self.agreed, self.own.device
         if adverts.get(me) != self.advert.joined:
             raise PeerError("this client's own keys are not in the roster as it sent them")
@@ -143,7 +144,7 @@ class Shared:
     own: Own
     agreed: RoundConfig
     transcript: bytes
-    graph: Mapping[int, tuple[int, ...]]
+    graph: Neighbours
     present: frozenset[int]
     pair_keys: dict[int, keys.Secret]
     channels: dict[int, keys.Channel]
@@ -179,7 +180,7 @@ class Shared:
         )
         held[me] = keys.Secret(self.own_share.reveal())
         self.wipe()
-        phase = Masked(self.own, self.agreed, self.transcript, peers, sharers, held)
+        phase = Masked(self.own, self.agreed, self.transcript, self.graph, peers, sharers, held)
         return phase, m.MaskedInput(words, tuple(peer for peer, share in opened.items() if share is None))
 
     def _open(self, peer: int, sealed: bytes) -> keys.Secret | None:
@@ -209,6 +210,7 @@ class Masked:
     own: Own
     agreed: RoundConfig
     transcript: bytes
+    graph: Neighbours
     peers: frozenset[int]
     sharers: frozenset[int]
     held: dict[int, keys.Secret]
@@ -222,6 +224,8 @@ class Masked:
             raise PeerError("survivors and dropped are not those who shared, with this client among the survivors")
         if len(survivors) < max(self.agreed.fewest_survivors, self.own.device.policy.floor):
             raise PeerError(f"{len(survivors)} survivors, fewer than the round or this client asks for")
+        if not self.graph.joins(survivors):
+            raise PeerError("the survivors fall into parts that share no mask: the sum of each would be open")
         digest = t.survivors_digest(self.transcript, survivors, dropped)
         confirmed = Confirmed(self.own, self.agreed, self.peers, survivors, digest, self.held)
         if not self.agreed.settings.consistency:

@@ -22,7 +22,7 @@ from edge_runtime.secagg import transcript as t
 from edge_runtime.secagg.config import HASH_BYTES, RoundConfig
 from edge_runtime.secagg.phases import Advertised, Confirmed, Ended, Invited, Masked, Own, Phase, Shared
 
-VERSION = 1
+VERSION = 2
 CHECKSUM_BYTES = 16
 _HEAD = struct.Struct("<BBH")
 _SECRETS = 2 * m.SHARE_BYTES  # a share of the seed and one of the mask key, or both secrets
@@ -87,6 +87,7 @@ def _make_shared(own: Own, agreed: RoundConfig, values: Values) -> Shared:
 def _take_masked(phase: Masked) -> Values:
     return {
         "transcript": phase.transcript,
+        "present": tuple(phase.graph),
         "peers": tuple(phase.peers),
         "sharers": tuple(phase.sharers),
         "held": _revealed(phase.held),
@@ -96,7 +97,8 @@ def _take_masked(phase: Masked) -> Values:
 def _make_masked(own: Own, agreed: RoundConfig, values: Values) -> Masked:
     peers, sharers = frozenset(values["peers"]), frozenset(values["sharers"])
     _check_held(own, values["held"], peers, sharers)
-    return Masked(own, agreed, values["transcript"], peers, sharers, _secrets(values["held"]))
+    graph = t.topology(agreed, values["present"], values["transcript"])
+    return Masked(own, agreed, values["transcript"], graph, peers, sharers, _secrets(values["held"]))
 
 
 def _take_confirmed(phase: Confirmed) -> Values:
@@ -143,7 +145,13 @@ _FORMS: Mapping[int, _Form] = MappingProxyType(
         ),
         3: _Form(
             Masked,
-            {"transcript": _HASH, "peers": m.ids(), "sharers": m.ids(), "held": m.pairs(_SECRETS)},
+            {
+                "transcript": _HASH,
+                "present": m.ids(),
+                "peers": m.ids(),
+                "sharers": m.ids(),
+                "held": m.pairs(_SECRETS),
+            },
             _take_masked,
             _make_masked,
         ),

@@ -22,6 +22,7 @@ from edge_runtime.secagg import keys, masks
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg import transcript as t
 from edge_runtime.secagg.config import RoundConfig
+from edge_runtime.secagg.graph import Neighbours
 from edge_runtime.secagg.rebuild import Rebuilder
 from edge_runtime.secagg.transitions import PHASES, SERVER, check_server
 
@@ -67,6 +68,8 @@ class Outcome:
     weight: the sum of the survivors' weights, or None without weights.
     dropped: for each phase the clients that were lost in it.
     culprits: clients whose shares were wrong.
+    opened: the clients of the sum whose masks may be open, to whoever has what the server was sent or works with a
+        client: the survivors, from when shares of their secrets were asked for, also where no sum came of it.
     may_wrap: the settings let sums pass 2^(bits - 1), so lanes may be off by multiples of 2^bits.
     """
 
@@ -77,6 +80,7 @@ class Outcome:
     dropped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     culprits: frozenset[int] = frozenset()
     may_wrap: bool = False
+    opened: frozenset[int] = frozenset()
 
 
 class Server:
@@ -154,7 +158,10 @@ class Server:
             phase, answers = closed.close()
         except RunError as error:
             self._phase = Ended(None)
-            self.outcome = Outcome(None, frozenset(), str(error), None, dict(self._dropped), closed.culprits())
+            opened = closed.masked.survivors if isinstance(closed, Unmasking) else frozenset()
+            self.outcome = Outcome(
+                None, frozenset(), str(error), None, dict(self._dropped), closed.culprits(), opened=opened
+            )
             farewell = m.encode(m.Abort(str(error)), None)  # to all: one that was late may still hold secrets
             return [Send(client, farewell) for client in sorted(self._cohort)]
         if type(phase).__name__ not in SERVER[type(closed).__name__][1]:
@@ -172,7 +179,7 @@ class Server:
         weight = int(lanes[-1]) if self._agreed.settings.max_weight else None
         self.outcome = Outcome(
             lanes[: self._agreed.count], ended.survivors, None, weight, dict(self._dropped), culprits,
-            not self._agreed.cannot_wrap,
+            not self._agreed.cannot_wrap, ended.survivors,
         )  # fmt: skip
         self._phase = Ended(None)
 
@@ -236,7 +243,7 @@ class Sharing(_Open):
 
     adverts: Mapping[int, bytes]
     transcript: bytes
-    graph: Mapping[int, tuple[int, ...]]
+    graph: Neighbours
     commitments: dict[int, bytes] = field(default_factory=dict)
     sealed: dict[int, Mapping[int, bytes]] = field(default_factory=dict)
 
@@ -268,7 +275,7 @@ class _Shared:
 
     adverts: Mapping[int, bytes]
     transcript: bytes
-    graph: Mapping[int, tuple[int, ...]]
+    graph: Neighbours
     commitments: Mapping[int, bytes]
     sharers: frozenset[int]
 
@@ -294,6 +301,11 @@ class Masking(_Open):
         """Fix who survived: later inputs are refused, whoever asks."""
         survivors = frozenset(self.survivors)
         self._at_least(len(survivors), self.agreed.fewest_survivors, "sent a masked input")
+        if not self.shared.graph.joins(survivors):
+            raise RunError(
+                f"round {self.agreed.round}: so many neighbours dropped that the survivors share no masks with one "
+                "another; no sum is made"
+            )
         listed = m.Survivors(tuple(survivors), tuple(self.shared.sharers - survivors))
         answers = dict.fromkeys(survivors, listed)
         masked = _Masked(self.shared, survivors, self.unopened, self.total)

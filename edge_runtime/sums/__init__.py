@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_runtime.sums.agreement import agreed_encoder as agreed_encoder
     from edge_runtime.sums.agreement import texts_of as texts_of
+    from edge_runtime.sums.agreement import work_hash as work_hash
     from edge_runtime.sums.encoder import NoiseShare as NoiseShare
     from edge_runtime.sums.encoder import SumEncoder as SumEncoder
     from edge_runtime.sums.rotation import Rotation as Rotation
 
 # Each module with the public names that it holds.
 _NAMES = {
-    "agreement": ("agreed_encoder", "texts_of"),
+    "agreement": ("agreed_encoder", "texts_of", "work_hash"),
     "encoder": ("NoiseShare", "SumEncoder"),
     "rotation": ("Rotation",),
 }

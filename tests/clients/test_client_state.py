@@ -49,6 +49,17 @@ def unsent(state: ClientState, layout: TensorLayout = LAYOUT) -> float:
     return float(np.abs(residual).max())
 
 
+def test_a_step_is_taken_once_also_by_who_comes_after_a_later_round_was_entered(tmp_path: Path) -> None:
+    """A process that is late must not find its step free because the next round's has cleared it away."""
+    state = in_files(tmp_path)
+    assert state.once(5, "Survivors")
+    assert not state.once(5, "Survivors")
+    assert state.enter(6)
+    assert not state.once(5, "Survivors")
+    assert not state.once(5, "Quorum")
+    assert state.once(6, "Roster")
+
+
 @pytest.mark.parametrize("make", [in_files, in_context])
 def test_what_was_kept_is_read_back(tmp_path: Path, make: Callable[[Path], ClientState]) -> None:
     state = make(tmp_path / "state")

@@ -118,6 +118,15 @@ def test_versions_and_residuals_are_kept_where_they_are_asked_for() -> None:
     assert not untouched.state
 
 
+def test_an_update_under_local_privacy_leaves_with_its_noise_and_without_figures() -> None:
+    local = {"local.clip": 1.0, "local.scale": 1024.0, "local.noise": "1048576"}  # noise of 1024 on updates of up to 1
+    reply = update_codec_mod(LIKE)(message(settings=local), context(), plus_one)
+    payload = reply.content.array_records["update"]["delta"].data
+    sent = make_codec("float32").decode_vector(payload, LAYOUT, round_number=2)
+    assert np.linalg.norm(sent) > 100
+    assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1, "loss": 0.0}
+
+
 def test_errors_and_other_messages_pass_through() -> None:
     mod = update_codec_mod(LIKE)
     failed = mod(message(), context(), lambda asked, _: Message(Error(1, "no"), reply_to=asked))

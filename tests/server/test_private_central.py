@@ -218,7 +218,9 @@ class TestFtrl:
         last: dict[int, int] = {}
         for number in range(1, 9):
             cohort = privacy.cohort(range(18), number)
+            rested = sum(number - last.get(node, -99) >= 4 for node in range(18))
             assert all(number - last.get(node, -99) >= 4 for node in cohort)
+            assert len(cohort) == min(5, rested), "all who may be asked are, from the first round on"
             total = privacy.task(config().task(number)) and privacy.aggregate()
             privacy.settle(number, closed(number, total.mean(), *map(str, cohort)))
             last |= dict.fromkeys(cohort, number)

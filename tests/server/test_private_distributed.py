@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clients.secure_config import SecureConfig
 from edge_runtime.config import from_flat
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.privacy import DistributedSum, Ledger, epsilon
 from edge_runtime.secagg import Lanes, Outcome, simulate_round
+from edge_runtime.sums import NoiseShare, agreed_encoder
 from server.config import ServerConfig
 from server.distributed import Distributed
 from server.rounds import RoundResult
@@ -96,6 +99,57 @@ def test_a_sum_that_was_made_and_not_used_is_spent():
     _, outcome = play(privacy, drops=4)
     privacy.settle(1, RoundResult(1, None, tuple(map(str, outcome.survivors)), (), None, 0, None, unchanged="too few"))
     assert privacy.epsilon > 0
+
+
+def test_a_sum_that_failed_while_it_was_unmasked_is_spent():
+    """One client that gives wrong shares, or none, keeps the sum from an honest server, not from one it works with."""
+    privacy = Distributed(config(), SIZE)
+    plan = privacy.sum_plan(1, 20)
+    inputs = {client: encoded(plan, np.zeros(SIZE)) for client in range(1, 21)}
+    lost = dict.fromkeys(range(1, 20), "unmask")
+    outcome = simulate_round(inputs, plan.settings, drops=lost)
+    assert outcome.sum is None
+    assert outcome.survivors == frozenset()
+    opened = tuple(map(str, outcome.opened))
+    privacy.settle(1, RoundResult(1, None, (), (), None, 0, None, unchanged=outcome.aborted, opened=opened))
+    made = Distributed(config(), SIZE)
+    made.sum_plan(1, 20)
+    made.settle(1, RoundResult(1, None, tuple(map(str, range(20))), (), None, 0, None))
+    assert privacy.epsilon == made.epsilon > 0
+
+
+def test_a_node_that_asks_for_noise_may_say_how_much():
+    """The kind alone would let a server name noise of next to nothing."""
+    privacy = Distributed(config(), SIZE)
+    plan = privacy.sum_plan(1, 20)
+    count = plan.encoder.count
+    agreed = plan.settings.for_round(run=1, round_number=1, clients=20, count=count)
+    told = epsilon(Ledger((privacy._event(2.0, plan.encoder, 20),)), 1e-5)  # of 16 survivors, two of them corrupt
+    for share in (1.01, 0.99):
+        asked = SecureConfig.from_node_config({"secure-max-epsilon": told * share, "secure-corrupt": 2})
+        if share > 1:
+            asked.check_noise(plan.encoder, agreed)
+        else:
+            with pytest.raises(PeerError, match="may tell an epsilon"):
+                asked.check_noise(plan.encoder, agreed)
+    for kind, least in (("skellam", "0.01"), ("discrete_gaussian", "0.05")):
+        for scale in (plan.encoder.scale, 1e-9):
+            faint = replace(plan.encoder, scale=scale, noise=NoiseShare(kind, least))
+            SecureConfig.from_node_config({"secure-noise": kind}).check_noise(faint, agreed)
+            with pytest.raises(PeerError, match="may tell an epsilon"):
+                SecureConfig.from_node_config({"secure-max-epsilon": 20.0}).check_noise(faint, agreed)
+
+
+def test_noise_and_weights_together_are_refused_by_clients():
+    plan = Distributed(config(), SIZE).sum_plan(1, 20)
+    weighted = replace(plan.settings, max_weight=1000)
+    for settings in (plan.settings, weighted):
+        agreed = settings.for_round(run=1, round_number=1, clients=20, count=plan.encoder.count)
+        if settings is weighted:
+            with pytest.raises(PeerError, match="weights"):
+                agreed_encoder(agreed, SIZE)
+        else:
+            assert agreed_encoder(agreed, SIZE) == plan.encoder
 
 
 def test_the_mean_is_right_up_to_the_noise_and_over_the_expected_cohort():

@@ -277,6 +277,7 @@ def test_case_06_below_the_threshold_there_is_no_update_and_all_forget(phase: st
     assert result.clients == ()
     assert "no sum is made" in (result.unchanged or "")
     assert result.dropped_in == {name: 4 * (name == phase) for name in PHASES}
+    assert set(result.opened) == (set("012345") if phase == "unmask" else set()), "shares were asked for, or were not"
     assert set(played.fleet.secrets_left()) <= set(range(4)), "those who are there are told goodbye"
 
 
@@ -435,6 +436,22 @@ def test_case_21_an_encoder_that_is_not_what_the_texts_say_is_refused(what: str)
     assert all(expected[what] in failure.reason for failure in result.failures)
 
 
+def test_case_21_whether_a_client_leaves_does_not_depend_on_its_update() -> None:
+    """A server that allows smaller values than the encoder makes would see by who leaves whose update is large."""
+    deltas = dict.fromkeys(range(6), np.zeros(LAYOUT.size)) | {2: np.full(LAYOUT.size, 1.0)}
+    played = Played(Fleet(range(6), mod_app(deltas)), config())
+    made = played.planner.sum_plan
+
+    def sum_plan(number: int, clients: int) -> Any:
+        plan = made(number, clients)
+        return replace(plan, settings=replace(plan.settings, max_abs=3))
+
+    played.planner.sum_plan = sum_plan  # type: ignore[method-assign]
+    result = played.round()
+    assert {failure.client for failure in result.failures} == set("012345")
+    assert all("its encoder makes them up to" in failure.reason for failure in result.failures)
+
+
 def test_case_22_another_model_for_one_client_costs_that_client() -> None:
     played = play()
 
@@ -449,6 +466,26 @@ def test_case_22_another_model_for_one_client_costs_that_client() -> None:
     result = played.round()
     assert_mean(result, {0, 1, 2, 4, 5})
     assert "about another model" in result.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("train.optimizer.lr", 1e-12), ("train.epochs", 2), ("program", b"does nothing")]
+)
+def test_case_22_another_task_for_all_but_one_client_tells_nothing_of_that_one(name: str, value: Any) -> None:
+    """Those whose training is made to do nothing would leave the sum to the one whose training does."""
+    played = play()
+
+    def meddle(node: int, phase: str, message: Message) -> Message:
+        if phase == "advertise" and node != 3:
+            message.content.config_records["task"][name] = value
+        return message
+
+    played.fleet.meddle = meddle
+    result = played.round()
+    assert result.delta is None
+    assert result.clients == ()
+    refused = {failure.client for failure in result.failures if "another model or task" in failure.reason}
+    assert refused == {"0", "1", "2", "4", "5"}
 
 
 def test_case_29_a_client_that_restarts_uses_no_key_again() -> None:
@@ -563,6 +600,8 @@ def test_case_37_cohorts_that_differ_by_one_tell_its_update_unless_it_asks_for_n
         ({"secure-min-clients": 7}, "below this client's floor of 7 clients"),
         ({"secure-min-threshold": 6}, "below this client's floor of 6"),
         ({"secure-max-clip": 1.5}, "is not a number up to this client's 1.5"),
+        ({"secure-corrupt": 2}, "below this client's floor of 4 clients"),
+        ({"secure-max-epsilon": 5.0}, "this node asks for discrete_gaussian or skellam"),
     ],
 )
 def test_case_20_a_round_below_a_nodes_floor_is_refused_by_that_node(node_config: dict[str, Any], says: str) -> None:

@@ -578,6 +578,36 @@ def test_case_19_too_many_wrong_shares_end_the_round_without_a_sum() -> None:
     fleet.run(changing(fleet, UNMASK, lie, only={0, 1, 2}))
     assert_aborted(fleet)
     assert "too many are wrong" in fleet.server.outcome.aborted
+    assert fleet.server.outcome.opened == set(range(6)), "a server that works with one of the liars has the sum"
+
+
+def test_case_11_survivors_in_parts_would_open_the_sum_of_each() -> None:
+    """On a ring of 12 with two neighbours each, the server says that those beside a pair are gone."""
+    fleet = build(12, 2, Policy(), neighbours=2, min_clients=3)
+    up_to(fleet, SURVIVORS)
+    graph = t.topology(fleet.agreed, fleet.clients, fleet.clients[0]._phase.transcript)
+    ring = list(graph)
+    gone = {ring[0], ring[3]}
+    listed = m.encode(m.Survivors(tuple(set(ring) - gone), tuple(gone)), fleet.agreed)
+    for client in set(ring) - gone:
+        with pytest.raises(er.PeerError, match="fall into parts"):
+            fleet.clients[client].receive(listed)
+
+
+def test_neighbours_that_drop_around_some_survivors_end_the_round() -> None:
+    fleet = build(12, 2, neighbours=2)
+    gone: set[int] = set()
+
+    def link(from_server: bool, client: int, data: bytes) -> bytes | None:
+        if from_server and data[1] == ROUTED and not gone:
+            ring = list(t.topology(fleet.agreed, fleet.clients, fleet.clients[client]._phase.transcript))
+            gone.update((ring[0], ring[3]))
+        return None if client in gone else data
+
+    fleet.run(link)
+    assert fleet.server.outcome.aborted
+    assert "share no masks" in fleet.server.outcome.aborted
+    assert fleet.server.outcome.sum is None
 
 
 # 20 to 24: settings, order, form

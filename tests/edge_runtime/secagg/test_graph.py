@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.secagg import Config, Policy
-from edge_runtime.secagg.graph import Degree, choose_neighbours, complete_graph, corrupt_neighbours, neighbours
+from edge_runtime.secagg.graph import (
+    Degree,
+    Neighbours,
+    choose_neighbours,
+    complete_graph,
+    corrupt_neighbours,
+    neighbours,
+)
 
 # Shares corrupt and dropped, then (k, t) for each n, at 2^-40 and 2^-20.
 COLUMNS = ((0.05, 0.10), (0.10, 0.10), (0.10, 0.20), (0.20, 0.20), (0.33, 0.10))
@@ -161,6 +168,13 @@ def test_case_35_connected_whichever_k_less_one_drop(
     graph, k = drawn
     gone = data.draw(st.sets(st.sampled_from(sorted(graph)), max_size=k - 1))
     assert connected(graph, set(graph) - gone)
+
+
+@given(graphs(), st.data())
+def test_whether_those_present_are_one_part(drawn: tuple[Neighbours, int], data: st.DataObject) -> None:
+    graph, _ = drawn
+    present = data.draw(st.sets(st.sampled_from(sorted(graph)), min_size=1))
+    assert graph.joins(present) == connected(graph, present)
 
 
 def test_case_35_connected_whichever_k_less_one_drop_exhaustively() -> None:
