@@ -8,10 +8,10 @@ from typing import Any
 
 from clients.config import whole
 from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.privacy.ledger import SHARES
 from edge_runtime.secagg import Policy, RoundConfig
 from edge_runtime.sums import SumEncoder
 
-NOISES = ("discrete_gaussian", "skellam")
 DELTA = 1e-5  # of `secure-max-epsilon`
 
 
@@ -63,8 +63,8 @@ class SecureConfig:
             raise ConfigError("node config: secure-min-clients must be >= 2, secure-min-threshold >= 1")
         if config.corrupt < 0:
             raise ConfigError(f"node config: secure-corrupt = {config.corrupt}: must be >= 0")
-        if unknown := config.noise - set(NOISES):
-            raise ConfigError(f"node config: secure-noise = {min(unknown)!r}: must be of {', '.join(NOISES)}")
+        if unknown := config.noise - set(SHARES):
+            raise ConfigError(f"node config: secure-noise = {min(unknown)!r}: must be of {', '.join(SHARES)}")
         return config
 
     @property
@@ -86,7 +86,7 @@ class SecureConfig:
 
         """
         noise = encoder.noise.kind if encoder.noise else "none"
-        wanted = self.noise or (frozenset(NOISES) if self.max_epsilon else self.noise)
+        wanted = self.noise or (frozenset(SHARES) if self.max_epsilon else self.noise)
         if wanted and noise not in wanted:
             raise PeerError(f"the round's noise is {noise}; this node asks for {' or '.join(sorted(wanted))}")
         if self.max_epsilon and (spent := self._epsilon(encoder, agreed)) > self.max_epsilon:
