@@ -89,9 +89,10 @@ def runs(task: str, name: str, settings: tuple[str, ...], seeds: range) -> list[
     """One row per seed, and a printed line of their medians."""
     rows = [{"task": task, "case": name, "seed": seed, **run(task, (*settings, f"seed={seed}"))} for seed in seeds]
     low, middle, high = (100 * of([row["accuracy"] for row in rows]) for of in (min, statistics.median, max))
+    spread = f"({low:.1f} .. {high:.1f})" if len(rows) > 1 else ""
     epsilon = "      -" if rows[0]["epsilon"] is None else f"{rows[0]['epsilon']:7.3f}"
     print(
-        f"{task:8} {name:36} accuracy {middle:5.1f} % ({low:.1f} .. {high:.1f})  epsilon {epsilon}  "
+        f"{task:8} {name:36} accuracy {middle:5.1f} % {spread:14}  epsilon {epsilon}  "
         f"{rows[0]['bits']:6.2f} bits/parameter  {rows[0]['kilobytes']:7.1f} kB up a client and round, "
         "keys and shares included",
         flush=True,
