@@ -25,6 +25,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_runtime.cli import FLOWER_ENV
+from edge_runtime.privacy import Ledger, epsilon
 from simulations.runner import simulate
 from simulations.scenario import load_scenario
 
@@ -253,6 +254,7 @@ def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tm
     settings = {
         **SETTINGS, "data.clients": 4, "server.rounds": 1, "server.cohort": 4, "server.min_updates": 3,
         "secure.enabled": True, "secure.dropout": 0.25, "secure.phase_deadline_s": 20.0, "deploy.formats": "",
+        "privacy.noise_multiplier": 0.2, "privacy.clip": 1.0, "secure.bits": 32,
     }  # fmt: skip
     with started(tmp_path / "federation", 4, keep_state=True) as running:
         killer = threading.Thread(target=kill_when_sharing, args=(running.nodes[3], running.home / "3"), daemon=True)
@@ -263,7 +265,11 @@ def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tm
     assert (row["applied"], row["clients"], row["dropped"]) == (True, 3, 1), row
     assert row["dropped_in"]["share_keys"] + row["dropped_in"]["masked_input"] == 1
     assert row["failures"][0]["reason"].endswith("no reply within 20 s")
-    assert row["accuracy"] > 0.1
+    assert row["loss"] < 10  # under a mask that stayed, weights would be in the thousands
+    # Three shares of noise are in the sum, as planned for a drop-out, and all of the budget that they cost is booked.
+    ledger = Ledger.from_json((tmp_path / "run" / "privacy.ledger").read_text())
+    assert [event.shares for event in ledger.events] == [3]
+    assert row["epsilon"] == pytest.approx(epsilon(ledger, 1e-5), rel=1e-6)
 
 
 def kill_when_sharing(node: psutil.Popen, state: Path) -> None:
