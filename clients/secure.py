@@ -24,17 +24,17 @@ from clients.exchange import round_seeds
 from clients.records import client_number, open_state, read_work
 from clients.secure_config import SecureConfig
 from edge_runtime.errors import PeerError
+from edge_runtime.privacy.words import KEY_BYTES as NOISE_KEY_BYTES
 from edge_runtime.secagg import Client, Contribution, Packed, RoundConfig
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg.config import MAX_CLIENTS
 from edge_runtime.secagg.keys import KEY_BYTES, device_id, sign_hello
+from edge_runtime.secagg.transitions import FIRST, HELLO, RECORD
 from edge_runtime.sums import SumEncoder, agreed_encoder, work_hash
 from edge_runtime.train.config import RoundTask
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import model_hash
 
-RECORD = "secagg"
-HELLO, SETUP = "hello", "advertise"  # the words for the first two; the others go by `secagg.PHASES`
 _KEPT = "hedgerow.secagg"
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def settle(message: Message, context: Context) -> Message | None:
     phase = _phase(message)
     if phase == HELLO:
         return _hello(message, context)
-    if phase == SETUP:
+    if phase == FIRST:
         _Kept(context).wipe()  # of an earlier round, whatever becomes of this one
         return None
     if phase:
@@ -64,7 +64,7 @@ def settle(message: Message, context: Context) -> Message | None:
 
 def is_setup(message: Message) -> bool:
     """Whether the message asks for training whose result goes under masks: `begin` does it."""
-    return _phase(message) == SETUP
+    return _phase(message) == FIRST
 
 
 def _phase(message: Message) -> str:
@@ -129,7 +129,7 @@ class _Joined:
     def encode(self, delta: FloatVector, examples: int, task: RoundTask, client: int) -> m.Words:
         """The lanes of the update; a weight of the number of examples where the round has weights."""
         rounding = np.random.default_rng(round_seeds(task, client)[2])
-        values = self.encoder.encode(delta, rounding, os.urandom(32) if self.encoder.noise else None)
+        values = self.encoder.encode(delta, rounding, os.urandom(NOISE_KEY_BYTES) if self.encoder.noise else None)
         if self.agreed.settings.wrap:
             values = self.agreed.lanes.wrapped(values)  # noise can take a value out of its lane
         weight = examples if self.agreed.settings.max_weight else 1

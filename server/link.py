@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
+from edge_runtime.secagg.transitions import HELLO, RECORD
 from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
 from server.aggregate import MAX_EXAMPLES
@@ -24,7 +25,6 @@ MAX_REASON = 500
 
 Content = RecordDict  # of a message, for those who only hand it on
 MAX_PRGS = 16
-SECURE = "secagg"  # the record of secure aggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,24 +156,24 @@ def read_update(content: RecordDict) -> Update:
 
 def greeting() -> Content:
     """The question for a node's `Hello`."""
-    return RecordDict({SECURE: ConfigRecord({"phase": "hello"})})
+    return RecordDict({RECORD: ConfigRecord({"phase": HELLO})})
 
 
 def secure_content(phase: str, message: bytes) -> Content:
     """A message of secure aggregation."""
     # Bytes in a record rather than an Array: a phase is then two objects for Flower, and not five.
-    return RecordDict({SECURE: ConfigRecord({"phase": phase, "message": message})})
+    return RecordDict({RECORD: ConfigRecord({"phase": phase, "message": message})})
 
 
 def secure_setup(phase: str, message: bytes, devices: bytes, question: Question, parcel: Parcel) -> Content:
     """The first message of a secure round: what is to be trained, the settings, the cohort's device keys, joined."""
     record = ConfigRecord({"phase": phase, "message": message, "devices": devices})
-    return RecordDict({**question.content(parcel), SECURE: record})
+    return RecordDict({**question.content(parcel), RECORD: record})
 
 
 def read_secure(content: RecordDict) -> bytes:
     """The message of secure aggregation inside a reply."""
-    data = _record(content, SECURE, ConfigRecord).get("message")
+    data = _record(content, RECORD, ConfigRecord).get("message")
     if not isinstance(data, bytes):
         raise ValueError("reply has no message of secure aggregation")
     return data
@@ -181,7 +181,7 @@ def read_secure(content: RecordDict) -> bytes:
 
 def read_hello(content: RecordDict) -> Hello:
     """The `Hello` inside a reply, of which nothing is checked but types."""
-    record = _record(content, SECURE, ConfigRecord)
+    record = _record(content, RECORD, ConfigRecord)
     device, proof, prgs = record.get("device"), record.get("proof"), record.get("prgs")
     if not (isinstance(device, bytes) and isinstance(proof, bytes) and isinstance(prgs, list)):
         raise ValueError("reply does not say its device key, proof and prgs")

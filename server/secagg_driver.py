@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from edge_runtime.errors import ConfigError, PeerError, RunError
 from edge_runtime.secagg import Outcome, Server
 from edge_runtime.secagg.keys import device_id, verify_hello
+from edge_runtime.secagg.transitions import FIRST, LAST
 from edge_runtime.sums import work_hash
 from server.aggregate import Aggregate
 from server.gather import Asked, content_of
 from server.link import Answer, Hello, Link, greeting, read_hello
 from server.protection_config import SecureConfig
 from server.rounds import Failure, RoundResult
-from server.secagg_round import FIRST, LAST, Book, Deadlines, Group, play
+from server.secagg_round import Book, Deadlines, Group, play
 from server.sum_plan import SumPlanner, group_sizes
 
 _PRGS = {"aes-ctr": "aes-256-ctr", "chacha20": "chacha20"}

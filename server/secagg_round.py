@@ -14,11 +14,11 @@ from edge_runtime.errors import PeerError
 from edge_runtime.secagg import PHASES, RoundConfig, Server
 from edge_runtime.secagg import messages as m
 from edge_runtime.secagg.server import DeadlinePassed, Gone, Received, Send
+from edge_runtime.secagg.transitions import FIRST, LAST
 from server.gather import Asked, content_of
 from server.link import Answer, Content, Link, peer_text, read_secure, secure_content, secure_setup
 from server.sum_plan import SumPlan
 
-FIRST, LAST = "advertise", "unmask"
 FAREWELL = "abort"
 # What the server sends -> the phase that its answer belongs to.
 _PHASE_OF: Mapping[type, str] = {

@@ -16,8 +16,8 @@ from edge_runtime.config import key
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.secagg import PHASES
 from edge_runtime.secagg.messages import Abort, encode
+from edge_runtime.secagg.transitions import RECORD
 from edge_runtime.updates import wire
-from server.link import SECURE
 
 POISONS = ("sign_flip", "noise")
 
@@ -140,7 +140,7 @@ def _seed_and_round(task: ConfigRecord) -> tuple[int, int]:
 
 def _secure_phase(message: Message) -> str:
     """The phase of secure aggregation that a message is part of; empty for an ordinary one."""
-    record = message.content.config_records.get(SECURE)
+    record = message.content.config_records.get(RECORD)
     return str(record["phase"]) if record is not None else ""
 
 
@@ -177,7 +177,7 @@ def _damage(reply: Message, how: str) -> Message:
 
     Under masks NaN can't travel: the client that finds it in its own update abstains. The rest is a message cut short.
     """
-    if (secret := reply.content.config_records.get(SECURE)) is not None:
+    if (secret := reply.content.config_records.get(RECORD)) is not None:
         message = secret["message"]
         assert isinstance(message, bytes)
         abstained = encode(Abort("abstains: NumericsError"), None)

@@ -1,5 +1,7 @@
 """Both roles' phases as tables: what may arrive in which phase, and where it leads. All else is refused.
 
+The words by which a transport tells its receiver what a message is about stand here too, for both its ends.
+
 A phase is named after its class in `client.py` and `server.py`. `PHASES` are the steps of a round as a user names
 them, each with the message in which a client takes its part.
 """
@@ -21,6 +23,10 @@ PHASES = MappingProxyType(
         "unmask": m.Unmask,
     }
 )
+
+FIRST, LAST = next(iter(PHASES)), next(reversed(PHASES))
+RECORD = "secagg"  # the part of a transport's message that is secure aggregation's
+HELLO = "hello"  # before the first phase of a client's first round: who it is
 
 # (the client's phase, what the server sends) -> the phase it may lead to. Anything may also lead to Ended.
 CLIENT: MappingProxyType[tuple[str, type], tuple[str, ...]] = MappingProxyType(
