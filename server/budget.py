@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.privacy import Ledger, noise_for
-from edge_runtime.privacy.ledger import Event, event_to_json
+from edge_runtime.privacy.ledger import Event, event_to_json, next_line
 from edge_runtime.privacy.running import RunningEpsilon
 from server.protection_config import PrivacyConfig
 from server.run_store import RunStore
@@ -25,6 +25,7 @@ class Budget:
     def __init__(self, limit: float, delta: float, earlier: Ledger = Ledger()) -> None:  # noqa: B008 - frozen
         self.limit, self.delta = limit, delta
         self._running = RunningEpsilon.of(earlier, delta)
+        self._digest = earlier.digest  # of all that is spent; kept, for to find it anew takes every event
         self._next: tuple[RunningEpsilon, float] | None = None  # with the event that was asked about last, and epsilon
         self._store: RunStore | None = None
         self.epsilon = self._running.epsilon
@@ -82,13 +83,14 @@ class Budget:
 
         """
         grown, epsilon = self._after(event)
+        line, digest = next_line(self._digest, event)
         if self._store is not None:
-            self._store.append_line(LEDGER, grown.ledger.to_json()[len(self.ledger.to_json()) :])
-        self._running, self._next, self.epsilon = grown, None, epsilon
+            self._store.append_line(LEDGER, line)
+        self._running, self._next, self.epsilon, self._digest = grown, None, epsilon, digest
         if self._store is not None:
             entry = json.loads(event_to_json(event))
             told = {"epsilon": self.epsilon if math.isfinite(self.epsilon) else None, "delta": self.delta}
-            self._store.append("privacy_spent", entry | told | {"digest": self.ledger.digest}, round_number)
+            self._store.append("privacy_spent", entry | told | {"digest": self._digest}, round_number)
 
     def figures(self) -> dict[str, Any]:
         """What closes a run: epsilon (None for infinite) at delta, the limit, and what tells the ledger apart."""
@@ -97,7 +99,7 @@ class Budget:
             "epsilon": epsilon,
             "delta": self.delta,
             "limit": self.limit or None,
-            "ledger_digest": self.ledger.digest,
+            "ledger_digest": self._digest,
         }
 
     def _after(self, event: Event) -> tuple[RunningEpsilon, float]:

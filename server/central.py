@@ -19,7 +19,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
-from server.clipped_sum import VARIATION, Clip, ClippedSum, Grid, Mean, Sums
+from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
 from server.results import finite
@@ -49,8 +49,7 @@ class Central:
         )
         self._rounds = config.server.rounds
         self._taken = Participations()
-        self._sum: ClippedSum | None = None  # of the round in progress
-        self.clip: float | None = None
+        self._sums = ClippedRounds(self._grid, self._clip, self._clients, self._noised)
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
@@ -65,16 +64,18 @@ class Central:
         return task
 
     def aggregate(self) -> Aggregate:
-        self.clip = self._clip.now
-        self._sum = ClippedSum(self._grid, self._clip.now, self._clients, self._noised)
-        return self._sum
+        return self._sums.open()
 
     def settle(self, number: int, result: RoundResult) -> None:
-        if result.delta is None or self._sum is None:
+        if result.delta is None:
             return  # no noise was drawn and nothing of the sum is told
         self._budget.spend(self._event, number)
         self._taken.add(result.clients)
-        self._clip.move(self._sum.votes, self._clients)
+        self._sums.settle()
+
+    @property
+    def clip(self) -> float | None:
+        return self._sums.clip
 
     @property
     def epsilon(self) -> float:

@@ -113,6 +113,29 @@ class ClippedSum:
         return noisy[: self._grid.size] / (self._scale * self._clients)
 
 
+class ClippedRounds:
+    """The sums of a run's rounds, one after another, under a clip that may move with their votes.
+
+    `clip` is that of the last round, None before the first.
+    """
+
+    def __init__(self, grid: Grid, clip: Clip, clients: float, release: Release) -> None:
+        self._grid, self._next, self._clients, self._release = grid, clip, clients, release
+        self._sum: ClippedSum | None = None
+        self.clip: float | None = None
+
+    def open(self) -> ClippedSum:
+        """What the next round's updates are added to."""
+        self.clip = self._next.now
+        self._sum = ClippedSum(self._grid, self.clip, self._clients, self._release)
+        return self._sum
+
+    def settle(self) -> None:
+        """The round's mean was told, and its votes with it."""
+        if self._sum is not None:
+            self._next.move(self._sum.votes, self._clients)
+
+
 class Clip:
     """The clip of every round: `privacy.clip`, or where that is 0, one that follows the clients' norms."""
 

@@ -20,7 +20,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
-from server.clipped_sum import VARIATION, Clip, ClippedSum, Grid, Mean, Sums
+from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
 from server.rounds import RoundResult, choose_cohort
@@ -59,8 +59,7 @@ class Ftrl:
             raise ConfigError(f"{reason}; under DP-FTRL a run is one release: take fewer rounds or more noise")
         self._last: dict[str, int] = {}  # the round in which each client took part last
         self._taken = Participations()
-        self._sum: ClippedSum | None = None
-        self.clip: float | None = None
+        self._sums = ClippedRounds(self._grid, self._clip, self._clients, self._noised)
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
@@ -82,16 +81,18 @@ class Ftrl:
         return task
 
     def aggregate(self) -> Aggregate:
-        self.clip = self._clip.now
-        self._sum = ClippedSum(self._grid, self._clip.now, self._clients, self._noised)
-        return self._sum
+        return self._sums.open()
 
     def settle(self, number: int, result: RoundResult) -> None:
-        if result.delta is None or self._sum is None:
+        if result.delta is None:
             return
         self._last |= dict.fromkeys(result.clients, number)
         self._taken.add(result.clients)
-        self._clip.move(self._sum.votes, self._clients)
+        self._sums.settle()
+
+    @property
+    def clip(self) -> float | None:
+        return self._sums.clip
 
     @property
     def epsilon(self) -> float:

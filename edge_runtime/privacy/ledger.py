@@ -149,8 +149,8 @@ class Ledger:
         """The ledger's text; a longer ledger's text starts with it."""
         lines, chain = [], _START
         for event in self.events:
-            chain = _link(chain, event)
-            lines.append(json.dumps({**json.loads(event_to_json(event)), "chain": chain}, sort_keys=True) + "\n")
+            line, chain = next_line(chain, event)
+            lines.append(line)
         return "".join(lines)
 
     @classmethod
@@ -172,6 +172,12 @@ class Ledger:
         if digest is not None and digest != chain:
             raise ConfigError(f"privacy ledger, after line {len(events)}: lines are missing; restore the ledger")
         return cls(tuple(events))
+
+
+def next_line(chain: str, event: Event) -> tuple[str, str]:
+    """The line that `event` adds to the text of a ledger of digest `chain`, and the digest of the longer ledger."""
+    chain = _link(chain, event)
+    return json.dumps({**json.loads(event_to_json(event)), "chain": chain}, sort_keys=True) + "\n", chain
 
 
 def _link(chain: str, event: Event) -> str:
