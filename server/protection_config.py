@@ -25,7 +25,7 @@ _UNSUMMABLE = {
     "int8": "its scales differ between clients; secure.value_bits = 8 has one grid for all",
     "int4": "its scales differ between clients; secure.value_bits = 4 has one grid for all",
     "uniform": "its range differs between clients; secure.value_bits has one grid for all",
-    "topk": "each client keeps other values, and which ones is telling; secure.fraction keeps the same for all",
+    "topk": "each client keeps other values, and the choice tells of its data; secure.fraction keeps the same for all",
     "randk": "each client draws other values; secure.fraction draws the same for all",
     "signsgd": "its scale differs between clients; secure.value_bits = 2 has one grid for all",
     "stc": "each client keeps other values at another scale; secure.fraction and secure.value_bits do for all alike",
