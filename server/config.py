@@ -44,9 +44,13 @@ class StrategyConfig:
 class DeployConfig:
     """The artefact at the end of a run. `formats = ""` exports nothing."""
 
-    formats: tuple[str, ...] = key(("onnx",), choices=("onnx",))
+    formats: tuple[str, ...] = key(("onnx",), choices=("onnx", "tflite", "engine"))
     precision: str = key("int8", choices=("fp32", "int8"))
-    calibration: int = key(200, low=1, high=100_000)
+    calibration: int = key(200, low=1, high=100_000)  # held-out examples whose inputs give the ranges
+    calibrate: str = key("minmax", choices=("minmax", "percentile", "entropy", "mse"))
+    max_drop: float = key(1.0, low=0, high=100)  # points of accuracy below float32 with which a file is still released
+    qat_rounds: int = key(0, low=0, high=1_000_000)  # last rounds that train with rounding in place
+    qat_bits: int = key(8, low=2, high=8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Nothing is allocated per step but what Python itself needs for a call; the arena
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,15 +105,20 @@ class Session:
 
 def _native(phase: Phase, arena_bytes: int) -> NativeProgram:
     """The phase's ops as the core's records, checked."""
-    records = np.zeros(len(phase.ops), OP_DTYPE)
-    records["buffers"] = ABSENT
-    for record, op in zip(records, phase.ops, strict=True):
-        record["code"] = op_code(op.name)
-        _write(record, op)
     try:
-        return NativeProgram(records, arena_bytes)
+        return NativeProgram(native_ops(phase.ops), arena_bytes)
     except ProgramError as error:
         raise ProgramError(f"phase {phase.kind}: {error}") from error
+
+
+def native_ops(ops: Sequence[NativeOp]) -> NDArray[np.void]:
+    """The ops as the core's records (`OP_DTYPE`). Raises ProgramError for an op that the core does not have."""
+    records = np.zeros(len(ops), OP_DTYPE)
+    records["buffers"] = ABSENT
+    for record, op in zip(records, ops, strict=True):
+        record["code"] = op_code(op.name)
+        _write(record, op)
+    return records
 
 
 def _write(record: np.void, op: NativeOp) -> None:
