@@ -19,14 +19,14 @@ from edge_runtime.deploy.run.engine_file import ALIGNMENT, Constant, EngineModel
 from edge_runtime.errors import ArtefactError, BudgetError, EdgeRuntimeError, ProgramError
 from edge_runtime.kernels import int8
 from edge_runtime.kernels.native import OP_DTYPE, NativeProgram, Status, Team, op_code
+from edge_runtime.program.native_op import ABSENT
 
-# Of ops that read a weight in this CPU's own layout: which of their ints are its dims.
-PACKED: Mapping[str, tuple[int, ...]] = {
-    "conv2d_s8": (4, 5, 6, 3),
-    "depthwise_s8": (4, 5, 6),
-    "linear_s8": (1, 2),
-}
-WEIGHT = 1  # the place of that buffer
+# Of ops that read a packed constant: which of their ints are the dims of its weight. In a file, the weight, the biases
+# and the multipliers are buffers 1, 2 and 3.
+PACKED: Mapping[str, tuple[int, ...]] = {"conv2d_s8": (4, 5, 6, 3), "depthwise_s8": (3, 4, 5), "linear_s8": (1, 2)}
+
+Fill = Callable[[NDArray[np.uint8]], None]
+Names = tuple[str, ...]
 _ITEMS = {"f32": np.float32, "i64": np.int64}
 
 
@@ -46,8 +46,7 @@ class EngineBackend:
 
     def __init__(self, model: bytes, *, threads: int = 1, max_memory: int | None = None) -> None:
         found = decode(model)
-        regions = _regions(found)
-        nbytes = _end(found, regions)
+        regions, nbytes = _regions(found)
         if max_memory is not None and nbytes > max_memory:
             raise BudgetError(
                 f"the model needs {nbytes} bytes for activations and constants, {max_memory} are allowed; "
@@ -59,11 +58,12 @@ class EngineBackend:
             raise BudgetError(f"the model needs {nbytes} bytes, and there are not so many") from error
         start = -block.ctypes.data % ALIGNMENT
         self.arena: NDArray[np.uint8] = block[start : start + nbytes]
-        for region in regions.values():
-            region.fill(self.arena[region.offset : region.offset + region.nbytes])
+        self.activation_bytes = found.activation_bytes
         try:
+            for region in regions.values():
+                region.fill(self.arena[region.offset : region.offset + region.nbytes])
             program = NativeProgram(_records(found, regions), nbytes)
-        except ProgramError as error:
+        except (ProgramError, ValueError) as error:
             raise ArtefactError(f"malformed: {error}") from error
         self.input, self.output = (Spec(one.name, one.dtype, one.shape) for one in (found.input, found.output))
         self._x, self._y = (_view(self.arena, one) for one in (found.input, found.output))
@@ -80,47 +80,58 @@ class EngineBackend:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where a constant lies in the arena, and what puts it there."""
+    """Where a constant, or what is packed of three, lies in the arena, and what puts it there."""
 
     offset: int
     nbytes: int
-    fill: Callable[[NDArray[np.uint8]], None]
+    fill: Fill
 
 
-Key = tuple[str, ...] | tuple[str, str, tuple[int, ...]]
-
-
-def _key(op: EngineOp, place: int, name: str) -> tuple[Any, ...]:
-    """Constants are shared by the ops that read them in one layout."""
-    if op.name in PACKED and place == WEIGHT:
-        return (name, op.name, tuple(op.ints[i] for i in PACKED[op.name]))
-    return (name,)
-
-
-def _regions(model: EngineModel) -> dict[tuple[Any, ...], Region]:
-    regions: dict[tuple[Any, ...], Region] = {}
+def _regions(model: EngineModel) -> tuple[dict[Names, Region], int]:
+    """A place for each constant that an op reads, by the names of what it is made of; and the bytes of the arena."""
+    regions: dict[Names, Region] = {}
     end = _aligned(model.activation_bytes)
     for op in model.ops:
-        if op.name in PACKED and len(op.ints) <= max(PACKED[op.name]):
-            raise ArtefactError(f"malformed: {op.name} lacks its sizes")
-        for place, name in enumerate(op.buffers):
-            if not isinstance(name, str) or (key := _key(op, place, name)) in regions:
-                continue
-            constant = model.constants[name]
-            nbytes, fill = _packed(constant, op) if len(key) > 1 else _plain(constant, model.constants)
-            regions[key] = Region(end, nbytes, fill)
-            end += _aligned(nbytes)
-    return regions
+        for names in _constants(op):
+            constants = [model.constants[name] for name in names]
+            nbytes, fill = _packed(op, *constants) if len(names) == 3 else _plain(constants[0], model.constants)
+            if names not in regions:
+                regions[names] = Region(end, nbytes, fill)
+                end += _aligned(nbytes)
+    return regions, end
 
 
-def _packed(constant: Constant, op: EngineOp) -> tuple[int, Callable[[NDArray[np.uint8]], None]]:
-    if constant.shape != tuple(op.ints[i] for i in PACKED[op.name]) or constant.dtype in ("f32", "i32"):
-        raise ArtefactError(f"malformed: {constant.name!r} is not the weight that {op.name} asks for")
-    nbytes = int8.op_pack_bytes(op.name, op.ints)
-    return nbytes, lambda to: int8.op_pack(op.name, op.ints, elements(constant), to)
+def _constants(op: EngineOp) -> list[Names]:
+    if op.name in PACKED:
+        return [_layer(op)]
+    return [(name,) for name in op.buffers if isinstance(name, str)]
 
 
-def _plain(constant: Constant, constants: Mapping[str, Constant]) -> tuple[int, Callable[[NDArray[np.uint8]], None]]:
+def _layer(op: EngineOp) -> Names:
+    names = tuple(name for name in op.buffers[1:4] if isinstance(name, str))
+    if len(names) != 3 or len(op.buffers) != 5 or len(op.ints) <= max(PACKED[op.name]):
+        raise ArtefactError(f"malformed: {op.name} lacks its constants or sizes")
+    return names
+
+
+def _packed(op: EngineOp, w: Constant, bias: Constant, multiplier: Constant) -> tuple[int, Fill]:
+    dims = tuple(op.ints[i] for i in PACKED[op.name])
+    rows = (dims[0],)
+    kinds = w.dtype in ("s8", "s4", "s2"), bias.dtype == "i32", multiplier.dtype == "f32"
+    if (w.shape, bias.shape, multiplier.shape) != (dims, rows, rows) or not all(kinds):
+        raise ArtefactError(f"malformed: {w.name!r} is not the layer that {op.name} asks for")
+    try:
+        if op.name == "depthwise_s8":
+            nbytes, pack = int8.depthwise_packed_bytes(dims[0], dims[1] * dims[2]), int8.pack_depthwise
+        else:
+            window = (dims[1], dims[2] * dims[3]) if op.name == "conv2d_s8" else (1, dims[1])
+            nbytes, pack = int8.conv_packed_bytes(dims[0], *window), int8.pack_conv
+    except ValueError as error:
+        raise ArtefactError(f"malformed: {w.name!r}: {error}") from error
+    return nbytes, lambda to: pack(elements(w), elements(bias), elements(multiplier), to)
+
+
+def _plain(constant: Constant, constants: Mapping[str, Constant]) -> tuple[int, Fill]:
     """As it is; integers with a scale as float32."""
     if constant.scale is None:
         item = 4 if constant.dtype in ("f32", "i32") else 1
@@ -139,22 +150,24 @@ def _put(content: NDArray[Any], to: NDArray[np.uint8]) -> None:
     to.view(content.dtype)[...] = content.reshape(-1)
 
 
-def _end(model: EngineModel, regions: Mapping[tuple[Any, ...], Region]) -> int:
-    return max(
-        (one.offset + _aligned(one.nbytes) for one in regions.values()), default=_aligned(model.activation_bytes)
-    )
-
-
-def _records(model: EngineModel, regions: Mapping[tuple[Any, ...], Region]) -> NDArray[np.void]:
+def _records(model: EngineModel, regions: Mapping[Names, Region]) -> NDArray[np.void]:
     records = np.zeros(len(model.ops), OP_DTYPE)
-    records["buffers"] = -1
+    records["buffers"] = ABSENT
     for record, op in zip(records, model.ops, strict=True):
+        buffers: tuple[int | str | Names, ...] = op.buffers
+        if op.name in PACKED:
+            buffers = (op.buffers[0], _layer(op), op.buffers[4])
         record["code"] = op_code(op.name)
-        for place, one in enumerate(op.buffers):
-            record["buffers"][place] = regions[_key(op, place, one)].offset if isinstance(one, str) else one
+        record["buffers"][: len(buffers)] = [_offset(one, regions) for one in buffers]
         record["ints"][: len(op.ints)] = op.ints
         record["floats"][: len(op.floats)] = op.floats
     return records
+
+
+def _offset(buffer: int | str | Names, regions: Mapping[Names, Region]) -> int:
+    if isinstance(buffer, int):
+        return buffer
+    return regions[buffer if isinstance(buffer, tuple) else (buffer,)].offset
 
 
 def _view(arena: NDArray[np.uint8], port: Port) -> NDArray[Any]:

@@ -11,10 +11,12 @@ Prelude: the magic `HEDGEINF`, the header's length (u64, little-endian), the CRC
                       "s4" and "s2", 2 and 4 to a byte, first in the low bits; scale names the float32 constant, one
                       number or one for each row, by which a reader multiplies integers that float ops read; else null
     ops               [name, buffers, ints, floats], as in `kernels/program/ops.h`; a buffer is an offset in the
-                      activations, the name of a constant, or -1
+                      activations, the name of a constant, or -1. Where the core wants a packed constant, a file has
+                      three: weights (O, kh, kw, C), (C, kh, kw) or (N, K), int32 biases with what the input's zero
+                      point adds, and float32 multipliers. A reader packs them for its CPU
 
-Weights of integer ops are (O, kh, kw, C), (C, kh, kw) and (N, K); a reader packs them for its CPU. The checksum finds
-damage, not malice: the signed manifest does that, and nothing in a file makes a reader leave its arena.
+The checksum finds damage, not malice: the signed manifest does that, and nothing in a file makes a reader leave its
+arena.
 """
 
 from __future__ import annotations

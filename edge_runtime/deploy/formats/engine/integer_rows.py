@@ -49,7 +49,8 @@ def _conv2d(one: Lowering, block: Block) -> bool:
     n, c, h, w = x
     window = (kh, kw, *node.attributes["stride"], *node.attributes["padding"])
     source, y = one.bytes_of(node.inputs[0], c), one.buffer(math.prod(one.shape(block.output)))
-    ints = (n, h, w, c, out, *window, *map(zero_of, quants), *_bounds(quants[1], block.act))
+    sizes = (n, h, w, c) if depthwise else (n, h, w, c, out)
+    ints = (*sizes, *window, *map(zero_of, quants), *_bounds(quants[1], block.act))
     one.emit("depthwise_s8" if depthwise else "conv2d_s8", source, *weights, y, ints=ints)
     one.give_bytes(block.output, out, y)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,16 @@ from edge_runtime.planner.arena import plan_arena
 from edge_runtime.planner.lifetimes import Lifetime
 from edge_runtime.planner.verify import verify_arena
 from edge_runtime.program.native_op import ABSENT
+
+# Of ops whose output may lie where an input did: the places of the two among the buffers.
+IN_PLACE = {
+    "add_s8": ((0, 2), (1, 2)),
+    "mul_s8": ((0, 2), (1, 2)),
+    "lookup_s8": ((0, 2),),
+    "unary": ((0, 1),),
+    "softmax": ((0, 1),),
+    "batch_norm_apply": ((0, 5),),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,7 @@ def placed(
     y: tuple[Value, int],
 ) -> EngineModel:
     """The model with every buffer in its place; `x` and `y` are the input's and the output's value and buffer."""
+    steps, y = _in_place(steps, sizes, x[1], y)
     buffers = _lifetimes(steps, sizes, first=x[1], last=y[1])
     bound = _peak(buffers, len(steps))
     plan = verify_arena(plan_arena(buffers, bound), buffers)
@@ -48,6 +60,26 @@ def placed(
 
 def _resolved(buffer: int | str, offsets: Mapping[int, int]) -> int | str:
     return buffer if isinstance(buffer, str) or buffer == ABSENT else offsets[buffer]
+
+
+def _in_place(
+    steps: Sequence[Step], sizes: Sequence[int], first: int, y: tuple[Value, int]
+) -> tuple[list[Step], tuple[Value, int]]:
+    """The same steps, with outputs in the buffers of inputs that nothing reads later, where the op allows it."""
+    last_use = {one: place for place, step in enumerate(steps) for one in step.buffers}
+    same: dict[int | str, int | str] = {}
+    changed = []
+    for place, step in enumerate(steps):
+        buffers = [same.get(one, one) for one in step.buffers]
+        for source, output in IN_PLACE.get(step.op, ()):
+            x, out = buffers[source], buffers[output]
+            mortal = isinstance(x, int) and isinstance(out, int) and x != first and last_use[x] == place
+            if mortal and buffers.count(x) == 1 and sizes[x] == sizes[out]:  # type: ignore[index]  # both are int
+                same[step.buffers[output]] = buffers[output] = x
+                last_use[x] = last_use[step.buffers[output]]
+                break
+        changed.append(dataclasses.replace(step, buffers=tuple(buffers)))
+    return changed, (y[0], same.get(y[1], y[1]))  # type: ignore[return-value]  # what replaces an int is one
 
 
 def _lifetimes(steps: Sequence[Step], sizes: Sequence[int], first: int, last: int) -> list[Lifetime]:
