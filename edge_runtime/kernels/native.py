@@ -22,7 +22,7 @@ from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageErr
 from edge_runtime.kernels.checks import check, declare
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
 ARENA_ALIGNMENT = 64
