@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edge_runtime.deploy.graph.float_model import Weights
+from edge_runtime.deploy.graph.quantise import is_integer
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Graph, Shape
@@ -28,7 +29,11 @@ class Stored:
     @property
     def real(self) -> NDArray[np.float32]:
         """The numbers that it stands for."""
-        return self.content.astype(np.float32) if self.quant is None else self.quant.dequantise(self.content)
+        return (
+            self.content.astype(np.float32)
+            if self.quant is None
+            else self.quant.dequantise(self.content.astype(np.int32))
+        )
 
     def rows(self, order: Sequence[int]) -> Stored:
         """In another order of the first dim."""
@@ -57,13 +62,13 @@ class Stored:
 class Emitter:
     """One file in the making. `graph` has the shapes; a dim that `has_batch` is symbolic."""
 
-    def __init__(
-        self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int
-    ) -> None:
+    def __init__(self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int) -> None:
         self.graph, self.quants, self.opset = graph, quants, opset
         self.source = ""  # the user's line whose node is being written
         self._weights, self._batch = weights, batch
         self._read = {name for node in graph.nodes for name in node.inputs} | set(graph.outputs)
+        integer = [node for node in graph.nodes if is_integer(node, graph, quants)]
+        self._integers = {name for node in integer for name in node.inputs}
         self._nodes: list[NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
@@ -83,7 +88,7 @@ class Emitter:
     def read(self, name: str) -> str:
         """The ONNX name of a value, rounded if it has a grid."""
         if name not in self._names:
-            self._names[name] = self.tensor(self.stored(name))
+            self._names[name] = self.tensor(self.stored(name), integer=self.integer(name))
         return self._names[name]
 
     def stored(self, name: str) -> Stored:
@@ -93,6 +98,10 @@ class Emitter:
 
     def is_weight(self, name: str) -> bool:
         return name in self._weights
+
+    def integer(self, name: str) -> bool:
+        """Whether a layer that computes in integers reads this weight; otherwise integers are its storage alone."""
+        return name in self._integers
 
     def is_read(self, name: str) -> bool:
         return name in self._read
@@ -129,30 +138,46 @@ class Emitter:
         quant = self.quants.get(name)
         if quant is None:
             return made
-        grid = self._grid(quant, np.dtype(np.int8))
+        grid = self._grid(quant)
         return self.node("DequantizeLinear", self.node("QuantizeLinear", made, *grid), *grid)
 
-    def constant(self, content: NDArray[np.generic] | float | list[int]) -> str:
-        """An initialiser; equal ones are stored once. A list is int64, a number float32."""
+    def constant(self, content: NDArray[np.generic] | float | list[int], *, alone: bool = False) -> str:
+        """An initialiser; equal ones are stored once unless `alone`. A list is int64, a number float32."""
         array = np.asarray(content)
         if isinstance(content, list | float):
             array = array.astype(np.int64 if isinstance(content, list) else np.float32)
         array = np.ascontiguousarray(array).reshape(array.shape)
-        key = (str(array.dtype), array.shape, array.tobytes())
+        key = (str(array.dtype), array.shape, array.tobytes() + (b"%d" % self._count if alone else b""))
         if key not in self._constants:
             self._constants[key] = name = self._fresh()
             self._initializers[name] = numpy_helper.from_array(array, name)
         return self._constants[key]
 
-    def tensor(self, stored: Stored) -> str:
-        """A weight's name, behind DequantizeLinear if it is integers."""
-        if stored.quant is None:
-            return self.constant(stored.content.astype(np.float32))
+    def tensor(self, stored: Stored, *, integer: bool = False) -> str:
+        """A weight's name in float32.
+
+        Where integers are its storage alone it is Cast and Mul, which ONNX Runtime computes when it loads the model; a
+        DequantizeLinear it would keep, and run each time.
+        """
         quant = stored.quant
-        dtype = {32: np.dtype(np.int32), 4: np.dtype(ml_dtypes.int4)}.get(quant.bits, np.dtype(np.int8))
-        grid = self._grid(quant, dtype)
+        if quant is None:
+            return self.constant(stored.content.astype(np.float32))
+        integers = self.integers(stored)
+        if not integer and quant.symmetric:
+            along = [-1 if dim == quant.axis else 1 for dim in range(stored.content.ndim)]
+            return self.node(
+                "Mul", self.node("Cast", integers, to=TensorProto.FLOAT), self.constant(quant.scale.reshape(along))
+            )
         axis = {} if quant.axis is None else {"axis": quant.axis}
-        return self.node("DequantizeLinear", self.constant(stored.content.astype(dtype)), *grid, **axis)
+        return self.node("DequantizeLinear", integers, *self._grid(quant), **axis)
+
+    def integers(self, stored: Stored) -> str:
+        """The name of a weight's integers; those of 4 bits are unpacked to int8, also when the model is loaded."""
+        assert stored.quant is not None
+        offset, dtype = _encoding(stored.quant)
+        packed = np.dtype(ml_dtypes.int4) if stored.quant.bits == 4 and stored.quant.symmetric else dtype
+        name = self.constant((stored.content + offset).astype(packed), alone=True)
+        return name if packed == dtype else self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(dtype))
 
     def target(self, shape: Shape) -> str:
         """`shape` as the second input of Reshape."""
@@ -193,13 +218,31 @@ class Emitter:
                 names[:] = [name if one == last else one for one in names]
         return self._nodes
 
-    def _grid(self, quant: Quant, dtype: np.dtype[Any]) -> list[str]:
-        """Scale, and zero point where there is one to tell."""
-        scale = quant.scale if quant.axis is not None else quant.scale.reshape(())
-        zero = quant.zero_point if quant.axis is not None else quant.zero_point.reshape(())
-        tells = zero.any() or (dtype == np.int8 and quant.axis is None)
-        return [self.constant(scale), *([self.constant(zero.astype(dtype))] if tells else [])]
+    def _grid(self, quant: Quant) -> list[str]:
+        """Scale and zero point; a bias has none, the others tell theirs even if it is 0.
+
+        Where it is absent, ONNX Runtime puts in a scalar, which its own DequantizeLinear then refuses beside a scale per
+        channel. And where two layers have the same zeros, its x64quantprecision cannot make them unsigned a second time.
+        """
+        shape = () if quant.axis is None else quant.scale.shape
+        scale = self.constant(quant.scale.reshape(shape))
+        if quant.bits == 32:
+            return [scale]
+        offset, dtype = _encoding(quant)
+        zero = (quant.zero_point + offset).astype(dtype).reshape(shape)
+        return [scale, self.constant(zero, alone=quant.axis is not None)]
 
     def _fresh(self) -> str:
         self._count += 1
         return f"v{self._count}"
+
+
+def _encoding(quant: Quant) -> tuple[int, np.dtype[Any]]:
+    """What is added to the integers of a grid, and the dtype that they then have.
+
+    Activations are uint8, so that zero points lie 128 higher and nothing else is different: on x86 ONNX Runtime turns int8
+    activations into uint8 itself, but not those that two nodes read, and then runs their layers in float32.
+    """
+    if quant.bits == 32:
+        return 0, np.dtype(np.int32)
+    return (0, np.dtype(np.int8)) if quant.symmetric else (128, np.dtype(np.uint8))
