@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -12,51 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from edge_runtime.deploy.formats.onnx.stored import Stored, encoding
 from edge_runtime.deploy.graph.float_model import Weights
 from edge_runtime.deploy.graph.quantise import is_integer
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Graph, Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A weight as the file holds it: float32 without a `quant`, else the integers of that grid."""
-
-    content: NDArray[np.generic]
-    quant: Quant | None = None
-
-    @property
-    def real(self) -> NDArray[np.float32]:
-        """The numbers that it stands for."""
-        return (
-            self.content.astype(np.float32)
-            if self.quant is None
-            else self.quant.dequantise(self.content.astype(np.int32))
-        )
-
-    def rows(self, order: Sequence[int]) -> Stored:
-        """In another order of the first dim."""
-        quant = self.quant
-        if quant and quant.axis == 0:
-            order_of = list(order)
-            quant = dataclasses.replace(quant, scale=quant.scale[order_of], zero_point=quant.zero_point[order_of])
-        return Stored(self.content[list(order)], quant)
-
-    def transposed(self) -> Stored:
-        """The last two dims change places."""
-        last = self.content.ndim - 1
-        swapped = {last: last - 1, last - 1: last}
-        return Stored(self.content.swapaxes(-1, -2), self._along(swapped))
-
-    def under_one(self) -> Stored:
-        """With a dim of 1 in front."""
-        return Stored(self.content[None], self._along({i: i + 1 for i in range(self.content.ndim)}))
-
-    def _along(self, axes: Mapping[int, int]) -> Quant | None:
-        if self.quant is None or self.quant.axis is None:
-            return self.quant
-        return dataclasses.replace(self.quant, axis=axes.get(self.quant.axis, self.quant.axis))
 
 
 class Emitter:
@@ -122,11 +81,11 @@ class Emitter:
         self._nodes.append(helper.make_node(op, list(inputs), names[: last + 1], **attributes))
         return names
 
-    def once(self, op: str, *inputs: str) -> str:
+    def once(self, op: str, *inputs: str, **attributes: int) -> str:
         """Add a node that others may want as well; later calls give the same one."""
-        key = (op, *inputs)
+        key = (op, *inputs, *map(str, attributes.items()))
         if key not in self._computed:
-            self._computed[key] = self.node(op, *inputs)
+            self._computed[key] = self.node(op, *inputs, **attributes)
         return self._computed[key]
 
     def give(self, name: str, made: str) -> None:
@@ -138,6 +97,8 @@ class Emitter:
         quant = self.quants.get(name)
         if quant is None:
             return made
+        if quant.bits != 8 or quant.axis is not None or quant.symmetric:
+            raise self.refuse("an activation on another grid than an asymmetric one of 8 bits")
         grid = self._grid(quant)
         return self.node("DequantizeLinear", self.node("QuantizeLinear", made, *grid), *grid)
 
@@ -164,17 +125,15 @@ class Emitter:
             return self.constant(stored.content.astype(np.float32))
         integers = self.integers(stored)
         if not integer and quant.symmetric:
-            along = [-1 if dim == quant.axis else 1 for dim in range(stored.content.ndim)]
-            return self.node(
-                "Mul", self.node("Cast", integers, to=TensorProto.FLOAT), self.constant(quant.scale.reshape(along))
-            )
+            scale = quant.scale.reshape([-1 if dim == quant.axis else 1 for dim in range(stored.content.ndim)])
+            return self.node("Mul", self.node("Cast", integers, to=TensorProto.FLOAT), self.constant(scale))
         axis = {} if quant.axis is None else {"axis": quant.axis}
         return self.node("DequantizeLinear", integers, *self._grid(quant), **axis)
 
     def integers(self, stored: Stored) -> str:
         """The name of a weight's integers; those of 4 bits are unpacked to int8, also when the model is loaded."""
         assert stored.quant is not None
-        offset, dtype = _encoding(stored.quant)
+        offset, dtype = encoding(stored.quant)
         packed = np.dtype(ml_dtypes.int4) if stored.quant.bits == 4 and stored.quant.symmetric else dtype
         name = self.constant((stored.content + offset).astype(packed), alone=True)
         return name if packed == dtype else self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(dtype))
@@ -190,8 +149,7 @@ class Emitter:
         """`shape` as an int64 tensor in which the batch is the input's."""
         if not any(map(self.has_batch, shape)):
             return self.constant(list(shape))
-        rows = self._computed.get(("rows",)) or self.node("Shape", self.read(self.graph.inputs[0]), end=1)
-        self._computed["rows",] = rows
+        rows = self.once("Shape", self.read(self.graph.inputs[0]), end=1)
         parts = [
             self.once("Mul", rows, self.constant([n // self._batch])) if self.has_batch(n) else self.constant([n])
             for n in shape
@@ -221,28 +179,17 @@ class Emitter:
     def _grid(self, quant: Quant) -> list[str]:
         """Scale and zero point; a bias has none, the others tell theirs even if it is 0.
 
-        Where it is absent, ONNX Runtime puts in a scalar, which its own DequantizeLinear then refuses beside a scale per
-        channel. And where two layers have the same zeros, its x64quantprecision cannot make them unsigned a second time.
+        Where it is absent, ONNX Runtime puts in a scalar, which its own DequantizeLinear then refuses beside a scale
+        per channel. And where two layers share their zeros, x64quantprecision cannot make those unsigned a second time.
         """
         shape = () if quant.axis is None else quant.scale.shape
         scale = self.constant(quant.scale.reshape(shape))
         if quant.bits == 32:
             return [scale]
-        offset, dtype = _encoding(quant)
+        offset, dtype = encoding(quant)
         zero = (quant.zero_point + offset).astype(dtype).reshape(shape)
         return [scale, self.constant(zero, alone=quant.axis is not None)]
 
     def _fresh(self) -> str:
         self._count += 1
         return f"v{self._count}"
-
-
-def _encoding(quant: Quant) -> tuple[int, np.dtype[Any]]:
-    """What is added to the integers of a grid, and the dtype that they then have.
-
-    Activations are uint8, so that zero points lie 128 higher and nothing else is different: on x86 ONNX Runtime turns int8
-    activations into uint8 itself, but not those that two nodes read, and then runs their layers in float32.
-    """
-    if quant.bits == 32:
-        return 0, np.dtype(np.int32)
-    return (0, np.dtype(np.int8)) if quant.symmetric else (128, np.dtype(np.uint8))
