@@ -71,8 +71,9 @@ class Lowering:
         name = self.graph.inputs[0]
         shape = self.shapes[name]
         kind = TOKEN if self.graph.values[name].dtype == "i64" else self.kind(name)
-        first = self.file.tensor(shape, kind, self.quants.get(name), INPUT, self._signature(name))
-        self.hold(name, kind, plain(len(shape)), first)
+        order = plain(len(shape))
+        first = self.file.tensor(shape, kind, self.quants.get(name), INPUT, self._signature(name, order))
+        self.hold(name, kind, order, first)
         for block in blocks(self.graph, self.quants):
             self._node(Site(self, block.node, block.act, block.output))
         return self.file.finish([first], [self._last(first)])
@@ -142,7 +143,7 @@ class Lowering:
 
     def new(self, name: str, kind: str, order: Order) -> int:
         quant = self.quants[name] if kind == INTEGER else None
-        return self.file.tensor(ordered(self.shapes[name], order), kind, quant)
+        return self.file.tensor(ordered(self.shapes[name], order), kind, quant, "", self._signature(name, order))
 
     def free_shape(self, name: str, order: Order) -> Shape:
         """For a RESHAPE: with -1 where the batch is, if it may be any."""
@@ -212,8 +213,8 @@ class Lowering:
         ROWS[node.op].write(site)
         site.finish()
 
-    def _signature(self, name: str) -> Shape:
-        return self.free_shape(name, plain(len(self.shapes[name]))) if self.any_batch else ()
+    def _signature(self, name: str, order: Order) -> Shape:
+        return self.free_shape(name, order) if self.any_batch else ()
 
     def _last(self, first: int) -> int:
         """The model's output, in its own order, with its name."""
@@ -223,7 +224,7 @@ class Lowering:
         tensor = self.read(name, kind, order)
         if tensor == first or name in self.constants:
             tensor = self.reshaped(name, kind, order, tensor)
-        return self.file.rename(tensor, OUTPUT, self._signature(name))
+        return self.file.rename(tensor, OUTPUT, self._signature(name, order))
 
 
 class Site:
@@ -300,18 +301,16 @@ class Site:
         """Some rows of a weight of two dims, float32."""
         return self._lowering.weight(self.node.inputs[place], (0, 1), lambda w: w, integer=False, rows=rows)
 
-    def bias(self, place: int) -> list[int]:
-        """Of a layer whose input 0 meets the weight 1; nothing where there is none."""
-        if not self.has(place):
-            return []
-        content = self.constant_input(place)
+    def bias(self, place: int) -> int:
+        """Of a layer whose input 0 meets the weight 1; zeros where there is none, for a convolution must have one."""
+        content = self.constant_input(place) if self.has(place) else np.zeros(self.shape(1)[0], np.float32)
         if content is None:
             raise self.refuse("TFLite has no layer whose bias is computed")
         if not self.integer:
-            return [self.const(content)]
+            return self.const(content)
         scale = (self.quant(0).scale * self.quant(1).scale).astype(np.float32)
         quant = Quant(scale, np.zeros(scale.shape, np.int32), 32, 0, symmetric=True)
-        return [self._lowering.file.constant(quant.quantise(content), quant)]
+        return self._lowering.file.constant(quant.quantise(content), quant)
 
     def const(self, content: Any, quant: Quant | None = None) -> int:
         """A constant; whole numbers as int32 unless they are int8, others as float32."""

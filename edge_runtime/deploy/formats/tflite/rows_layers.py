@@ -16,19 +16,13 @@ LEAST = np.finfo(np.float32).min
 @row("conv2d", integer=always)
 def _conv(s: Site) -> None:
     channels, (outputs, own, *kernel) = s.shape(0)[1], s.shape(1)
-    stride = {"StrideH": s.a["stride"][0], "StrideW": s.a["stride"][1]}
-    groups = s.a["groups"]
-    padding, x = _padded(s, tuple(kernel), fill=0)
-    options = {"padding": padding, **_lower(stride), "fusedActivationFunction": s.fused}
-    if groups > 1 and own == 1:
+    (down, right), (padding, x) = s.a["stride"], _padded(s, tuple(kernel), fill=0)
+    options = {"padding": padding, "strideH": down, "strideW": right, "fusedActivationFunction": s.fused}
+    if s.a["groups"] > 1 and own == 1:
         w = s.weight(1, IHWO)
-        s.result("DEPTHWISE_CONV_2D", [x, w, *s.bias(2)], NHWC, depthMultiplier=outputs // channels, **options)
+        s.result("DEPTHWISE_CONV_2D", [x, w, s.bias(2)], NHWC, depthMultiplier=outputs // channels, **options)
     else:
-        s.result("CONV_2D", [x, s.weight(1, OHWI), *s.bias(2)], NHWC, **options)
-
-
-def _lower(options: dict[str, int]) -> dict[str, int]:
-    return {f"{name[0].lower()}{name[1:]}": value for name, value in options.items()}
+        s.result("CONV_2D", [x, s.weight(1, OHWI), s.bias(2)], NHWC, **options)
 
 
 def _padded(s: Site, kernel: Shape, fill: float) -> tuple[int, int]:
@@ -55,7 +49,7 @@ def _linear(s: Site) -> None:
         x = s.take(0)
         s.result(
             "FULLY_CONNECTED",
-            [x, s.weight(1, (0, 1)), *s.bias(2)],
+            [x, s.weight(1, (0, 1)), s.bias(2)],
             keepNumDims=True,
             fusedActivationFunction=s.fused,
         )
@@ -63,7 +57,7 @@ def _linear(s: Site) -> None:
     # TFLite flattens an input of more dims itself; columns follow the order in which that input lies.
     x, shape, order = s.take_rows(0)
     w = s.weight(1, (0, 1), lambda w: _columns(w, shape, order))
-    s.result("FULLY_CONNECTED", [x, w, *s.bias(2)], fusedActivationFunction=s.fused)
+    s.result("FULLY_CONNECTED", [x, w, s.bias(2)], fusedActivationFunction=s.fused)
 
 
 def _columns(w: Array, shape: Shape, order: Order) -> Array:
