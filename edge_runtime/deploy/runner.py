@@ -17,6 +17,7 @@ from edge_runtime.errors import ConfigError, UnsupportedOpError
 # File suffix -> module and class of the backend that runs it, loaded on first use.
 BACKENDS: Mapping[str, tuple[str, str]] = {
     ".onnx": ("edge_runtime.deploy.run.onnx_runtime", "OnnxBackend"),
+    ".tflite": ("edge_runtime.deploy.run.litert", "LiteRtBackend"),
     ".hedgerow": ("edge_runtime.deploy.run.engine", "EngineBackend"),
 }
 BOUNDED = (".hedgerow",)  # whose backends take `max_memory`
