@@ -30,8 +30,10 @@ class Runner:
         self.output: Spec = backend.output
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int = 1) -> Runner:
+    def open(cls, path: str | Path, *, threads: int = 1, root_key: bytes | str | Path | None = None) -> Runner:
         """Verify the file against the manifest in its folder, then load it.
+
+        With a publisher's root key (its `.pub` file), the manifest must be signed under it.
 
         Raises:
             ArtefactError: it does not match, or the runtime refuses it.
@@ -41,7 +43,7 @@ class Runner:
         path = Path(path)
         if path.suffix not in BACKENDS:
             raise UnsupportedOpError(f"{path.name}: there are runners for {', '.join(BACKENDS)}")
-        return cls.of(verified_bytes(path), path.suffix, threads=threads)
+        return cls.of(verified_bytes(path, root_key), path.suffix, threads=threads)
 
     @classmethod
     def of(cls, model: bytes, suffix: str, *, threads: int = 1) -> Runner:
