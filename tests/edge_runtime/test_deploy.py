@@ -257,7 +257,7 @@ def test_a_file_of_another_suffix_is_refused(copied: Path, name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a model", bytes(1000)])
 def test_bytes_that_are_no_model_are_refused(content: bytes) -> None:
     with pytest.raises(ArtefactError, match="ONNX Runtime refuses"):
-        deploy.Runner(content)
+        deploy.Runner.of(content, ".onnx")
 
 
 ROWS = np.zeros((2, 1, 8, 8), np.float32)
