@@ -33,7 +33,14 @@ class Runner:
         self.output: Spec = backend.output
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int = 1, max_memory: int | None = None) -> Runner:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        max_memory: int | None = None,
+        root_key: bytes | str | Path | None = None,
+    ) -> Runner:
         """Verify the file against the manifest in its folder, then load it.
 
         Args:
@@ -41,6 +48,8 @@ class Runner:
             threads: that share an inference.
             max_memory: bytes that activations and constants may take together, for a `.hedgerow` file, which tells
                 before it is loaded; None for any.
+            root_key: a publisher's root key, or its `.pub` file: the manifest must be signed under it. None: the file
+                has to be what the manifest says, whoever wrote it.
 
         Raises:
             ArtefactError: it does not match, or the runtime refuses it.
@@ -51,7 +60,7 @@ class Runner:
         path = Path(path)
         if path.suffix not in BACKENDS:
             raise UnsupportedOpError(f"{path.name}: there are runners for {', '.join(BACKENDS)}")
-        return cls.of(verified_bytes(path), path.suffix, threads=threads, max_memory=max_memory)
+        return cls.of(verified_bytes(path, root_key), path.suffix, threads=threads, max_memory=max_memory)
 
     @classmethod
     def of(cls, model: bytes, suffix: str, *, threads: int = 1, max_memory: int | None = None) -> Runner:

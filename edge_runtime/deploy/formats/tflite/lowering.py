@@ -147,9 +147,7 @@ class Lowering:
 
     def free_shape(self, name: str, order: Order) -> Shape:
         """For a RESHAPE: with -1 where the batch is, if it may be any."""
-        return tuple(
-            -1 if self.any_batch and dim in self.batch_dims(name) else self.shapes[name][dim] for dim in order
-        )
+        return tuple(-1 if self.any_batch and dim in self.batch_dims(name) else self.shapes[name][dim] for dim in order)
 
     def batch_dims(self, name: str) -> tuple[int, ...]:
         """The dims that are multiples of the batch."""

@@ -82,7 +82,9 @@ def _avg_pool(s: Site) -> None:
         scale = s.quant(0).scale * one.scale
         zeros = s.const(np.zeros(channels, np.int32), Quant(scale, np.zeros(1, np.int32), 32, 0, symmetric=True))
         x, (down, right) = s.take(0, NHWC), s.a["stride"]
-        s.result("DEPTHWISE_CONV_2D", [x, w, zeros], NHWC, padding=VALID, strideH=down, strideW=right, depthMultiplier=1)
+        s.result(
+            "DEPTHWISE_CONV_2D", [x, w, zeros], NHWC, padding=VALID, strideH=down, strideW=right, depthMultiplier=1
+        )
         return
     s.result("AVERAGE_POOL_2D", [s.take(0, NHWC)], NHWC, padding=VALID, **_window(s))
 
@@ -107,4 +109,3 @@ def _batch_norm(s: Site) -> None:
     shape = tuple(s.shape(0)[dim] for dim in order)
     scaled = s.op("MUL", [s.take(0, order), s.const(by.reshape(per_channel))], shape)
     s.result("ADD", [scaled, s.const((beta - mean * by).reshape(per_channel))], order)
-
