@@ -30,7 +30,7 @@ Load = Callable[[Path], Predict]
 def engine() -> Load:
     from edge_runtime.deploy.runner import Runner
 
-    return lambda path: Runner.of(path.read_bytes(), ".hedgerow")._backend.predict
+    return lambda path: Runner.open(path)._backend.predict  # verified first, as on a device
 
 
 def onnx_runtime() -> Load:
