@@ -1,12 +1,11 @@
 // AVX2: bytes widened to 16 bits, pairs of them multiplied and added in 32 (pmaddwd). pmaddubsw would take bytes as
 // they are, but it adds two products in 16 bits, with saturation.
-#include "integers/patch.h"
-#include "integers/x86_store.h"
+#include "integers/x86.h"
 
 namespace hedgerow {
 namespace {
 
-struct Isa {
+struct Isa : PairsOfPlaces {
   using Element = int16_t;
   static constexpr int kOffset = 0;
   static constexpr Index kGroup = 2, kNarrowest = 8, kWidest = 16;

@@ -1,7 +1,6 @@
 // AVX-512 with VNNI: vpdpbusd adds four products of an unsigned and a signed byte into 32 bits without saturation, so x
 // goes as x + 128, and each bias has 128 times the sum of its weights taken off.
-#include "integers/patch.h"
-#include "integers/x86_store.h"
+#include "integers/x86.h"
 
 namespace hedgerow {
 namespace {
@@ -69,7 +68,7 @@ HEDGEROW_INLINE void TileOfVectors(const Patch& patch, const uint8_t* x, const u
   }
 }
 
-struct Isa {
+struct Isa : PairsOfPlaces {
   using Element = uint8_t;
   static constexpr int kOffset = 128;
   static constexpr Index kGroup = 4, kNarrowest = 8, kWidest = 64;
