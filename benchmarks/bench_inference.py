@@ -190,6 +190,7 @@ def write_files(model: str, folder: Path) -> dict[str, str]:
 def started(job: Job, x: Path) -> subprocess.Popen[str] | None:
     """A child that has loaded its model; None, with the reason in the job, where it cannot."""
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(HERE.parent)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else "load" is the time to compile what is imported late
     python = tflite_python() if job.runtime == "tflite" else Path(sys.executable)
     if not python.is_file():
         job.failure = "not installed (make rivals-tflite)"
