@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Inputs = Sequence[NDArray[np.generic]]
 PRECISIONS = ("fp32", "int8")
+GOLDEN_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Prepared:
     float_model: FloatModel
     quantised: QuantisedModel | None
     calibration_examples: int
+    input_range: tuple[float, float]  # of the calibration inputs
 
     def contents(self, name: str, batch: int | None = None) -> dict[str, bytes]:
         """The files of format `name`, by precision.
@@ -66,6 +68,14 @@ class Prepared:
         if self.quantised is not None:
             models["int8"] = self.quantised
         return {precision: write(model, name, batch) for precision, model in models.items()}
+
+    def golden_inputs(self, rows: int = GOLDEN_ROWS) -> NDArray[np.generic]:
+        """Inputs (rows, ...) that a device tries the model on: drawn, for they travel, and examples are somebody's."""
+        value, (low, high) = self.float_model.input, self.input_range
+        rng, shape = np.random.default_rng(rows), (rows, *value.shape[1:])
+        if value.dtype == "i64":
+            return rng.integers(int(low), int(high) + 1, shape)
+        return rng.uniform(low, high, shape).astype(np.float32)
 
 
 def export(
@@ -146,7 +156,8 @@ def prepare(
     if precision == "int8":
         ranges = measure_ranges(float_model, inputs, calibrate)
         quantised = quantise(float_model, ranges, weight_bits=weight_bits, activations=activations)
-    return Prepared(float_model, quantised, sum(map(len, inputs)))
+    low, high = min(float(one.min()) for one in inputs), max(float(one.max()) for one in inputs)
+    return Prepared(float_model, quantised, sum(map(len, inputs)), (low, high))
 
 
 def float_model_of(
@@ -197,13 +208,17 @@ def write_files(
     files: dict[str, Path] = {}
     for name, of in contents.items():
         for precision, content in of.items():
-            path = directory / f"model_{precision}{FORMATS[name].suffix}"
+            path = directory / file_name(name, precision)
             path.write_bytes(content)
             files[f"{name}_{precision}"] = path
     artefact = write_manifest(directory, files, {**contract(prepared), **about})
     smallest = {name: min(of, key=lambda precision: len(of[precision])) for name, of in contents.items() if of}
     best = {name: files[f"{name}_{precision}"] for name, precision in smallest.items()}
     return Artefact({**files, **best}, artefact.manifest)
+
+
+def file_name(name: str, precision: str) -> str:
+    return f"model_{precision}{FORMATS[name].suffix}"
 
 
 def contract(prepared: Prepared) -> dict[str, Any]:
