@@ -10,7 +10,7 @@ import pytest
 
 from edge_runtime.deploy.formats.onnx import write_onnx
 from edge_runtime.deploy.graph.float_model import FloatModel, checked
-from edge_runtime.deploy.latency import cost_of
+from edge_runtime.deploy.latency import cost_of, peak_rss_bytes
 from edge_runtime.errors import ArtefactError
 from edge_runtime.ir.builder import Builder
 
@@ -32,7 +32,19 @@ def deep(layers: int) -> bytes:
 def test_a_model_of_more_layers_costs_more() -> None:
     few, many = cost_of(deep(1), ".onnx", ROW), cost_of(deep(60), ".onnx", ROW)
     assert 0 < 2 * few.latency_us < many.latency_us < 1e6
-    assert 10e6 < few.peak_rss_bytes < 150e6, "Python, NumPy and the runtime, and no PyTorch"
+
+
+def test_memory_is_that_of_the_process_and_not_of_the_one_that_started_it() -> None:
+    ours = np.ones(50_000_000)
+    cost = cost_of(deep(1), ".onnx", ROW)
+    assert 10e6 < cost.peak_rss_bytes < 150e6 < ours.nbytes
+
+
+def test_memory_that_was_given_back_counts() -> None:
+    before = peak_rss_bytes()
+    taken = before + 20_000_000
+    np.ones(taken // 8)
+    assert peak_rss_bytes() > taken
 
 
 def test_a_model_that_does_not_load_has_no_figure() -> None:
