@@ -149,7 +149,9 @@ def to_text(table: Sensitivity, chosen: Mapping[str, int] | None = None) -> str:
     """The table for people; a `*` marks the width that was chosen."""
     widths = sorted({bits for layer in table.layers for bits in layer.effects}, reverse=True)
     long = max([len("weight"), *(len(layer.name) for layer in table.layers)])
-    lines = [f"{'weight':{long}}  {'numbers':>9}" + "".join(f"  {f'{bits} bits: accuracy, error':>24} " for bits in widths)]
+    lines = [
+        f"{'weight':{long}}  {'numbers':>9}" + "".join(f"  {f'{bits} bits: accuracy, error':>24} " for bits in widths)
+    ]
     for layer in table.layers:
         cells = []
         for bits in widths:
