@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.deploy.latency import Cost, cost_of
 from edge_runtime.deploy.runner import Runner
 from edge_runtime.deploy.trust.digest import sha256_hex
 from edge_runtime.deploy.trust.golden import write_golden
@@ -58,7 +59,7 @@ class Figures:
         accuracy, agreement: shares; agreement is that of rows with the float32 model's class. None without classes.
         difference: largest absolute difference of an output from the float32 model's.
         unfaithfulness: root mean square difference from what the graph defines, over its root mean square.
-        latency_us: one row, one thread, wall time, median.
+        latency_us: one row, one thread, processor time, median.
         peak_rss_bytes: of a process that loads and runs it.
 
     """
@@ -81,7 +82,7 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
     figures = Figures(file, name, precision, len(content))
     try:
         outputs = _outputs(content, Path(file).suffix, expected.x)
-        latency_us, rss = _trial(file, content, expected.golden)
+        cost = _trial(file, content, expected.golden)
     except (EdgeRuntimeError, ValueError, MemoryError) as error:
         return dataclasses.replace(figures, refused=" ".join(str(error).split()))
     defined = expected.defined[precision].astype(np.float64)
@@ -92,16 +93,18 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
         agreement=None if expected.y is None else float(agreement(outputs, expected.float32)),
         difference=float(np.abs(outputs - expected.float32).max()),
         unfaithfulness=float(np.sqrt(np.mean((outputs - defined) ** 2))) / spread,
-        latency_us=latency_us,
-        peak_rss_bytes=rss,
+        latency_us=cost.latency_us,
+        peak_rss_bytes=cost.peak_rss_bytes,
     )
     return dataclasses.replace(figures, refused=why_not(figures, expected))
 
 
 def why_not(figures: Figures, expected: Expected) -> str | None:
     """Why the file is not released; None if it may be."""
-    if figures.difference is None or figures.unfaithfulness is None or not figures.latency_us:
+    if figures.difference is None or figures.unfaithfulness is None:
         return "it was not measured"
+    if not figures.latency_us or not figures.peak_rss_bytes:
+        return "what it costs to run was not measured"
     if not np.isfinite(figures.difference):
         return "its answers are not finite"
     if figures.unfaithfulness > FAITHFUL[figures.precision]:
@@ -149,12 +152,12 @@ def _outputs(content: bytes, suffix: str, x: NDArray[np.generic]) -> Outputs:
     return np.concatenate(parts)
 
 
-def _trial(file: str, content: bytes, golden: NDArray[np.generic]) -> tuple[float, int]:
-    """Latency in us and peak memory of a process that does nothing else."""
+def _trial(file: str, content: bytes, golden: NDArray[np.generic]) -> Cost:
+    """What it costs to run, once it has passed the trial that a device makes of it."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / file
         path.write_bytes(content)
         vectors, field = write_golden(path.parent, [path], golden)
         hashes = sha256_hex(content), sha256_hex(vectors.read_bytes())
-        trial = try_model(path, vectors, sha256=hashes, tolerance=field["tolerance"][file])
-    return 1e6 * trial.latency_s, trial.peak_rss_bytes
+        try_model(path, vectors, sha256=hashes, tolerance=field["tolerance"][file])
+    return cost_of(content, path.suffix, golden)
