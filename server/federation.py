@@ -144,7 +144,7 @@ class _Run:
         return result, None
 
     def _question(self, number: int) -> Question:
-        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program)
+        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
@@ -163,7 +163,7 @@ class _Run:
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
         if self._test is not None:
-            return dict(self._model.evaluate(self._test))
+            return dict(self._model.evaluate(self._test, number))
         if self._config.server.evaluate == "none":
             return {}
         settings = self._config.server

@@ -21,6 +21,7 @@ from edge_runtime.deploy.graph.fold import fold, hard_activations
 from edge_runtime.deploy.graph.quantise import quantise
 from edge_runtime.deploy.graph.quantised import QuantisedModel
 from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
+from edge_runtime.ir.graph import Value
 from edge_runtime.program.program import Program
 
 if TYPE_CHECKING:
@@ -225,14 +226,13 @@ def contract(prepared: Prepared) -> dict[str, Any]:
     """What the manifest says of input and output, whatever the format: shapes as PyTorch's, -1 for the batch."""
     model = prepared.float_model
 
-    def spec(name: str) -> dict[str, Any]:
-        value = model.graph.values[name]
+    def spec(name: str, value: Value) -> dict[str, Any]:
         shape = [-1 if n % model.batch == 0 else n for n in value.shape]
         return {"name": name, "dtype": {"f32": "float32", "i64": "int64"}[value.dtype], "shape": shape}
 
     return {
-        "input": spec(model.graph.inputs[0]),
-        "output": spec(model.graph.outputs[0]),
+        "input": spec("input", model.input),
+        "output": spec("output", model.output),
         "parameters": model.parameters,
         "calibration_examples": prepared.calibration_examples,
     }
