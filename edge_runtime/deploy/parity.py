@@ -95,7 +95,12 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
 
 def why_not(figures: Figures, expected: Expected) -> str | None:
     """Why the file is not released; None if it may be."""
-    if figures.difference is None or figures.unfaithfulness is None or not figures.latency_us:
+    if (
+        figures.difference is None
+        or figures.unfaithfulness is None
+        or not figures.latency_us
+        or not figures.peak_rss_bytes
+    ):
         return "it was not measured"
     if not np.isfinite(figures.difference):
         return "its answers are not finite"

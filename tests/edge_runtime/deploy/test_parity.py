@@ -78,11 +78,12 @@ def test_a_damaged_file_is_refused_with_its_error(prepared: Prepared, expected: 
     assert row.accuracy is None
 
 
-def test_what_was_not_measured_is_not_released(expected: parity.Expected) -> None:
-    row = parity.Figures("m.onnx", "onnx", "fp32", 10, 1.0, 1.0, 0.0, 0.0, None, None)
-    assert parity.why_not(row, expected) == "it was not measured"
-    row = parity.Figures("m.onnx", "onnx", "fp32", 10, 1.0, 1.0, float("nan"), 0.0, 1.0, 1)
-    assert parity.why_not(row, expected) == "its answers are not finite"
+@pytest.mark.parametrize("missing", ["difference", "unfaithfulness", "latency_us", "peak_rss_bytes"])
+def test_a_file_without_a_figure_is_not_released(expected: parity.Expected, missing: str) -> None:
+    whole = parity.Figures("m.onnx", "onnx", "int8", 1, 1.0, 1.0, 0.1, 0.001, 9.0, 1 << 26)
+    assert parity.why_not(whole, expected) is None
+    assert parity.why_not(dataclasses.replace(whole, **{missing: None}), expected) == "it was not measured"
+    assert parity.why_not(dataclasses.replace(whole, difference=np.nan), expected) == "its answers are not finite"
 
 
 def test_the_table_has_a_line_for_each_file() -> None:
