@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edge_runtime.deploy.formats.tflite.layout import IHWO, NHWC, OHWI, Order, border, is_same
-from edge_runtime.deploy.formats.tflite.lowering import Array, Site, always, row, same_grid
+from edge_runtime.deploy.formats.tflite.site import Site, always, row, same_grid
+from edge_runtime.deploy.formats.tflite.values import Array
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.ir.graph import Shape
 
@@ -82,7 +83,9 @@ def _avg_pool(s: Site) -> None:
         scale = s.quant(0).scale * one.scale
         zeros = s.const(np.zeros(channels, np.int32), Quant(scale, np.zeros(1, np.int32), 32, 0, symmetric=True))
         x, (down, right) = s.take(0, NHWC), s.a["stride"]
-        s.result("DEPTHWISE_CONV_2D", [x, w, zeros], NHWC, padding=VALID, strideH=down, strideW=right, depthMultiplier=1)
+        s.result(
+            "DEPTHWISE_CONV_2D", [x, w, zeros], NHWC, padding=VALID, strideH=down, strideW=right, depthMultiplier=1
+        )
         return
     s.result("AVERAGE_POOL_2D", [s.take(0, NHWC)], NHWC, padding=VALID, **_window(s))
 
@@ -107,4 +110,3 @@ def _batch_norm(s: Site) -> None:
     shape = tuple(s.shape(0)[dim] for dim in order)
     scaled = s.op("MUL", [s.take(0, order), s.const(by.reshape(per_channel))], shape)
     s.result("ADD", [scaled, s.const((beta - mean * by).reshape(per_channel))], order)
-

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_runtime.deploy.formats.tflite.lowering import Array, Site, row
+from edge_runtime.deploy.formats.tflite.site import Site, row
+from edge_runtime.deploy.formats.tflite.values import Array
 from edge_runtime.ir.graph import Shape
 
 HIDDEN = -1e9  # a score whose exponential is 0
@@ -105,7 +106,7 @@ def _is_zero(s: Site, place: int) -> bool:
 
 
 def _from_inputs(s: Site, place: int, gates: slice | Array, bias: Array) -> list[int]:
-    """x w^T + b of these rows of w, one tensor for each step."""
+    """The product of the inputs and these rows of w, with a bias; one tensor for each step."""
     rows, steps = s.shape(0)[:2]
     shape: Shape = (rows, steps, len(bias))
     inputs = [s.take(0), s.weight_rows(place, gates), s.const(bias)]
