@@ -49,7 +49,7 @@ class DeployConfig:
     every round.
     """
 
-    formats: tuple[str, ...] = key(("onnx",), choices=("onnx", "tflite", "engine"))
+    formats: tuple[str, ...] = key(("onnx", "tflite", "engine"), choices=("onnx", "tflite", "engine"))
     precision: str = key("int8", choices=("fp32", "int8"))
     calibration: int = key(200, low=1, high=100_000)  # held-out examples whose inputs give the ranges
     calibrate: str = key("minmax", choices=("minmax", "percentile", "entropy", "mse"))

@@ -207,8 +207,11 @@ class _Run:
         if self._config.deploy.formats:
             final["deploy"] = exported = self._export(state)
             final["files"] |= {name: entry["bytes"] for name, entry in exported.get("files", {}).items()}
-            if int8 := exported.get("formats", {}).get("onnx_int8"):
-                final["int8_accuracy"] = {"onnx": int8["accuracy"]}
+            final["int8_accuracy"] = {
+                row["format"]: row["accuracy"]
+                for row in exported.get("formats", {}).values()
+                if row.get("precision") == "int8" and row["refused"] is None
+            }
         final["seconds"] = round(time.monotonic() - self._started_s, 3)
         self._store.append("run_finished", final)
         self._write(final)
