@@ -68,7 +68,7 @@ def what_is_expected(prepared: Prepared, test: Examples, max_drop: float, *, cla
     if prepared.quantised is not None:
         defined["int8"] = predict_rounded(prepared.quantised, x)
     y = np.asarray(test.y[:MOST_ROWS], np.int64) if classes else None
-    return parity.Expected(x, y, defined["fp32"], defined, prepared.golden_inputs(), max_drop)
+    return parity.Expected(x, y, defined["fp32"], defined, max_drop)
 
 
 def _row(figures: parity.Figures) -> dict[str, Any]:
