@@ -41,7 +41,7 @@ def export_and_check(config: ServerConfig, state: State, test: Examples | None, 
         [x for x, _ in Batches(inputs, CALIBRATION_BATCH)],
         precision=config.deploy.precision,
         calibrate=config.deploy.calibrate,
-        weight_bits=config.deploy.qat_bits if config.deploy.qat_rounds else 8,
+        weight_bits=config.train_at(config.server.rounds).qat_bits or 8,
     )
     expected = what_is_expected(prepared, test, config.deploy.max_drop, classes=config.train.loss == "cross_entropy")
     rows: dict[str, Any] = {}
