@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +129,26 @@ def test_a_damaged_slot_is_left_for_the_previous_one(slots: Slots, publisher: Pu
     model.write_bytes(content)
     assert answers(slots) == 1
     assert slots.events()[-1]["event"] == "rolled back"
+
+
+@pytest.mark.parametrize("damaged", ["model_fp32.onnx", "manifest.json", "golden.safetensors", "release-key.sig"])
+def test_a_damaged_slot_is_repaired_by_the_same_artefact(slots: Slots, publisher: Publisher, damaged: str) -> None:
+    """Also where there is no slot to fall back on, and although its version is no longer above the floor."""
+    slot = slots.install(publisher.folder / "v1")
+    (slot.folder / damaged).write_bytes(b"worn out")
+    assert slots.install(publisher.folder / "v1").version == 1
+    assert answers(slots) == 1
+    assert slots.state.previous is None
+
+
+@pytest.mark.parametrize("call", [Slots.open, Slots.start])
+def test_a_slot_without_a_manifest_is_left_for_the_previous_one(
+    slots: Slots, publisher: Publisher, call: Callable[[Slots], object]
+) -> None:
+    slots.install(publisher.folder / "v1")
+    (slots.install(publisher.folder / "v2").folder / "manifest.json").unlink()
+    assert call(slots) is not None
+    assert answers(slots) == 1
 
 
 # The health window.
