@@ -401,4 +401,4 @@ def _done(what: str, path: Path, step: Callable[[], object]) -> None:
     try:
         step()
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be {what} ({error.strerror}); the model before it stays") from error
+        raise ArtefactError(f"{path}: cannot be {what} ({error.strerror})") from error
