@@ -61,6 +61,7 @@ def assemble(best: Placed, curve: Sequence[Placed], budget: int, batch: int, mod
         phases=tuple(phases),
         report=_report(best, curve),
         initial={name: content for name, content in contents.items() if name in offsets},
+        forward=model.predict,
     )
 
 

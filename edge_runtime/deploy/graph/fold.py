@@ -63,7 +63,7 @@ def own_tensors(model: FloatModel) -> FloatModel:
 
 
 def fold_batch_norm(model: FloatModel) -> FloatModel:
-    """The weight becomes w g / s, the bias (b - mean) g / s + beta, s = sqrt(var + eps) (Jacob et al. 2018, section 3.2).
+    """The weight becomes w g / s, the bias (b - mean) g / s + beta; s = sqrt(var + eps) (Jacob et al. 2018, 3.2).
 
     One that follows no layer, or a layer which others read too, becomes a multiplication and an addition per channel.
     """
