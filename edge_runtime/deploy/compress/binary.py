@@ -21,7 +21,7 @@ def binarise(model: FloatModel, names: Sequence[str] | None = None) -> FloatMode
 
     Args:
         model: of which linear layers are binarised, others are left.
-        names: of weights, or patterns with `*`; None for all but the first and the last linear layer, as the paper does.
+        names: of weights, or patterns with `*`; None for all but the first and the last layer, as the paper has it.
 
     """
     layers = linear_weights(model)

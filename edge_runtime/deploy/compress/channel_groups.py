@@ -1,4 +1,4 @@
-"""Which channels of a graph can go, and what goes with each: the rows, columns and biases of all layers it runs through.
+"""Which channels of a graph can go, and what goes with each: the rows, columns and biases of the layers on its way.
 
 A channel is followed from the layer that makes it to those that read it. Where two meet (a residual addition, a
 per-channel product, a depthwise convolution) they become one set; where one cannot be followed, its set is blocked,
@@ -63,7 +63,7 @@ class ChannelGroup:
 
 @dataclass(slots=True)
 class Channels:
-    """What following a model's channels has found. Sets are numbers; `find` gives the one that a set was joined into."""
+    """What following a model's channels has found. Sets are numbers; `find` gives the one it was joined into."""
 
     model: FloatModel
     layouts: dict[str, Layout] = field(default_factory=dict)  # of values; one without channels has none

@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, with every row and column they run through, and the model is really smaller."""
+"""Structured pruning: whole channels go, with all rows and columns on their way: the model is really smaller."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def prune_channels(
     channels = Channels.of(model)
     wanted = _wanted(channels.groups(), fraction)
     points = _points(channels, magnitude(model) if scores is None else scores, wanted)
-    counts = (
-        _counts_together(points, wanted) if together else {g: _kept(len(points[g]), one) for g, one in wanted.items()}
-    )
+    counts = _counts_together(points, wanted) if together else _counts_alone(points, wanted)
     kept = {}
     for group, one in points.items():
         count = min(len(one), max(multiple, -(-counts[group] // multiple) * multiple))
@@ -89,10 +87,6 @@ def _wanted(groups: Mapping[int, ChannelGroup], fraction: float | Mapping[str, f
     return wanted
 
 
-def _kept(size: int, fraction: float) -> int:
-    return max(1, size - round(fraction * size))
-
-
 def _points(channels: Channels, scores: Scores, wanted: Mapping[int, float]) -> dict[int, NDArray[np.float64]]:
     """Of every set in `wanted`, a score for each channel."""
     points = {group: np.zeros(channels.sizes[group]) for group in wanted}
@@ -109,6 +103,11 @@ def _points(channels: Channels, scores: Scores, wanted: Mapping[int, float]) -> 
                 points[group] += along[start : start + width].reshape(-1, run.inner).sum(1)
             start += width
     return points
+
+
+def _counts_alone(points: Mapping[int, NDArray[np.float64]], wanted: Mapping[int, float]) -> dict[int, int]:
+    """How many channels of each set stay when each has its own fraction."""
+    return {group: max(1, len(one) - round(wanted[group] * len(one))) for group, one in points.items()}
 
 
 def _counts_together(points: Mapping[int, NDArray[np.float64]], wanted: Mapping[int, float]) -> dict[int, int]:

@@ -55,7 +55,7 @@ class Tuning:
 def finetune(
     model: FloatModel,
     examples: Examples,
-    tuning: Tuning = Tuning(),  # noqa: B008 - frozen
+    tuning: Tuning | None = None,
     *,
     teacher: FloatModel | Array | None = None,
     loss: Loss | None = None,
@@ -66,12 +66,13 @@ def finetune(
     Args:
         model: without batch norm (`graph.fold`), whose statistics would stay as they are.
         examples: inputs (N, ...) and their targets.
-        tuning: how.
+        tuning: how; `Tuning()` if None.
         teacher: a model, or its logits for these very inputs, to learn from beside the labels (Hinton et al. 2015).
         loss: of the labels; cross-entropy if None. With a teacher it is cross-entropy.
         threads: as `Trainer` has it.
 
     """
+    tuning = tuning or Tuning()
     if teacher is not None and loss is not None and not isinstance(loss, CrossEntropy):
         raise ConfigError(f"a teacher of classes goes with cross_entropy, not with {type(loss).__name__}")
     rows, spec = _task(examples, tuning, teacher, loss)

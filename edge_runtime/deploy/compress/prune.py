@@ -1,4 +1,4 @@
-"""Unstructured pruning: the least important weights become zero. Files and updates compress better, time is the same."""
+"""Unstructured pruning: the least important weights become zero. Files compress better, inference is no faster."""
 
 from __future__ import annotations
 

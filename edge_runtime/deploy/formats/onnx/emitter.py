@@ -57,9 +57,7 @@ class Stored:
 class Emitter:
     """One file in the making. `graph` has the shapes; a dim that `has_batch` is symbolic."""
 
-    def __init__(
-        self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int
-    ) -> None:
+    def __init__(self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int) -> None:
         self.graph, self.quants, self.opset = graph, quants, opset
         self.source = ""  # the user's line whose node is being written
         self._weights, self._batch = weights, batch

@@ -39,7 +39,15 @@ def row(*ops: str) -> Callable[[Callable[[Emitter, Node], str]], Callable[[Emitt
 
 # Elementwise.
 
-_PLAIN = {"add": "Add", "mul": "Mul", "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "gelu": "Gelu"}
+_PLAIN = {
+    "add": "Add",
+    "mul": "Mul",
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "exp": "Exp",
+    "gelu": "Gelu",
+}
 
 
 @row(*_PLAIN)
