@@ -18,6 +18,7 @@ from edge_runtime.ir.graph import Graph
 from edge_runtime.ir.verify import verify
 from edge_runtime.losses import CrossEntropy, Distillation, KLDivergence, Loss
 from edge_runtime.optimizers import Adam, Optimizer
+from edge_runtime.passes.fake_quant import with_fake_quant
 from edge_runtime.schedules import Cosine
 from edge_runtime.train.batches import Array, Batches, Examples, MultiExamples, Rows
 from edge_runtime.train.trainer import Trainer
