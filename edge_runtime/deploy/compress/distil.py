@@ -43,7 +43,9 @@ def distil(
 ) -> FloatModel:
     """`pupil` taught to say what `teacher` says of inputs x, which need no labels: KL at temperature T alone."""
     logits = teacher_logits(teacher, x)
-    return finetune(pupil, Examples(x, logits), dataclasses.replace(tuning or Tuning(epochs=3), alpha=1.0), teacher=logits)
+    return finetune(
+        pupil, Examples(x, logits), dataclasses.replace(tuning or Tuning(epochs=3), alpha=1.0), teacher=logits
+    )
 
 
 def mean_logits(

@@ -117,7 +117,8 @@ def _trainer(model: FloatModel, loss: Loss, optimizer: Optimizer, tuning: Tuning
 
     def forward(rows: int) -> Graph:
         graph = model.at(rows)
-        # QAT
+        if tuning.weight_bits:
+            graph = with_fake_quant(graph, tuning.weight_bits, tuning.activations)
         return with_masks(graph, [name.removesuffix(MASK) for name in masks])
 
     program = build_graph(

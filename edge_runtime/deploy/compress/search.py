@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.deploy.compress.channels import channel_groups, prune_channels
 from edge_runtime.deploy.compress.finetune import Tuning, finetune, teacher_logits
-from edge_runtime.deploy.compress.low_rank import factored, rank_table
+from edge_runtime.deploy.compress.low_rank import Spectrum, factored, spectra
 from edge_runtime.deploy.compress.scores import Scores, magnitude, taylor
 from edge_runtime.deploy.exporter import Prepared, prepare, write
 from edge_runtime.deploy.graph.evaluate import predict
@@ -80,7 +81,7 @@ class Levers:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A row of the search's table. `accuracy` is on validation examples, with rounding; None where it was not trained."""
+    """A row of the search's table. `accuracy` is on validation examples, with rounding; None if it was not trained."""
 
     levers: Levers
     parameters: int
@@ -123,10 +124,10 @@ class SearchError(EdgeRuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Rounds of training: epochs of each, and how many candidates go on to it; the last one also tries variants."""
+    """Rounds of training: epochs of each, and how many candidates take part; the last one also learns without teacher."""
 
     epochs: tuple[int, ...] = (1, 3, 12)
-    survivors: tuple[int, ...] = (12, 4, 2)
+    survivors: tuple[int, ...] = (16, 4, 2)
     seed: int = 0
 
 
@@ -176,10 +177,9 @@ class _Search:
         effort: Effort,
         say: Callable[[Tried], None],
     ) -> None:
-        if np.asarray(train.y).dtype.kind not in "iu":
-            raise ConfigError(f"a target size is searched for models of classes; the targets are {train.y.dtype}")
+        _classes(train)
         self._model, self._test, self._goal, self._effort, self._say = model, test, goal, effort, say
-        labels = np.asarray(train.y) if np.asarray(train.y).ndim == 1 else None
+        labels = _classes(train) if train.y.ndim == 1 else None
         fitting, judging = hold_out(len(train), VALIDATION, np.random.default_rng(effort.seed), labels)
         self._fit, self._judge = train.rows(np.sort(fitting)), train.rows(np.sort(judging))
         self._calibration = [self._fit.x[start : start + 50] for start in range(0, CALIBRATION_ROWS, 50)]
@@ -189,6 +189,7 @@ class _Search:
             "taylor": taylor(model, Batches(self._fit.rows(slice(2000)), 50)),
             "magnitude": magnitude(model),
         }
+        self._cuts: dict[Any, tuple[FloatModel, Mapping[str, Spectrum]]] = {}
         self._tried: list[Tried] = []
 
     def run(self) -> Found:
@@ -196,8 +197,8 @@ class _Search:
         if not candidates:
             least = min(self._tried, key=lambda one: one.nbytes)
             raise SearchError(
-                f"no model fits in {self._goal.target_bytes:,} bytes: the smallest is {least.nbytes:,} ({least.levers}); "
-                f"raise --target-size, or start from a smaller model",
+                f"no model fits in {self._goal.target_bytes:,} bytes: the smallest has {least.nbytes:,} ({least.levers}); "
+                f"raise the target, or start from a smaller model",
                 self._tried,
             )
         for epochs, survivors in zip(self._effort.epochs, self._effort.survivors, strict=True):
@@ -209,13 +210,14 @@ class _Search:
     # Which combinations fit.
 
     def _candidates(self) -> list[_Candidate]:
-        """For every combination the one that cuts least and fits; those that cut alike are one."""
-        found: dict[Levers, _Candidate] = {}
+        """For every combination the one that cuts least and fits; those that come to the same model are one."""
+        found: dict[Any, _Candidate] = {}
         for start in self._combinations():
             one = self._least_cut(start)
             if one is not None:
-                key = one.levers if one.levers.cut else dataclasses.replace(start, ranked="", together=False, cut=0.0)
-                found.setdefault(key, one)
+                ranking = (start.ranked, start.together) if one.levers.cut else None
+                shapes = tuple((name, w.shape) for name, w in one.model.weights.items())
+                found.setdefault((start.bits, ranking, shapes), one)
         # Those that keep most parameters first: without training, nothing else tells them apart.
         return sorted(found.values(), key=lambda one: -one.model.parameters)
 
@@ -228,7 +230,7 @@ class _Search:
             yield Levers(0.0, ranked, together, energy, one)
 
     def _least_cut(self, start: Levers) -> _Candidate | None:
-        """The least share of channels with which all files fit, by bisection; None, with a row that says why, for none."""
+        """The least share of channels with which all files fit, by bisection; None, and a row that says why, if none."""
         low, high = -1, STEPS
         best: _Candidate | None = None
         while high - low > 1:
@@ -253,14 +255,18 @@ class _Search:
         return best
 
     def _applied(self, levers: Levers) -> FloatModel:
-        model = self._model
-        if levers.cut:
-            model = prune_channels(
-                model, levers.cut, scores=self._scores[levers.ranked], together=levers.together
-            )
-        if levers.energy < 1 and any(one.saves for one in rank_table(model, levers.energy)):
-            model = factored(model, energy=levers.energy)
-        return model
+        model, known = self._cut(levers.cut, levers.ranked, levers.together)
+        return factored(model, energy=levers.energy, known=known) if levers.energy < 1 else model
+
+    def _cut(self, cut: float, ranked: str, together: bool) -> tuple[FloatModel, Mapping[str, Spectrum]]:
+        """The model without these channels, and what it takes to factor it; energies and bits share both."""
+        key = (cut, ranked, together) if cut else ()
+        if key not in self._cuts:
+            model = self._model
+            if cut:
+                model = prune_channels(model, cut, scores=self._scores[ranked], together=together)
+            self._cuts[key] = (model, spectra(model))
+        return self._cuts[key]
 
     def _prepared(self, model: FloatModel, bits: int) -> Prepared:
         precision = self._goal.precision
@@ -277,14 +283,15 @@ class _Search:
     def _train(self, one: _Candidate, epochs: int) -> None:
         """Train a candidate on; of the ways to do it, the one that is best after it stays."""
         before = one.model
-        best = (-1.0, before, "")
+        right = accuracy(self._predict(before, one.levers.bits, self._judge.x), _classes(self._judge))
+        best = (right, before, "not trained")
         for tuning in self._tunings(one, epochs):
             tuned = finetune(before, self._fit, tuning, teacher=self._teacher if tuning.alpha else None)
-            right = accuracy(self._predict(tuned, one.levers.bits, self._judge.x), self._judge.y)
+            right = accuracy(self._predict(tuned, one.levers.bits, self._judge.x), _classes(self._judge))
             if right > best[0]:
-                best = (right, tuned, _way(tuning))
+                best = (right, tuned, f"{epochs} epochs {_way(tuning)}")
         one.accuracy, one.model, way = best
-        self._note(Tried(one.levers, one.model.parameters, one.nbytes, one.accuracy, f"{epochs} more epochs {way}"))
+        self._note(Tried(one.levers, one.model.parameters, one.nbytes, one.accuracy, way))
 
     def _tunings(self, one: _Candidate, epochs: int) -> Iterator[Tuning]:
         last = epochs == self._effort.epochs[-1]
@@ -304,14 +311,14 @@ class _Search:
 
     def _released(self, one: _Candidate) -> Found:
         """The chosen one, if it also holds on what nothing was chosen by."""
-        original = accuracy(predict(self._model, self._test.x), self._test.y)
-        right = accuracy(self._predict(one.model, one.levers.bits, self._test.x), self._test.y)
+        original = accuracy(predict(self._model, self._test.x), _classes(self._test))
+        right = accuracy(self._predict(one.model, one.levers.bits, self._test.x), _classes(self._test))
         found = Found(one.model, one.levers, tuple(self._tried), original, right)
         if found.drop > self._goal.max_drop:
             raise SearchError(
-                f"the best model of at most {self._goal.target_bytes:,} bytes ({one.levers}) has {100 * right:.1f} % on "
-                f"held-out examples, {found.drop:.1f} points below the original's {100 * original:.1f} %, and --max-drop "
-                f"is {self._goal.max_drop:g}; raise --target-size or --max-drop",
+                f"the best model of at most {self._goal.target_bytes:,} bytes ({one.levers}) is right on "
+                f"{100 * right:.1f} % of held-out examples, {found.drop:.1f} points below the original's "
+                f"{100 * original:.1f} %, and {self._goal.max_drop:g} may be lost; raise the target, or what may be lost",
                 self._tried,
             )
         return found
@@ -319,6 +326,12 @@ class _Search:
     def _note(self, row: Tried) -> None:
         self._tried.append(row)
         self._say(row)
+
+
+def _classes(examples: Examples) -> NDArray[np.integer]:
+    if examples.y.dtype.kind not in "iu":
+        raise ConfigError(f"a size is searched for models of classes; the targets are {examples.y.dtype}")
+    return examples.y.astype(np.int64)
 
 
 def _way(tuning: Tuning) -> str:
