@@ -124,7 +124,7 @@ class SearchError(EdgeRuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Rounds of training: epochs of each, and how many candidates take part; the last one also learns without teacher."""
+    """Rounds of training: epochs of each, and how many candidates take part; the last also without a teacher."""
 
     epochs: tuple[int, ...] = (1, 3, 12)
     survivors: tuple[int, ...] = (16, 4, 2)
@@ -197,7 +197,7 @@ class _Search:
         if not candidates:
             least = min(self._tried, key=lambda one: one.nbytes)
             raise SearchError(
-                f"no model fits in {self._goal.target_bytes:,} bytes: the smallest has {least.nbytes:,} ({least.levers}); "
+                f"no model fits in {self._goal.target_bytes:,} bytes: the least is {least.nbytes:,} ({least.levers}); "
                 f"raise the target, or start from a smaller model",
                 self._tried,
             )
@@ -230,7 +230,7 @@ class _Search:
             yield Levers(0.0, ranked, together, energy, one)
 
     def _least_cut(self, start: Levers) -> _Candidate | None:
-        """The least share of channels with which all files fit, by bisection; None, and a row that says why, if none."""
+        """The least share of channels with which all files fit, by bisection; if there is none, a row says why."""
         low, high = -1, STEPS
         best: _Candidate | None = None
         while high - low > 1:
@@ -318,7 +318,7 @@ class _Search:
             raise SearchError(
                 f"the best model of at most {self._goal.target_bytes:,} bytes ({one.levers}) is right on "
                 f"{100 * right:.1f} % of held-out examples, {found.drop:.1f} points below the original's "
-                f"{100 * original:.1f} %, and {self._goal.max_drop:g} may be lost; raise the target, or what may be lost",
+                f"{100 * original:.1f} %, and {self._goal.max_drop:g} may be lost; raise one of the two",
                 self._tried,
             )
         return found
