@@ -28,9 +28,7 @@ def binarise(model: FloatModel, names: Sequence[str] | None = None) -> FloatMode
     if names is None:
         chosen = layers[1:-1]
         if not chosen:
-            raise ConfigError(
-                f"the model has {len(layers)} linear layers, none between the first and the last; name them"
-            )
+            raise ConfigError(f"of {len(layers)} linear layers none is between the first and the last; name some")
     else:
         chosen = fitting(names, layers)
     weights = {name: model.weights[name] for name in chosen}

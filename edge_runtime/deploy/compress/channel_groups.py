@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +63,7 @@ class ChannelGroup:
 
 @dataclass(slots=True)
 class Channels:
-    """What following a model's channels has found. Sets are numbers; `find` gives the one it was joined into."""
+    """What following a model's channels has found. Sets are numbers; `resolved` says what has become of them since."""
 
     model: FloatModel
     layouts: dict[str, Layout] = field(default_factory=dict)  # of values; one without channels has none
@@ -71,6 +71,7 @@ class Channels:
     sizes: list[int] = field(default_factory=list)
     blocked: dict[int, str] = field(default_factory=dict)
     _parent: list[int] = field(default_factory=list)
+    _parts: dict[int, tuple[int, int]] = field(default_factory=dict)  # of a set that was cut in two
 
     @classmethod
     def of(cls, model: FloatModel) -> Channels:
@@ -90,14 +91,23 @@ class Channels:
         layers: dict[int, list[str]] = {}
         for use in self.uses:
             if use.makes and self.model.weights[use.weight].ndim >= 2:
-                for run in use.runs:
-                    layers.setdefault(self.find(run.group), []).append(use.weight)
+                for run in self.resolved(use.runs):
+                    layers.setdefault(run.group, []).append(use.weight)
         return {
             group: ChannelGroup(tuple(dict.fromkeys(names)), self.sizes[group], self.blocked.get(group, ""))
             for group, names in layers.items()
         }
 
-    def find(self, group: int) -> int:
+    def resolved(self, runs: Sequence[Run]) -> Iterator[Run]:
+        """The same runs, by the sets that there are now: some have been joined with others since, or cut in two."""
+        for run in runs:
+            group = self._find(run.group)
+            if group in self._parts:
+                yield from self.resolved([Run(part, run.inner) for part in self._parts[group]])
+            else:
+                yield Run(group, run.inner)
+
+    def _find(self, group: int) -> int:
         while self._parent[group] != group:
             group = self._parent[group]
         return group
@@ -105,11 +115,10 @@ class Channels:
     def indices(self, runs: Sequence[Run], kept: Mapping[int, NDArray[np.intp]]) -> NDArray[np.intp]:
         """Places along a dim laid out as `runs` that stay when of each set the channels `kept` do."""
         parts, start = [np.zeros(0, np.intp)], 0
-        for run in runs:
-            group = self.find(run.group)
-            channels = kept.get(group, np.arange(self.sizes[group]))
+        for run in self.resolved(runs):
+            channels = kept.get(run.group, np.arange(self.sizes[run.group]))
             parts.append(start + (channels[:, None] * run.inner + np.arange(run.inner)).ravel())
-            start += self.sizes[group] * run.inner
+            start += self.sizes[run.group] * run.inner
         return np.concatenate(parts)
 
     def width(self, runs: Sequence[Run], kept: Mapping[int, NDArray[np.intp]]) -> int:
@@ -133,26 +142,38 @@ class Channels:
             self.block_runs(runs, f"{weight} is computed, not a weight")
 
     def join(self, a: Layout, b: Layout) -> bool:
-        """Make the sets of two layouts one, run by run; False where they do not lie alike."""
-        alike = len(a.runs) == len(b.runs) and all(
-            (one.inner, self.sizes[self.find(one.group)]) == (other.inner, self.sizes[self.find(other.group)])
-            for one, other in zip(a.runs, b.runs, strict=True)
-        )
-        if alike:
-            for one, other in zip(a.runs, b.runs, strict=True):
-                first, second = sorted((self.find(one.group), self.find(other.group)))
-                self._parent[second] = first
-                if reason := self.blocked.get(second):
-                    self.blocked.setdefault(first, reason)
-        return alike
+        """Make the sets of two layouts one, cutting those of which a part meets; False if they do not lie alike."""
+        met = 0
+        while True:
+            first, second = list(self.resolved(a.runs))[met:], list(self.resolved(b.runs))[met:]
+            if not first or not second:
+                return not first and not second
+            one, other = first[0], second[0]
+            if one.inner != other.inner:
+                return False
+            size = min(self.sizes[one.group], self.sizes[other.group])
+            long = [run.group for run in (one, other) if self.sizes[run.group] > size]
+            if long:
+                self._cut(long[0], size)
+                continue
+            kept, gone = sorted((one.group, other.group))
+            self._parent[gone] = kept
+            if reason := self.blocked.get(gone):
+                self.blocked.setdefault(kept, reason)
+            met += 1
+
+    def _cut(self, group: int, size: int) -> None:
+        self._parts[group] = (self.new(size).group, self.new(self.sizes[group] - size).group)
+        if reason := self.blocked.get(group):
+            self.blocked.update(dict.fromkeys(self._parts[group], reason))
 
     def block(self, name: str, reason: str) -> None:
         if name in self.layouts:
             self.block_runs(self.layouts[name].runs, reason)
 
     def block_runs(self, runs: Sequence[Run], reason: str) -> None:
-        for run in runs:
-            self.blocked.setdefault(self.find(run.group), reason)
+        for run in self.resolved(runs):
+            self.blocked.setdefault(run.group, reason)
 
     def refuse(self, node: Node, why: str) -> None:
         """Nothing that goes into `node` can be pruned."""

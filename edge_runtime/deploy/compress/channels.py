@@ -96,11 +96,10 @@ def _points(channels: Channels, scores: Scores, wanted: Mapping[int, float]) -> 
         start = 0
         score = np.asarray(scores[use.weight], np.float64)
         along = score.reshape(len(score), -1).sum(1)
-        for run in use.runs:
-            group = channels.find(run.group)
-            width = channels.sizes[group] * run.inner
-            if group in points:
-                points[group] += along[start : start + width].reshape(-1, run.inner).sum(1)
+        for run in channels.resolved(use.runs):
+            width = channels.sizes[run.group] * run.inner
+            if run.group in points:
+                points[run.group] += along[start : start + width].reshape(-1, run.inner).sum(1)
             start += width
     return points
 
@@ -114,11 +113,11 @@ def _counts_together(points: Mapping[int, NDArray[np.float64]], wanted: Mapping[
     """How many channels of each set stay when all are ranked together."""
     if len(set(wanted.values())) > 1:
         raise ConfigError("ranked together, all sets have one fraction")
-    scaled = {group: one / max(float(one.mean()), 1e-30) for group, one in points.items()}
-    every = np.sort(np.concatenate(list(scaled.values())))
-    gone = round(next(iter(wanted.values())) * len(every))
-    limit = every[gone] if gone < len(every) else np.inf
-    return {g: max(int((one >= limit).sum()), -(-len(one) // 10)) for g, one in scaled.items()}
+    scaled = np.concatenate([one / max(float(one.mean()), 1e-30) for one in points.values()])
+    owner = np.concatenate([np.full(len(one), group) for group, one in points.items()])
+    share = next(iter(wanted.values()))
+    gone = owner[np.argsort(scaled, kind="stable")[: round(share * len(scaled))]]
+    return {g: max(len(one) - int((gone == g).sum()), -(-len(one) // 10)) for g, one in points.items()}
 
 
 def _cut(channels: Channels, kept: Mapping[int, NDArray[np.intp]]) -> FloatModel:

@@ -284,7 +284,7 @@ class _Search:
         """Train a candidate on; of the ways to do it, the one that is best after it stays."""
         before = one.model
         right = accuracy(self._predict(before, one.levers.bits, self._judge.x), _classes(self._judge))
-        best = (right, before, "not trained")
+        best = (right, before, "no better with more training")
         for tuning in self._tunings(one, epochs):
             tuned = finetune(before, self._fit, tuning, teacher=self._teacher if tuning.alpha else None)
             right = accuracy(self._predict(tuned, one.levers.bits, self._judge.x), _classes(self._judge))
