@@ -49,14 +49,24 @@ def distil(
 
 
 def mean_logits(
-    said: Sequence[Array], weights: Sequence[float] | None = None, like: tuple[int, ...] | None = None
+    said: Sequence[Array],
+    weights: Sequence[float] | None = None,
+    *,
+    like: tuple[int, ...] | None = None,
+    centred: bool = False,
 ) -> NDArray[np.float32]:
     """The clients' mean: Lin et al. 2020, equation 3 (AVGLOGITS), with a weight for each client, equal if None.
+
+    A client that has few classes is sure, of every input, that it is one of them, and plain means are then of little
+    use. `centred` takes away from each client's logits their mean over the inputs, class by class: what it says of a
+    class whatever the input. That is logit adjustment (Menon et al. 2021, equation 9) with a prior that nobody has to
+    tell; it supposes that the public inputs have all classes about equally often.
 
     Args:
         said: of each client, logits (inputs, ..., classes).
         weights: >= 0, such as its number of examples.
         like: the shape that all must have; that of the first if None.
+        centred: for clients whose classes differ.
 
     Raises:
         PeerError: a client's logits are of another shape, not finite, or beyond +-1e4; names the client by its place.
@@ -71,7 +81,8 @@ def mean_logits(
     shape = like or np.shape(said[0])
     total = np.zeros(shape)
     for place, (one, share) in enumerate(zip(said, shares / shares.sum(), strict=True)):
-        total += share * checked_logits(one, shape, f"client {place}")
+        logits = checked_logits(one, shape, f"client {place}")
+        total += share * (logits - logits.mean(tuple(range(logits.ndim - 1))) if centred else logits)
     return total.astype(np.float32)
 
 

@@ -195,17 +195,24 @@ class _Search:
     def run(self) -> Found:
         candidates = self._candidates()
         if not candidates:
-            least = min(self._tried, key=lambda one: one.nbytes)
-            raise SearchError(
-                f"no model fits in {self._goal.target_bytes:,} bytes: the least is {least.nbytes:,} ({least.levers}); "
-                f"raise the target, or start from a smaller model",
-                self._tried,
-            )
+            return self._nothing()
         for epochs, survivors in zip(self._effort.epochs, self._effort.survivors, strict=True):
             candidates = sorted(candidates, key=lambda one: -one.accuracy)[:survivors]
             for one in candidates:
                 self._train(one, epochs)
-        return self._released(max(candidates, key=lambda one: one.accuracy))
+        best = max(candidates, key=lambda one: one.accuracy)
+        return self._released(best) if best.accuracy >= 0 else self._nothing()
+
+    def _nothing(self) -> Found:
+        sized = [one for one in self._tried if one.nbytes]
+        if not sized:
+            raise SearchError(f"no file can be written: {self._tried[0].note}", self._tried)
+        least = min(sized, key=lambda one: one.nbytes)
+        raise SearchError(
+            f"no model fits in {self._goal.target_bytes:,} bytes: the least is {least.nbytes:,} ({least.levers}); "
+            f"raise the target, or start from a smaller model",
+            self._tried,
+        )
 
     # Which combinations fit.
 
@@ -273,10 +280,19 @@ class _Search:
         return prepare(model, None, self._calibration, precision=precision, weight_bits=bits or 8)
 
     def _nbytes(self, model: FloatModel, bits: int) -> int:
-        """Of the largest file; which numbers stand in it makes no difference."""
-        ranges = dict.fromkeys(model.graph.values, (-1.0, 1.0))
+        """Of the largest file, about: equal numbers are written once, so which ones stand in it makes a difference."""
+        ranges = {name: (-1.0 - place, 1.0) for place, name in enumerate(model.graph.values)}  # no two scales alike
         ready = quantise(model, ranges, weight_bits=bits) if bits else model
         return max(len(write(ready, name, self._goal.batch)) for name in self._goal.formats)
+
+    def _real_nbytes(self, model: FloatModel, bits: int) -> int:
+        """Of the largest file, with the numbers that it will have."""
+        prepared, goal = self._prepared(model, bits), self._goal
+        ready = prepared.quantised or prepared.float_model
+        return max(len(write(ready, name, goal.batch)) for name in goal.formats)
+
+    def _fits(self, model: FloatModel, one: _Candidate) -> bool:
+        return self._real_nbytes(model, one.levers.bits) <= self._goal.target_bytes
 
     # How good they are.
 
@@ -284,14 +300,16 @@ class _Search:
         """Train a candidate on; of the ways to do it, the one that is best after it stays."""
         before = one.model
         right = accuracy(self._predict(before, one.levers.bits, self._judge.x), _classes(self._judge))
-        best = (right, before, "no better with more training")
+        best = (right, before, "no better with more training") if self._fits(before, one) else (-1.0, before, "")
         for tuning in self._tunings(one, epochs):
             tuned = finetune(before, self._fit, tuning, teacher=self._teacher if tuning.alpha else None)
             right = accuracy(self._predict(tuned, one.levers.bits, self._judge.x), _classes(self._judge))
-            if right > best[0]:
+            if right > best[0] and self._fits(tuned, one):
                 best = (right, tuned, f"{epochs} epochs {_way(tuning)}")
         one.accuracy, one.model, way = best
-        self._note(Tried(one.levers, one.model.parameters, one.nbytes, one.accuracy, way))
+        one.nbytes = self._real_nbytes(one.model, one.levers.bits)
+        right_or_none = one.accuracy if one.accuracy >= 0 else None
+        self._note(Tried(one.levers, one.model.parameters, one.nbytes, right_or_none, way or "does not fit"))
 
     def _tunings(self, one: _Candidate, epochs: int) -> Iterator[Tuning]:
         last = epochs == self._effort.epochs[-1]
