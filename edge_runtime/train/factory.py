@@ -116,6 +116,8 @@ def _cached_program(
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
+        qat_bits=train.qat_bits,
+        qat_activations=train.qat_activations,
     )
 
 
@@ -179,6 +181,8 @@ def make_trainer(
         proximal_mu=proximal_mu,
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
+        qat_bits=train.qat_bits,
+        qat_activations=train.qat_activations,
         threads=threads,
         seed=seed,
     )

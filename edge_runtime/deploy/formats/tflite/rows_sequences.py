@@ -105,7 +105,7 @@ def _is_zero(s: Site, place: int) -> bool:
 
 
 def _from_inputs(s: Site, place: int, gates: slice | Array, bias: Array) -> list[int]:
-    """x w^T + b of these rows of w, one tensor for each step."""
+    """X w^T + b of these rows of w, one tensor for each step."""
     rows, steps = s.shape(0)[:2]
     shape: Shape = (rows, steps, len(bias))
     inputs = [s.take(0), s.weight_rows(place, gates), s.const(bias)]

@@ -1,0 +1,65 @@
+// What the ISAs of x86-64 share: sums to bytes, bytes to memory, and depthwise sums.
+#ifndef HEDGEROW_INTEGERS_X86_H_
+#define HEDGEROW_INTEGERS_X86_H_
+
+#include <immintrin.h>
+
+#include "integers/patch.h"
+
+namespace hedgerow {
+namespace {
+
+// The same bits as Rounding's own: max and min give their second operand where the first is NaN.
+HEDGEROW_INLINE __m128i RoundEight(__m256i sum, __m256 multiplier, const Rounding& rounding) {
+  __m256 real = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), multiplier);
+  real = _mm256_min_ps(_mm256_max_ps(real, _mm256_set1_ps(rounding.low)), _mm256_set1_ps(rounding.high));
+  const __m256i whole = _mm256_add_epi32(_mm256_cvtps_epi32(real), _mm256_set1_epi32(rounding.zero));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  return _mm_packs_epi16(words, words);
+}
+
+HEDGEROW_INLINE void StoreFew(int8_t* y, __m128i bytes, Index n) {
+  auto left = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
+  if (n >= 8) return std::memcpy(y, &left, 8), void();
+  if (n & 4) {
+    std::memcpy(y, &left, 4);
+    y += 4;
+    left >>= 32;
+  }
+  if (n & 2) {
+    std::memcpy(y, &left, 2);
+    y += 2;
+    left >>= 16;
+  }
+  if (n & 1) std::memcpy(y, &left, 1);
+}
+
+// Two places at a time: their bytes in turn, widened, times pairs of weights.
+struct PairsOfPlaces {
+  using Weight = int16_t;
+  static constexpr Index WeightPlace(Index t, Index channel) { return (t / 2 * kBlock + channel) * 2 + t % 2; }
+
+  static HEDGEROW_INLINE void Depthwise(const Index* places, Index pairs, const int8_t* x, const uint8_t* block,
+                                        const Target& target, int8_t* y) {
+    auto load = [](const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); };
+    auto bytes = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
+    __m256i low = load(block), high = load(block + 32);
+    const uint8_t* w = block + kBlockHead;
+    for (Index t = 0; t < pairs; ++t, w += 64) {
+      const __m128i a = bytes(x + places[2 * t]), b = bytes(x + places[2 * t + 1]);
+      const __m256i left = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+      const __m256i right = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
+      low = _mm256_add_epi32(low, _mm256_madd_epi16(left, load(w)));
+      high = _mm256_add_epi32(high, _mm256_madd_epi16(right, load(w + 32)));
+    }
+    const auto* multiplier = reinterpret_cast<const float*>(block + 4 * kBlock);
+    StoreFew(y, RoundEight(low, _mm256_load_ps(multiplier), target.rounding), target.channels);
+    if (target.channels <= 8) return;
+    StoreFew(y + 8, RoundEight(high, _mm256_load_ps(multiplier + 8), target.rounding), target.channels - 8);
+  }
+};
+
+}  // namespace
+}  // namespace hedgerow
+
+#endif  // HEDGEROW_INTEGERS_X86_H_
