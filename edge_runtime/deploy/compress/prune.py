@@ -36,11 +36,11 @@ def prune(
     chosen = fitting(names or ["*"], [name for name, w in model.weights.items() if w.ndim >= 2])
     ranked = {name: np.where(model.weights[name] == 0, -1.0, scores[name]) for name in chosen}
     if per_layer:
-        return model.with_weights({name: _without(model, name, _lowest(one, fraction)) for name, one in ranked.items()})
-    lowest = _lowest(np.concatenate([one.ravel() for one in ranked.values()]), fraction)
+        return model.with_weights({name: _without(model, name, lowest(one, fraction)) for name, one in ranked.items()})
+    marked = lowest(np.concatenate([one.ravel() for one in ranked.values()]), fraction)
     pruned, start = {}, 0
     for name, one in ranked.items():
-        pruned[name] = _without(model, name, lowest[start : start + one.size].reshape(one.shape))
+        pruned[name] = _without(model, name, marked[start : start + one.size].reshape(one.shape))
         start += one.size
     return model.with_weights(pruned)
 
@@ -64,7 +64,7 @@ def check_fraction(fraction: float) -> None:
         raise ConfigError(f"fraction = {fraction}: must be >= 0 and < 1")
 
 
-def _lowest(scores: NDArray[np.floating], fraction: float) -> NDArray[np.bool_]:
+def lowest(scores: NDArray[np.floating], fraction: float) -> NDArray[np.bool_]:
     """Marks the `fraction` of lowest scores."""
     marked = np.zeros(scores.size, np.bool_)
     marked[np.argsort(scores.ravel(), kind="stable")[: round(fraction * scores.size)]] = True
