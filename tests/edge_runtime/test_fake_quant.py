@@ -253,6 +253,15 @@ def test_bits_by_weight_name() -> None:
             build(1)
 
 
+def test_explain_says_that_it_rounds_and_that_parts_of_a_batch_have_ranges_of_their_own() -> None:
+    x = inputs("digits", 4)
+    whole = er.build(made("digits"), x, batch_size=4, qat_bits={"conv.weight": 4}).explain()
+    assert "note        computes with weights rounded to 4, 8 bits" in whole
+    assert "micro-batches" not in whole
+    parts = er.build(made("digits"), x, batch_size=4, micro_batch=2, qat_bits=8).explain()
+    assert "note        rounding of activations sees micro-batches: not what the whole batch would give" in parts
+
+
 def test_adapters_are_refused() -> None:
     with pytest.raises(ConfigError, match="qat_bits: must be 0 with a lora_rank"):
         er.build(made("lenet"), inputs("lenet", 2), qat_bits=8, lora_rank=2)
