@@ -90,7 +90,8 @@ def train(model: str, threads: str, path: str, hook: str) -> None:
 
         def run(*arguments: object) -> int:
             count = ctypes.c_int64()
-            result = call(address, ctypes.byref(count), *arguments, *[None] * (6 - len(arguments)))
+            words = [word.value if isinstance(word, ctypes.c_int64) else word for word in arguments]
+            result = call(address, ctypes.byref(count), *words, *[None] * (6 - len(words)))
             counts.append(count.value)
             return int(result)
 
