@@ -37,6 +37,7 @@ IMAGES = {
     "mlp": (1, 28, 28),
     "watch_cnn": (6, 1, 100),
     "digits_cnn": (1, 8, 8),
+    "ds_cnn": (1, 49, 10),
 }
 TOKENS = ("char_gru", "char_transformer")
 ZOO = (*IMAGES, *TOKENS)
