@@ -213,7 +213,7 @@ def contract(prepared: Prepared) -> dict[str, Any]:
     def spec(name: str) -> dict[str, Any]:
         value = model.graph.values[name]
         shape = [-1 if n % model.batch == 0 else n for n in value.shape]
-        return {"dtype": {"f32": "float32", "i64": "int64"}[value.dtype], "shape": shape}
+        return {"name": name, "dtype": {"f32": "float32", "i64": "int64"}[value.dtype], "shape": shape}
 
     return {
         "input": spec(model.graph.inputs[0]),

@@ -8,7 +8,7 @@
 
 using hedgerow::SelectedIsa;
 
-int32_t hr_abi_version(void) { return 4; }
+int32_t hr_abi_version(void) { return 5; }
 
 const char* hr_isa_name(int32_t index) {
   const hedgerow::IsaRow* isa = hedgerow::AvailableIsa(index);
@@ -39,7 +39,7 @@ void* hr_session_create(const void* ops, int64_t count, int64_t arena_bytes, int
 
 int32_t hr_session_run(const void* session, void* team, uint8_t* arena, int64_t first, int64_t count,
                        int64_t* bad_op) {
-  return hedgerow::RunSession(*static_cast<const hedgerow::Session*>(session), SelectedIsa()->program,
+  return hedgerow::RunSession(*static_cast<const hedgerow::Session*>(session), SelectedIsa()->Ops(),
                               static_cast<hedgerow::Team*>(team), arena, first, count, bad_op);
 }
 

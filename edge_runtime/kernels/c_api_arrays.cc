@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "integers/packed.h"
 #include "isa/dispatch.h"
 
 using hedgerow::SelectedIsa;
@@ -15,6 +16,10 @@ struct PackHeader {
 };
 constexpr size_t kPackHeader = 64;
 static_assert(sizeof(PackHeader) <= kPackHeader);
+
+constexpr size_t kMostOutputs = (size_t{1} << 31) - 1;
+
+bool IsSymmetric(size_t n, const int8_t* w) { return std::memchr(w, 0x80, n) == nullptr; }
 
 }  // namespace
 
@@ -63,6 +68,39 @@ void hr_requantize_rows_s8(size_t rows, size_t columns, const int32_t* sum, cons
 void hr_requantize_columns_s8(size_t rows, size_t columns, const int32_t* sum, const int32_t* bias,
                               const float* multiplier, int8_t zero_point, int8_t* q) {
   SelectedIsa()->arrays->quantize.requantize_columns(rows, columns, sum, bias, multiplier, zero_point, q);
+}
+
+size_t hr_conv_s8_packed_bytes(size_t outputs, size_t rows, size_t depth) {
+  if (outputs < 1 || outputs > kMostOutputs || rows < 1 || depth < 1 || depth > hedgerow::kMostProducts ||
+      rows > hedgerow::kMostProducts / depth) {
+    return 0;
+  }
+  const auto o = static_cast<int64_t>(outputs), r = static_cast<int64_t>(rows), d = static_cast<int64_t>(depth);
+  return static_cast<size_t>(hedgerow::Blocks(o) * hedgerow::ConvBlockBytes(r, d));
+}
+
+size_t hr_depthwise_s8_packed_bytes(size_t channels, size_t places) {
+  if (channels < 1 || channels > kMostOutputs || places < 1 || places > hedgerow::kMostPlaces) return 0;
+  const auto c = static_cast<int64_t>(channels), t = static_cast<int64_t>(places);
+  return static_cast<size_t>(hedgerow::Blocks(c) * hedgerow::DepthwiseBlockBytes(t));
+}
+
+int32_t hr_conv_s8_pack(size_t outputs, size_t rows, size_t depth, const int8_t* w, const int32_t* bias,
+                        const float* multiplier, void* packed, size_t bytes) {
+  if (bytes == 0 || bytes != hr_conv_s8_packed_bytes(outputs, rows, depth)) return -1;
+  if (!IsSymmetric(outputs * rows * depth, w)) return -1;
+  const auto o = static_cast<int64_t>(outputs), r = static_cast<int64_t>(rows), d = static_cast<int64_t>(depth);
+  SelectedIsa()->integers->pack_conv(o, r, d, w, bias, multiplier, static_cast<uint8_t*>(packed));
+  return 0;
+}
+
+int32_t hr_depthwise_s8_pack(size_t channels, size_t places, const int8_t* w, const int32_t* bias,
+                             const float* multiplier, void* packed, size_t bytes) {
+  if (bytes == 0 || bytes != hr_depthwise_s8_packed_bytes(channels, places)) return -1;
+  if (!IsSymmetric(channels * places, w)) return -1;
+  const auto c = static_cast<int64_t>(channels), t = static_cast<int64_t>(places);
+  SelectedIsa()->integers->pack_depthwise(c, t, w, bias, multiplier, static_cast<uint8_t*>(packed));
+  return 0;
 }
 
 size_t hr_packed_bytes(size_t n, uint32_t width) { return hedgerow::PackedBytes(n, width); }

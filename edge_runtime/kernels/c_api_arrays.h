@@ -24,6 +24,18 @@ HR_API void hr_requantize_rows_s8(size_t rows, size_t columns, const int32_t* su
 HR_API void hr_requantize_columns_s8(size_t rows, size_t columns, const int32_t* sum, const int32_t* bias,
                                      const float* multiplier, int8_t zero_point, int8_t* q);
 
+// integers/packed.h: the constants of conv2d_s8 and linear_s8 (one row, of all K), and those of depthwise_s8, for the
+// arena of a Program that runs on the ISA selected now. How many bytes they take does not depend on the ISA; 0 for
+// sizes that no op takes. A layer's bias holds what its input's zero point adds, - zero_point * (the sum of w).
+HR_API size_t hr_conv_s8_packed_bytes(size_t outputs, size_t rows, size_t depth);
+HR_API size_t hr_depthwise_s8_packed_bytes(size_t channels, size_t places);
+// w: (outputs, rows, depth), or (channels, places), without -128. Return 0, or -1 when `bytes` is not what the functions
+// above give, or w holds -128; then nothing is written.
+HR_API int32_t hr_conv_s8_pack(size_t outputs, size_t rows, size_t depth, const int8_t* w, const int32_t* bias,
+                               const float* multiplier, void* packed, size_t bytes);
+HR_API int32_t hr_depthwise_s8_pack(size_t channels, size_t places, const int8_t* w, const int32_t* bias,
+                                    const float* multiplier, void* packed, size_t bytes);
+
 // pack_bits/pack_bits.h. Returns how many bytes n values of 1 <= width <= 32 bits take.
 HR_API size_t hr_packed_bytes(size_t n, uint32_t width);
 HR_API void hr_pack_u8(size_t n, uint32_t width, const uint8_t* values, uint8_t* bytes);

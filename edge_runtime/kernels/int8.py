@@ -1,7 +1,8 @@
-"""INT8 on the native core: exact products, and the ways between float32, int32 and int8.
+"""INT8 on the native core: exact products, the ways between float32, int32 and int8, and layers' constants, packed.
 
 Every array is checked before the call: `ValueError` for another dtype, shape or memory order than the docstring says.
-Results are the same bits on every ISA. `gemm_s8/gemm_s8.h` and `quantize/quantize.h` are the specifications.
+Results are the same bits on every ISA. `gemm_s8/gemm_s8.h`, `quantize/quantize.h` and `integers/packed.h` are the
+specifications.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def _core() -> ctypes.CDLL:
             ("hr_range_f32", [size, size, pointer, pointer, pointer], None),
             ("hr_requantize_rows_s8", [size, size, pointer, pointer, pointer, byte, pointer], None),
             ("hr_requantize_columns_s8", [size, size, pointer, pointer, pointer, byte, pointer], None),
+            ("hr_conv_s8_packed_bytes", [size, size, size], size),
+            ("hr_depthwise_s8_packed_bytes", [size, size], size),
+            ("hr_conv_s8_pack", [size, size, size, pointer, pointer, pointer, pointer, size], i32),
+            ("hr_depthwise_s8_pack", [size, size, pointer, pointer, pointer, pointer, size], i32),
         ),
     )
 
@@ -177,6 +182,83 @@ def requantize(
     plus = None if bias is None else bias.ctypes.data
     kernel(*sums.shape, sums.ctypes.data, plus, multiplier.ctypes.data, zero_point, q.ctypes.data)
     return q
+
+
+def conv_packed_bytes(outputs: int, kernel_rows: int, row_elements: int) -> int:
+    """Bytes that `pack_conv` writes for weights (outputs, kh, kw, C): `kernel_rows` is kh, `row_elements` is kw C.
+
+    They do not depend on the ISA. A linear layer (outputs, K) has one row, of K.
+
+    Raises:
+        ValueError: an extent is below 1, or kh kw C is above 131071.
+
+    """
+    sizes = (outputs, kernel_rows, row_elements)
+    nbytes = int(_core().hr_conv_s8_packed_bytes(*sizes)) if all(0 < n < 2**31 for n in sizes) else 0
+    if nbytes == 0:
+        raise ValueError(f"no int8 convolution has {outputs} outputs of {kernel_rows} x {row_elements} products each")
+    return nbytes
+
+
+def pack_conv(
+    w: NDArray[np.int8], bias: NDArray[np.int32], multiplier: NDArray[np.float32], out: NDArray[np.uint8]
+) -> None:
+    """Write what `conv2d_s8` or `linear_s8` takes as its constant into `out`, in the layout of the ISA selected now.
+
+    Args:
+        w: contiguous (outputs, kh, kw, C), or (outputs, K) for `linear_s8`; -127 to 127.
+        bias: (outputs,), with `- zero_point * (the sum of w)` of the input's zero point in it.
+        multiplier: (outputs,): the scales of x and w over that of y; finite.
+        out: a writable vector of just `conv_packed_bytes`; 64-byte aligned in the arena that the op runs in.
+
+    Raises:
+        ValueError: a wrong dtype, shape, memory order or length, or a weight of -128.
+
+    """
+    if w.ndim not in (2, 4):
+        raise ValueError(f"w must be (outputs, kh, kw, C) or (outputs, K), got {w.shape}")
+    check(w, "w", np.int8)
+    rows, depth = (1, w.shape[1]) if w.ndim == 2 else (w.shape[1], w.shape[2] * w.shape[3])
+    _check_layer(w, bias, multiplier, out, conv_packed_bytes(w.shape[0], rows, depth))
+    where = (bias.ctypes.data, multiplier.ctypes.data, out.ctypes.data, out.nbytes)
+    if _core().hr_conv_s8_pack(w.shape[0], rows, depth, w.ctypes.data, *where) != 0:
+        raise ValueError("w holds -128; symmetric weights end at -127")
+
+
+def depthwise_packed_bytes(channels: int, places: int) -> int:
+    """Bytes that `pack_depthwise` writes for weights (channels, kh, kw), `places` being kh kw; the same on every ISA.
+
+    Raises:
+        ValueError: an extent is below 1, or kh kw is above 2048.
+
+    """
+    sizes = (channels, places)
+    nbytes = int(_core().hr_depthwise_s8_packed_bytes(*sizes)) if all(0 < n < 2**31 for n in sizes) else 0
+    if nbytes == 0:
+        raise ValueError(f"no int8 depthwise convolution has {channels} channels of {places} places")
+    return nbytes
+
+
+def pack_depthwise(
+    w: NDArray[np.int8], bias: NDArray[np.int32], multiplier: NDArray[np.float32], out: NDArray[np.uint8]
+) -> None:
+    """As `pack_conv`, for `depthwise_s8` and w (channels, kh, kw); `out` has `depthwise_packed_bytes`."""
+    check(w, "w", np.int8, ndim=3)
+    places = w.shape[1] * w.shape[2]
+    _check_layer(w, bias, multiplier, out, depthwise_packed_bytes(w.shape[0], places))
+    where = (bias.ctypes.data, multiplier.ctypes.data, out.ctypes.data, out.nbytes)
+    if _core().hr_depthwise_s8_pack(w.shape[0], places, w.ctypes.data, *where) != 0:
+        raise ValueError("w holds -128; symmetric weights end at -127")
+
+
+def _check_layer(
+    w: NDArray[np.int8], bias: NDArray[np.int32], multiplier: NDArray[np.float32], out: NDArray[np.uint8], nbytes: int
+) -> None:
+    check(bias, "bias", np.int32, shape=(w.shape[0],))
+    check(multiplier, "multiplier", np.float32, shape=(w.shape[0],))
+    if not native.all_finite(multiplier):
+        raise ValueError("multiplier holds NaN or infinity")
+    check_output(out, "out", np.uint8, (nbytes,), w)
 
 
 def _per_row(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageErr
 from edge_runtime.kernels.checks import check, declare
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
 ARENA_ALIGNMENT = 64
@@ -207,6 +208,19 @@ class NativeProgram:
         handle = team.handle if team else None
         status = self._run(self._session, handle, checked[1], first, count, ctypes.byref(bad))
         return int(status), bad.value
+
+    def bound(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> Callable[[], int]:
+        """`run` with these arguments, as a call that gives the status alone and makes nothing anew.
+
+        It keeps the program, the arena and the team alive; one thread at a time may call it.
+        """
+        bad = ctypes.c_int64()
+        handle = ctypes.c_void_p(team.handle if team else None)
+        arguments = (ctypes.c_void_p(self._session), handle, ctypes.c_void_p(self._address_of(arena)))
+        numbers = (ctypes.c_int64(first), ctypes.c_int64(count), ctypes.byref(bad))
+        call = partial(self._run, *arguments, *numbers)
+        call.keeps = (self, arena, team)  # type: ignore[attr-defined]  # a partial takes attributes
+        return call
 
     def _address_of(self, arena: NDArray[np.uint8]) -> int:
         if arena.dtype != np.uint8 or not arena.flags.c_contiguous or not arena.flags.writeable:

@@ -35,7 +35,13 @@ def f(elements: int) -> tuple[int, int]:
     return elements, 4
 
 
+def packed(blocks: int, weights: int) -> tuple[int, int]:
+    """A constant of integers/packed.h: `weights` for each of a block's channels, after a bias and a multiplier."""
+    return blocks * 16 * (weights + 8) // 64, 64
+
+
 ROWS, ONE = (1, 8), f(1)
+WINDOW_S8 = [3, 2, 2, 1, 1, 1, 5, 7, -100, 100]  # to 3 x 7 places
 CONV = [2, 4, 5, 6, 2, 3, 2, 2, 1, 1, 1, 2]  # to 3 x 7 places
 MAX_POOL = [2, 5, 6, 3, 2, 2, 2, 1, 1]  # to 3 x 4
 GRU = [2, 3, 4, 5]
@@ -101,6 +107,16 @@ CASES: dict[str, Case] = {
     "square_sum": Case([f(13), ONE], [13]),
     "clip_scale": Case([ONE, ONE], [], [1]),
     "check_finite": Case([f(13)], [13]),
+    "quantize_s8": Case([f(30), (30, 1)], [2, 3, 5, -4], [0.1]),
+    "dequantize_s8": Case([(30, 1), f(30)], [2, 3, 5, -4], [0.1]),
+    "conv2d_s8": Case([(180, 1), packed(2, 3 * 16), (126, 1)], [2, 5, 6, 3, 3, *WINDOW_S8]),
+    "depthwise_s8": Case([(180, 1), packed(1, 12), (126, 1)], [2, 5, 6, 3, *WINDOW_S8]),
+    "linear_s8": Case([(12, 1), packed(1, 8), (15, 1)], [3, 5, 4, 2, -100, 100]),
+    "add_s8": Case([(19, 1)] * 3, [19, 1, 2, 3, -100, 100], [0.5, 0.25]),
+    "mul_s8": Case([(19, 1)] * 3, [19, 1, 2, 3, -100, 100], [0.5]),
+    "max_pool_s8": Case([(180, 1), (72, 1)], [2, 5, 6, 3, 3, 2, 2, 2, 1, 1, -100, 100]),
+    "avg_pool_s8": Case([(180, 1), (36, 1)], [2, 5, 6, 3, 3, 2, 2, 2, 1, 2, -100, 100], [0.5]),
+    "lookup_s8": Case([(19, 1), (256, 1), (19, 1)], [19]),
 }  # fmt: skip
 OPTIONAL = {
     "attention": [5], "attention_grad": [9], "linear": [2], "conv2d": [2], "layer_norm": [1, 2],
@@ -205,7 +221,8 @@ def test_junk_in_the_arena_is_harmless(isa: str, name: str) -> None:
     native.select_isa(isa)
     op, end = lay_out(name)
     nbytes = rounded(end)
-    op["buffers"][op["buffers"] >= 0] += (nbytes - end) // 8 * 8  # up to the last byte
+    for slot, (_, item) in enumerate(CASES[name].buffers):  # up to the last byte
+        op["buffers"][0, slot] += (nbytes - end) // max(8, item) * max(8, item)
     program, rng = NativeProgram(op, nbytes), np.random.default_rng(0)
     for _ in range(40):
         run_on_junk(program, nbytes, rng)
@@ -292,7 +309,7 @@ def test_a_huge_or_negative_int_is_refused_or_harmless(name: str, value: int) ->
         ("cross_entropy", 2, 3, "not a multiple"),
         ("unary", 0, 9, "kind"),
         ("batch_norm_grad", 4, 2, "switch"),
-        ("copy", 0, 2, "4 or 8"),
+        ("copy", 0, 2, "1, 4 or 8"),
         ("copy", 1, 7, "rank"),
         ("copy", 8, -1, "stride"),
         ("copy", 18, 5, "stride"),
@@ -301,6 +318,16 @@ def test_a_huge_or_negative_int_is_refused_or_harmless(name: str, value: int) ->
         ("reduce", 3, 9, "extent"),
         ("binary", 0, 2, "kind"),
         ("linear", 0, 0, "extent"),
+        ("conv2d_s8", 13, 128, "byte"),
+        ("conv2d_s8", 13, 101, "above the highest"),
+        ("conv2d_s8", 5, 2**17, "more products"),
+        ("conv2d_s8", 3, 2**15, "more products"),
+        ("conv2d_s8", 5, 30, "larger than the padded image"),
+        ("linear_s8", 2, 2**17, "more products"),
+        ("depthwise_s8", 4, 2000, "2048"),
+        ("max_pool_s8", 8, 2, "half the window"),
+        ("avg_pool_s8", 4, 2**23, "too many places"),
+        ("add_s8", 1, -129, "byte"),
     ],
 )
 def test_the_reason_is_given(name: str, place: int, value: int, why: str) -> None:

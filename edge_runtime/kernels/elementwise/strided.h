@@ -68,7 +68,9 @@ Status copy(const Call& call) {
   const Nest<2> nest(call.size(1), ints + 2, {ints + 8, ints + 14});
   const Index x0 = call.size(20), y0 = call.size(21);
   const float scale = call.real(0);
-  if (call.size(0) == 8) {
+  if (call.size(0) == 1) {
+    CopyRuns(nest, call.u8(0) + x0, call.u8(1) + y0, [](uint8_t v) { return v; });
+  } else if (call.size(0) == 8) {
     CopyRuns(nest, call.i64(0) + x0, call.i64(1) + y0, [](int64_t v) { return v; });
   } else if (scale == 1) {
     CopyRuns(nest, call.f32(0) + x0, call.f32(1) + y0, [](float v) { return v; });

@@ -23,13 +23,13 @@ bool HasI8mm() { return getauxval(AT_HWCAP2) >> 13 & 1; }
 // Best first. A new ISA is one row here and one file in the folders whose kernels it has of its own.
 constexpr IsaRow kIsas[] = {
 #if defined(__x86_64__)
-    {"avx2", HasAvx2, &kAccumulateAvx2, &kArraysAvx2, &kGemmS8Avx2, kKernelsAvx2},
+    {"avx2", HasAvx2, &kAccumulateAvx2, &kArraysAvx2, &kGemmS8Avx2, kKernelsAvx2, &kIntegersScalar},
 #elif defined(__aarch64__)
-    {"i8mm", HasI8mm, &kAccumulateNeon, &kArraysNeon, &kGemmS8I8mm, kKernelsNeon},
-    {"dotprod", HasDotprod, &kAccumulateNeon, &kArraysNeon, &kGemmS8Dotprod, kKernelsNeon},
-    {"neon", Always, &kAccumulateNeon, &kArraysNeon, &kGemmS8Neon, kKernelsNeon},
+    {"i8mm", HasI8mm, &kAccumulateNeon, &kArraysNeon, &kGemmS8I8mm, kKernelsNeon, &kIntegersScalar},
+    {"dotprod", HasDotprod, &kAccumulateNeon, &kArraysNeon, &kGemmS8Dotprod, kKernelsNeon, &kIntegersScalar},
+    {"neon", Always, &kAccumulateNeon, &kArraysNeon, &kGemmS8Neon, kKernelsNeon, &kIntegersScalar},
 #endif
-    {"scalar", Always, &kAccumulateScalar, &kArraysScalar, &kGemmS8Scalar, kKernelsScalar},
+    {"scalar", Always, &kAccumulateScalar, &kArraysScalar, &kGemmS8Scalar, kKernelsScalar, &kIntegersScalar},
 };
 
 const char* refused = nullptr;

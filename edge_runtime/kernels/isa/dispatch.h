@@ -4,6 +4,7 @@
 
 #include "accumulate/accumulate.h"
 #include "gemm_s8/gemm_s8.h"
+#include "integers/integers.h"
 #include "isa/arrays.h"
 #include "isa/kernels.h"
 
@@ -15,7 +16,10 @@ struct IsaRow {
   const AccumulateKernels* accumulate;
   const ArrayKernels* arrays;
   const GemmS8Kernels* gemm_s8;
-  const Kernel* program;
+  const Kernel* floats;
+  const IntegerKernels* integers;
+
+  OpKernels Ops() const { return {floats, integers->ops}; }
 };
 
 // The ISAs of this build that this CPU can run, best first; nullptr past the last.

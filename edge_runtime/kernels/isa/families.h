@@ -19,6 +19,6 @@
 
 // A kernel has its op's name, so that this list is the only one.
 #define HEDGEROW_KERNEL(name, ...) name,
-#define HEDGEROW_KERNELS {HEDGEROW_OPS(HEDGEROW_KERNEL)}
+#define HEDGEROW_KERNELS {HEDGEROW_FLOAT_OPS(HEDGEROW_KERNEL)}
 
 #endif  // HEDGEROW_ISA_FAMILIES_H_

@@ -1,4 +1,4 @@
-// The kernels of each ISA: one for each code of op_list.h, in that order.
+// The kernels of each ISA: one for each of the float ops of op_list.h, in the order of their codes.
 #ifndef HEDGEROW_ISA_KERNELS_H_
 #define HEDGEROW_ISA_KERNELS_H_
 

@@ -10,23 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa/index.h"
+
 namespace hedgerow {
 namespace {
 
-using Index = ptrdiff_t;
 constexpr Index kWidth = Isa::kWidth;
 
 using V = float __attribute__((vector_size(Isa::kWidth * 4)));
 using VI = int32_t __attribute__((vector_size(Isa::kWidth * 4)));
 using VU = uint32_t __attribute__((vector_size(Isa::kWidth * 4)));
-
-#define HEDGEROW_INLINE inline __attribute__((always_inline))
-// The same for a lambda, between its parameters and its body: for one whose caller hands it a constant, as Map and
-// ForVectors do, a call would cost that knowledge.
-#define HEDGEROW_INLINE_BODY __attribute__((always_inline))
-
-HEDGEROW_INLINE Index Min(Index a, Index b) { return a < b ? a : b; }
-HEDGEROW_INLINE Index Max(Index a, Index b) { return a > b ? a : b; }
 
 HEDGEROW_INLINE V Splat(float x) { return x - V{}; }
 

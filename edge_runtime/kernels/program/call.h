@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "program/op_list.h"
 #include "program/ops.h"
 #include "threads/team.h"
 
@@ -47,6 +48,14 @@ struct Call {
 };
 
 using Kernel = Status (*)(const Call&);
+
+// The kernels of one ISA, in the order of the codes (op_list.h).
+struct OpKernels {
+  const Kernel* floats;
+  const Kernel* integers;
+
+  Kernel Of(int32_t code) const { return code < kFirstIntegerCode ? floats[code] : integers[code - kFirstIntegerCode]; }
+};
 
 }  // namespace hedgerow
 

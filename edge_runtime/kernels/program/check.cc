@@ -4,6 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "integers/packed.h"
 #include "program/op_list.h"
 
 namespace hedgerow {
@@ -65,6 +66,51 @@ const char* MaxPool(const Op&, Numbers& n) {
 
 const char* AvgPool(const Op&, Numbers& n) { return Window(n); }
 
+// What a result of an integer op is clamped to.
+const char* BoundsS8(const Op&, Numbers& n) {
+  return n['a'] > n['b'] ? "a lowest byte above the highest" : nullptr;
+}
+
+const char* PackedConv(Numbers& n, int64_t rows, int64_t depth) {
+  // First each alone: then their product fits.
+  if (depth > kMostProducts || rows > kMostProducts / depth) return "a sum of more products than 32 bits can hold";
+  n['d'] = Times(Blocks(n['O']), ConvBlockBytes(rows, depth));
+  return BoundsS8({}, n);
+}
+
+const char* ConvS8(const Op&, Numbers& n) {
+  const char* why = PackedConv(n, n['k'], Times(n['l'], n['C']));
+  return why ? why : Window(n);
+}
+
+const char* LinearS8(const Op&, Numbers& n) { return PackedConv(n, 1, n['K']); }
+
+const char* DepthwiseS8(const Op&, Numbers& n) {
+  const int64_t places = Times(n['k'], n['l']);
+  if (places > kMostPlaces) return "a window of more than 2048 places";
+  n['d'] = Times(Blocks(n['C']), DepthwiseBlockBytes(places));
+  const char* why = BoundsS8({}, n);
+  return why ? why : Window(n);
+}
+
+const char* MaxPoolS8(const Op&, Numbers& n) {
+  if (2 * n['p'] > n['k'] || 2 * n['q'] > n['l']) return "padding of more than half the window";
+  const char* why = BoundsS8({}, n);
+  return why ? why : Window(n);
+}
+
+const char* AvgPoolS8(const Op&, Numbers& n) {
+  // Of differences of bytes, each below 256.
+  if (Times(n['k'], n['l']) > (int64_t{1} << 23) - 1) return "a window of too many places for 32 bits";
+  const char* why = BoundsS8({}, n);
+  return why ? why : Window(n);
+}
+
+const char* LookupS8(const Op&, Numbers& n) {
+  n['r'] = 256;
+  return nullptr;
+}
+
 // A shape of up to six extents; entries past `rank` are 0 (or 1), and so are their strides.
 struct Shape {
   int64_t rank;
@@ -101,7 +147,7 @@ struct Shape {
 const char* Copy(const Op& op, Numbers& n) {
   const Shape shape{op.ints[1], op.ints + 2};
   const int64_t *xs = op.ints + 8, *ys = op.ints + 14, x0 = op.ints[20], y0 = op.ints[21];
-  if (op.ints[0] != 4 && op.ints[0] != 8) return "items that are not of 4 or 8 bytes";
+  if (op.ints[0] != 1 && op.ints[0] != 4 && op.ints[0] != 8) return "items that are not of 1, 4 or 8 bytes";
   if (const char* why = shape.Fault()) return why;
   if (const char* why = shape.StridesFault(xs)) return why;
   if (const char* why = shape.StridesFault(ys)) return why;
@@ -175,6 +221,9 @@ const char* CheckInts(const char* text, const Op& op, Numbers& numbers) {
       case '*':
         if (value < 0 || value > kMaxGeometry) return "a padding or a number of an op is out of range";
         continue;
+      case '@':
+        if (value < -128 || value > 127) return "a signed byte is out of range";
+        continue;
     }
     if (value < 1 || value > kMaxExtent) return "an extent is out of range";
   }
@@ -193,17 +242,22 @@ const char* CheckDivisors(const char* text, Numbers& numbers) {
 }
 
 const char* CheckBuffer(const char* token, int64_t offset, Numbers& numbers) {
-  int64_t item_bytes = 4, items = 1;
+  int64_t item_bytes = 4, alignment = 0, items = 1;
   bool optional = false;
   for (; *token != '='; ++token) {
     if (*token == '?') optional = true;
+    if (std::strncmp(token, ":packed", 7) == 0) {
+      item_bytes = 1;
+      alignment = kPackedAlignment;
+      continue;
+    }
     if (*token == ':') item_bytes = token[1] == 'u' ? 1 : std::strncmp(token, ":item", 5) ? 8 : numbers.item_bytes;
   }
   if (offset == -1) return optional ? nullptr : "a buffer is missing";
   while (*++token && *token != ' ') {
     items = Times(items, *token >= '0' && *token <= '9' ? *token - '0' : numbers[*token]);
   }
-  if (offset < 0 || offset % item_bytes != 0) return "a buffer is negative or misaligned";
+  if (offset < 0 || offset % (alignment ? alignment : item_bytes) != 0) return "a buffer is negative or misaligned";
   const int64_t end = Plus(offset, Times(items, item_bytes));
   return end > numbers.arena_bytes ? "a buffer ends past the arena" : nullptr;
 }

@@ -4,8 +4,9 @@
 //   n      an extent, 1 to 2^31 - 1          k<4    0 to 3
 //   p*     0 to 2^28                         B|N    an extent that divides N
 //   i~     anything                          #22    22 ints that the rule looks at
+//   z@     a signed byte, -128 to 127
 // buffers: name, `?` if it may be absent, a type if it is not float32, `=` and the factors of its element count: digits
-//   and ints, or numbers that the rule has worked out.
+//   and ints, or numbers that the rule has worked out. `packed` are bytes on a 64-byte boundary.
 // rule: what the tokens cannot say (check.cc).
 #ifndef HEDGEROW_PROGRAM_OP_LIST_H_
 #define HEDGEROW_PROGRAM_OP_LIST_H_
@@ -16,7 +17,7 @@
 #define HEDGEROW_GRU_INPUTS "x=BTI h0=BH w_ih=3HI w_hh=3HH "
 #define HEDGEROW_LSTM_INPUTS "x=BTI h0=BH c0=BH w_ih=4HI w_hh=4HH "
 
-#define HEDGEROW_OPS(X)                                                                                           \
+#define HEDGEROW_FLOAT_OPS(X)                                                                                       \
   X(fill, "n", "y=n", "value", Any)                                                                               \
   X(copy, "#22", "x:item=x y:item=y", "scale", Copy)                                                              \
   X(reduce, "#13", "x=x y=y", "scale", Reduce)                                                                    \
@@ -80,6 +81,22 @@
   X(clip_scale, "", "s=1 y=1", "max_norm", Any)                                                                   \
   X(check_finite, "n", "x=n", "", Any)
 
+// The ops on signed bytes: kernels of their own for ISAs that share all others (isa/dispatch.cc).
+#define HEDGEROW_CONV_S8_INTS "k l s t p* q* x@ y@ a@ b@"
+#define HEDGEROW_INTEGER_OPS(X)                                                                                   \
+  X(quantize_s8, "N C S z@", "x=NCS y:u8=NSC", "scale", Any)                                                      \
+  X(dequantize_s8, "N C S z@", "x:u8=NSC y=NCS", "scale", Any)                                                    \
+  X(conv2d_s8, "N H W C O " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwO", "", ConvS8)                       \
+  X(depthwise_s8, "N H W C " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwC", "", DepthwiseS8)                 \
+  X(linear_s8, "M O K y@ a@ b@", "x:u8=MK w:packed=d y:u8=MO", "", LinearS8)                                          \
+  X(add_s8, "n z@ z@ z@ a@ b@", "a:u8=n b:u8=n y:u8=n", "a_scale b_scale", BoundsS8)                              \
+  X(mul_s8, "n z@ z@ z@ a@ b@", "a:u8=n b:u8=n y:u8=n", "scale", BoundsS8)                                        \
+  X(max_pool_s8, "N H W C k l s t p* q* a@ b@", "x:u8=NHWC y:u8=NhwC", "", MaxPoolS8)                             \
+  X(avg_pool_s8, "N H W C k l s t z@ z@ a@ b@", "x:u8=NHWC y:u8=NhwC", "scale", AvgPoolS8)                        \
+  X(lookup_s8, "n", "x:u8=n table:u8=r y:u8=n", "", LookupS8)
+
+#define HEDGEROW_OPS(X) HEDGEROW_FLOAT_OPS(X) HEDGEROW_INTEGER_OPS(X)
+
 namespace hedgerow {
 
 enum Code : int {
@@ -88,6 +105,9 @@ enum Code : int {
 #undef HEDGEROW_CODE
       kCodes
 };
+
+// Codes below this one are those of HEDGEROW_FLOAT_OPS.
+constexpr int kFirstIntegerCode = kCode_quantize_s8;
 
 }  // namespace hedgerow
 

@@ -11,7 +11,7 @@
 //   fill              y                                            n                             value
 //   copy              x y                                          item rank shape[6] xs[6] ys[6] x0 y0   scale
 //       y[y0 + i.ys] = scale * x[x0 + i.xs] for every index i of shape; strides >= 0, in elements of `item` bytes.
-//       item 4: float32; item 8: i64, scale is ignored. Elements of y that no index reaches stay as they are.
+//       item 4: float32; items 1 (bytes) and 8 (i64): scale is ignored. Elements of y that no index reaches stay as they are.
 //   reduce            x y                                          rank shape[6] ys[6]           scale
 //       y[j] = scale * sum of the x[i] with i.ys = j; x has `shape`; y is contiguous, in row-major order, over the dims
 //       with ys > 0.
@@ -113,6 +113,37 @@
 //   clip_scale        s y                                                                        max_norm
 //       y = min(1, max_norm/(sqrt(s) + 1e-6)), as torch.nn.utils.clip_grad_norm_.
 //   check_finite      x                                            n                             status 1 where one is not
+//
+// Signed bytes: real = (q - zero) * scale, images with their channels last. `low` <= `high` are what a result is clamped
+// to: saturation, and a ReLU. round is to the nearest, ties to even; every product and sum of reals is rounded to
+// float32 on its own, and where one is NaN, it counts as low. What is packed starts at a multiple of 64 bytes. The
+// results are the same bits on every ISA.
+//
+//   quantize_s8       x(f32) y                                     N C S zero                    scale
+//       y (N,S,C) = clamp(round(x / scale) + zero, -128, 127), x (N,C,S); NaN counts as 0.
+//   dequantize_s8     x y(f32)                                     N C S zero                    scale
+//       y (N,C,S) = (x - zero) * scale, x (N,S,C)
+//   conv2d_s8         x w(packed) y                                N H W C O kh kw sh sw ph pw x_zero y_zero low high
+//       x (N,H,W,C), y (N,OH,OW,O); w holds the layer's weights (O,kh,kw,C), biases and multipliers as
+//       hr_conv_s8_pack(O, kh, kw C) wrote them:
+//       y = clamp(round(float32(bias[o] + sum x w) * multiplier[o]) + y_zero, low, high), summed mod 2^32.
+//       Padding is x_zero; a bias holds - x_zero * (the sum of its weights). kh kw C <= 131071.
+//   depthwise_s8      x w(packed) y                                N H W C kh kw sh sw ph pw x_zero y_zero low high
+//       The same with a kernel (kh,kw) for each channel, from hr_depthwise_s8_pack(C, kh kw). kh kw <= 2048.
+//   linear_s8         x w(packed) y                                M O K y_zero low high
+//       x (M,K), y (M,O), w from hr_conv_s8_pack(O, 1, K). K <= 131071.
+//   add_s8            a b y                                        n a_zero b_zero y_zero low high   a_ratio b_ratio
+//       y = clamp(round((a - a_zero) * a_ratio + (b - b_zero) * b_ratio) + y_zero, low, high); a_ratio is the scale of
+//       a over that of y. y may be a or b.
+//   mul_s8            a b y                                        n a_zero b_zero y_zero low high   ratio
+//       y = clamp(round((a - a_zero) * (b - b_zero) * ratio) + y_zero, low, high). y may be a or b.
+//   max_pool_s8       x y                                          N H W C kh kw sh sw ph pw low high
+//       Padding never wins, 2 p <= k.
+//   avg_pool_s8       x y                                          N H W C kh kw sh sw x_zero y_zero low high   ratio
+//       y = clamp(round((the window's sum of x - x_zero) * float32(ratio / (kh kw))) + y_zero, low, high); the
+//       division is in float64. kh kw < 2^23.
+//   lookup_s8         x table y                                    n
+//       y = table[x + 128]; 256 bytes. y may be x.
 //
 // Sums over many elements (statistics, losses, gradients of parameters) are taken in blocks, or in double, so that
 // their relative error stays near float32's own; every order of summation is fixed by the ints alone.

@@ -2,7 +2,7 @@
 #ifndef HEDGEROW_PROGRAM_RANGES_H_
 #define HEDGEROW_PROGRAM_RANGES_H_
 
-#include "isa/simd.h"
+#include "isa/index.h"
 #include "program/call.h"
 
 namespace hedgerow {

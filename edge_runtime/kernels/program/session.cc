@@ -41,7 +41,7 @@ Session* CreateSession(const Op* ops, int64_t count, int64_t arena_bytes, int64_
 
 void FreeSession(Session* session) { std::free(session); }
 
-Status RunSession(const Session& session, const Kernel* kernels, Team* team, uint8_t* arena, int64_t first,
+Status RunSession(const Session& session, const OpKernels& kernels, Team* team, uint8_t* arena, int64_t first,
                   int64_t count, int64_t* bad_op) {
   *bad_op = -1;
   if (arena == nullptr || reinterpret_cast<uintptr_t>(arena) % kArenaAlignment != 0) return kNoArena;
@@ -50,7 +50,7 @@ Status RunSession(const Session& session, const Kernel* kernels, Team* team, uin
   Status status = kOk;
   for (int64_t i = first; i < first + count && status == kOk; ++i) {
     const Op& op = session.ops()[i];
-    status = kernels[op.code](Call{op, arena, team});
+    status = kernels.Of(op.code)(Call{op, arena, team});
     if (status != kOk) *bad_op = i;
   }
   EndRun(team);

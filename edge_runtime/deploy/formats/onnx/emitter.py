@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -12,58 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from edge_runtime.deploy.formats.onnx.stored import Stored, encoding
 from edge_runtime.deploy.graph.float_model import Weights
+from edge_runtime.deploy.graph.quantise import is_integer
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.errors import UnsupportedOpError
 from edge_runtime.ir.graph import Graph, Shape
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A weight as the file holds it: float32 without a `quant`, else the integers of that grid."""
-
-    content: NDArray[np.generic]
-    quant: Quant | None = None
-
-    @property
-    def real(self) -> NDArray[np.float32]:
-        """The numbers that it stands for."""
-        return self.content.astype(np.float32) if self.quant is None else self.quant.dequantise(self.content)
-
-    def rows(self, order: Sequence[int]) -> Stored:
-        """In another order of the first dim."""
-        quant = self.quant
-        if quant and quant.axis == 0:
-            order_of = list(order)
-            quant = dataclasses.replace(quant, scale=quant.scale[order_of], zero_point=quant.zero_point[order_of])
-        return Stored(self.content[list(order)], quant)
-
-    def transposed(self) -> Stored:
-        """The last two dims change places."""
-        last = self.content.ndim - 1
-        swapped = {last: last - 1, last - 1: last}
-        return Stored(self.content.swapaxes(-1, -2), self._along(swapped))
-
-    def under_one(self) -> Stored:
-        """With a dim of 1 in front."""
-        return Stored(self.content[None], self._along({i: i + 1 for i in range(self.content.ndim)}))
-
-    def _along(self, axes: Mapping[int, int]) -> Quant | None:
-        if self.quant is None or self.quant.axis is None:
-            return self.quant
-        return dataclasses.replace(self.quant, axis=axes.get(self.quant.axis, self.quant.axis))
-
-
 class Emitter:
     """One file in the making. `graph` has the shapes; a dim that `has_batch` is symbolic."""
 
-    def __init__(
-        self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int
-    ) -> None:
+    def __init__(self, graph: Graph, weights: Weights, quants: Mapping[str, Quant], batch: int, opset: int) -> None:
         self.graph, self.quants, self.opset = graph, quants, opset
         self.source = ""  # the user's line whose node is being written
         self._weights, self._batch = weights, batch
         self._read = {name for node in graph.nodes for name in node.inputs} | set(graph.outputs)
+        integer = [node for node in graph.nodes if is_integer(node, graph, quants)]
+        self._integers = {name for node in integer for name in node.inputs}
         self._nodes: list[NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._constants: dict[tuple[str, Shape, bytes], str] = {}
@@ -83,7 +47,7 @@ class Emitter:
     def read(self, name: str) -> str:
         """The ONNX name of a value, rounded if it has a grid."""
         if name not in self._names:
-            self._names[name] = self.tensor(self.stored(name))
+            self._names[name] = self.tensor(self.stored(name), integer=self.integer(name))
         return self._names[name]
 
     def stored(self, name: str) -> Stored:
@@ -93,6 +57,10 @@ class Emitter:
 
     def is_weight(self, name: str) -> bool:
         return name in self._weights
+
+    def integer(self, name: str) -> bool:
+        """Whether a layer that computes in integers reads this weight; otherwise integers are its storage alone."""
+        return name in self._integers
 
     def is_read(self, name: str) -> bool:
         return name in self._read
@@ -113,11 +81,11 @@ class Emitter:
         self._nodes.append(helper.make_node(op, list(inputs), names[: last + 1], **attributes))
         return names
 
-    def once(self, op: str, *inputs: str) -> str:
+    def once(self, op: str, *inputs: str, **attributes: int) -> str:
         """Add a node that others may want as well; later calls give the same one."""
-        key = (op, *inputs)
+        key = (op, *inputs, *map(str, attributes.items()))
         if key not in self._computed:
-            self._computed[key] = self.node(op, *inputs)
+            self._computed[key] = self.node(op, *inputs, **attributes)
         return self._computed[key]
 
     def give(self, name: str, made: str) -> None:
@@ -129,30 +97,46 @@ class Emitter:
         quant = self.quants.get(name)
         if quant is None:
             return made
-        grid = self._grid(quant, np.dtype(np.int8))
+        if quant.bits != 8 or quant.axis is not None or quant.symmetric:
+            raise self.refuse("an activation on another grid than an asymmetric one of 8 bits")
+        grid = self._grid(quant)
         return self.node("DequantizeLinear", self.node("QuantizeLinear", made, *grid), *grid)
 
-    def constant(self, content: NDArray[np.generic] | float | list[int]) -> str:
-        """An initialiser; equal ones are stored once. A list is int64, a number float32."""
+    def constant(self, content: NDArray[np.generic] | float | list[int], *, alone: bool = False) -> str:
+        """An initialiser; equal ones are stored once unless `alone`. A list is int64, a number float32."""
         array = np.asarray(content)
         if isinstance(content, list | float):
             array = array.astype(np.int64 if isinstance(content, list) else np.float32)
         array = np.ascontiguousarray(array).reshape(array.shape)
-        key = (str(array.dtype), array.shape, array.tobytes())
+        key = (str(array.dtype), array.shape, array.tobytes() + (b"%d" % self._count if alone else b""))
         if key not in self._constants:
             self._constants[key] = name = self._fresh()
             self._initializers[name] = numpy_helper.from_array(array, name)
         return self._constants[key]
 
-    def tensor(self, stored: Stored) -> str:
-        """A weight's name, behind DequantizeLinear if it is integers."""
-        if stored.quant is None:
-            return self.constant(stored.content.astype(np.float32))
+    def tensor(self, stored: Stored, *, integer: bool = False) -> str:
+        """A weight's name in float32.
+
+        Where integers are its storage alone it is Cast and Mul, which ONNX Runtime computes when it loads the model; a
+        DequantizeLinear it would keep, and run each time.
+        """
         quant = stored.quant
-        dtype = {32: np.dtype(np.int32), 4: np.dtype(ml_dtypes.int4)}.get(quant.bits, np.dtype(np.int8))
-        grid = self._grid(quant, dtype)
+        if quant is None:
+            return self.constant(stored.content.astype(np.float32))
+        integers = self.integers(stored)
+        if not integer and quant.symmetric:
+            scale = quant.scale.reshape([-1 if dim == quant.axis else 1 for dim in range(stored.content.ndim)])
+            return self.node("Mul", self.node("Cast", integers, to=TensorProto.FLOAT), self.constant(scale))
         axis = {} if quant.axis is None else {"axis": quant.axis}
-        return self.node("DequantizeLinear", self.constant(stored.content.astype(dtype)), *grid, **axis)
+        return self.node("DequantizeLinear", integers, *self._grid(quant), **axis)
+
+    def integers(self, stored: Stored) -> str:
+        """The name of a weight's integers; those of 4 bits are unpacked to int8, also when the model is loaded."""
+        assert stored.quant is not None
+        offset, dtype = encoding(stored.quant)
+        packed = np.dtype(ml_dtypes.int4) if stored.quant.bits == 4 and stored.quant.symmetric else dtype
+        name = self.constant((stored.content + offset).astype(packed), alone=True)
+        return name if packed == dtype else self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(dtype))
 
     def target(self, shape: Shape) -> str:
         """`shape` as the second input of Reshape."""
@@ -165,8 +149,7 @@ class Emitter:
         """`shape` as an int64 tensor in which the batch is the input's."""
         if not any(map(self.has_batch, shape)):
             return self.constant(list(shape))
-        rows = self._computed.get(("rows",)) or self.node("Shape", self.read(self.graph.inputs[0]), end=1)
-        self._computed["rows",] = rows
+        rows = self.once("Shape", self.read(self.graph.inputs[0]), end=1)
         parts = [
             self.once("Mul", rows, self.constant([n // self._batch])) if self.has_batch(n) else self.constant([n])
             for n in shape
@@ -193,12 +176,19 @@ class Emitter:
                 names[:] = [name if one == last else one for one in names]
         return self._nodes
 
-    def _grid(self, quant: Quant, dtype: np.dtype[Any]) -> list[str]:
-        """Scale, and zero point where there is one to tell."""
-        scale = quant.scale if quant.axis is not None else quant.scale.reshape(())
-        zero = quant.zero_point if quant.axis is not None else quant.zero_point.reshape(())
-        tells = zero.any() or (dtype == np.int8 and quant.axis is None)
-        return [self.constant(scale), *([self.constant(zero.astype(dtype))] if tells else [])]
+    def _grid(self, quant: Quant) -> list[str]:
+        """Scale and zero point; a bias has none, the others tell theirs even if it is 0.
+
+        Where it is absent, ONNX Runtime puts in a scalar, which its own DequantizeLinear then refuses beside a scale
+        per channel. And where two layers share their zeros, x64quantprecision cannot make those unsigned a second time.
+        """
+        shape = () if quant.axis is None else quant.scale.shape
+        scale = self.constant(quant.scale.reshape(shape))
+        if quant.bits == 32:
+            return [scale]
+        offset, dtype = encoding(quant)
+        zero = (quant.zero_point + offset).astype(dtype).reshape(shape)
+        return [scale, self.constant(zero, alone=quant.axis is not None)]
 
     def _fresh(self) -> str:
         self._count += 1

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from edge_runtime.deploy.formats.onnx import sequences
 from edge_runtime.deploy.formats.onnx.emitter import Emitter
@@ -39,7 +40,15 @@ def row(*ops: str) -> Callable[[Callable[[Emitter, Node], str]], Callable[[Emitt
 
 # Elementwise.
 
-_PLAIN = {"add": "Add", "mul": "Mul", "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "gelu": "Gelu"}
+_PLAIN = {
+    "add": "Add",
+    "mul": "Mul",
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "exp": "Exp",
+    "gelu": "Gelu",
+}
 
 
 @row(*_PLAIN)
@@ -194,6 +203,10 @@ def _linear(e: Emitter, node: Node) -> str:
     x, w, *bias = node.inputs
     if len(e.shape(x)) == 2:
         return e.node("Gemm", *map(e.read, node.inputs), transB=1)
+    if e.integer(w):
+        rows = e.rounded(x, e.node("Reshape", e.read(x), e.constant([-1, e.shape(w)[1]])))
+        made = e.rounded(node.outputs[0], e.node("Gemm", rows, *map(e.read, node.inputs[1:]), transB=1))
+        return e.node("Reshape", made, e.target(e.shape(node.outputs[0])))
     turned = e.tensor(e.stored(w).transposed()) if e.is_weight(w) else e.node("Transpose", e.read(w), perm=[1, 0])
     made = e.node("MatMul", e.read(x), turned)
     return e.node("Add", made, e.read(bias[0])) if bias else made
@@ -204,10 +217,9 @@ def _embedding(e: Emitter, node: Node) -> str:
     """Of a table of integers, only the rows that are asked for become float32."""
     table, ids = node.inputs
     quant = e.quants.get(table)
-    if quant is None or quant.axis != 0 or quant.bits == 4 or not e.is_weight(table):
+    if quant is None or quant.axis != 0 or not e.is_weight(table):
         return e.node("Gather", e.read(table), e.read(ids))
-    integers = e.constant(e.stored(table).content.astype(np.int8))
-    rows = e.node("Cast", e.node("Gather", integers, e.read(ids)), to=1)
+    rows = e.node("Cast", e.node("Gather", e.integers(e.stored(table)), e.read(ids)), to=TensorProto.FLOAT)
     return e.node("Mul", rows, e.node("Gather", e.constant(quant.scale.reshape(-1, 1)), e.read(ids)))
 
 

@@ -26,8 +26,8 @@ _DTYPES = {"f32": TensorProto.FLOAT, "i64": TensorProto.INT64}
 def write_onnx(model: FloatModel | QuantisedModel, *, batch: int = 0) -> bytes:
     """The file; equal models give equal bytes.
 
-    float32 values, or for a quantised model int8 with DequantizeLinear behind it. Weights of 4 bits are stored in 4, all
-    others below 8 as small int8 numbers. There is never external data.
+    A quantised model's weights are int8 with DequantizeLinear behind them; those of 4 bits are stored in 4, all others
+    below 8 as small int8 numbers. There is never external data.
 
     Args:
         model: in evaluation mode; batch norms may be folded or not.
