@@ -72,7 +72,7 @@ def answer_artefact(message: Message, context: Context) -> Message:
     """
     record = message.content.get(RECORD)
     asked = record.get("ask") if isinstance(record, ConfigRecord) else None
-    if not isinstance(record, ConfigRecord) or asked not in {ask.value for ask in Ask}:
+    if not isinstance(record, ConfigRecord) or asked not in [ask.value for ask in Ask]:
         raise PeerError("message has no record of a roll-out, and other questions are not answered here")
     config = ArtefactConfig.from_node_config(context.node_config)
     report = _ANSWERS[Ask(asked)](config, message, record) if config.path else Report(reason=DECLINED)

@@ -121,7 +121,7 @@ MOVES: Mapping[Place, Mapping[Heard, Place]] = {
     },
 }
 WHY = {
-    Heard.FELL_BACK: "it has had this version before",
+    Heard.FELL_BACK: "it has had this version, or a later one",
     Heard.UNFIT: "it has no runtime for this format, or takes no artefact as large",
     Heard.NOTHING: "no reply",
 }
