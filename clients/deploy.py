@@ -19,7 +19,8 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from edge_runtime.config import parse_bytes
-from edge_runtime.deploy.offer import RECORD, RUNNING, STYPE, SUFFIXES, Ask, Report, unpack_files
+from edge_runtime.deploy.offer import RECORD, RUNNING, STYPE, SUFFIXES, Ask, Report, manifest_digest, unpack_files
+from edge_runtime.deploy.trust.manifest import MANIFEST
 from edge_runtime.deploy.trust.runtimes import has_runtime
 from edge_runtime.deploy.trust.sandbox import Limits
 from edge_runtime.deploy.trust.slots import MAX_ARTEFACT_BYTES, Slots
@@ -136,13 +137,16 @@ _ANSWERS: Mapping[Ask, Callable[[ArtefactConfig, Message, ConfigRecord], Report]
 def _report(config: ArtefactConfig, reason: str = "", trial: Mapping[str, Any] | None = None) -> Report:
     """What runs here and what is taken, as it stands now, and how a trial went."""
     slots = config.slots()
+    slot, digest = None, ""
     try:
-        slot = slots.current()
-    except ArtefactError as error:  # somebody has been in the folder
+        if slot := slots.current():
+            digest = manifest_digest((slot.folder / MANIFEST).read_bytes())
+    except (ArtefactError, OSError) as error:  # somebody has been in the folder
         slot, reason = None, reason or str(error)
     figures = {name: float(trial[name]) for name in ("difference", "latency_s") if trial and name in trial}
     return Report(
         version=slot.version if slot else 0,
+        digest=digest,
         floor=slots.state.floor,
         formats=tuple(name for name, suffix in SUFFIXES.items() if has_runtime(suffix)),
         max_bytes=config.max_size,

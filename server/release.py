@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.deploy.artefact import MANIFEST, write_manifest
-from edge_runtime.deploy.offer import SUFFIXES
+from edge_runtime.deploy.offer import SUFFIXES, manifest_digest
 from edge_runtime.deploy.trust.keys import RELEASE, RELEASE_SIGNATURE, SIGNATURE, parse_release_key, read_private
 from edge_runtime.deploy.trust.manifest import MAX_MANIFEST_BYTES, load_canonical
 from edge_runtime.deploy.trust.publish import sign_artefact
@@ -32,9 +32,9 @@ class Release:
     files: Mapping[str, bytes]
 
     @property
-    def nbytes(self) -> int:
-        """All files together."""
-        return sum(map(len, self.files.values()))
+    def digest(self) -> str:
+        """Of its manifest."""
+        return manifest_digest(self.files[MANIFEST])
 
 
 def check_key(config: RolloutConfig) -> None:

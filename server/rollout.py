@@ -29,6 +29,7 @@ class Plan:
     """What is rolled out, how wide each stage is (per cent, rising to 100), and which share of devices may fail."""
 
     version: int
+    digest: str  # of its manifest
     format: str
     nbytes: int
     stages: tuple[int, ...]
@@ -257,7 +258,7 @@ class Rollout:
     def _meaning(self, report: Report | None) -> Heard:
         if report is None:
             return Heard.NOTHING
-        if report.version == self.plan.version:
+        if (report.version, report.digest) == (self.plan.version, self.plan.digest):
             return Heard.RUNS
         if report.floor >= self.plan.version:
             return Heard.FELL_BACK

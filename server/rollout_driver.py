@@ -40,7 +40,8 @@ def play(link: Link, config: ServerConfig, release: Release, store: RunStore, te
     """The roll-out of that release, from the first question to the last order."""
     settings, started_s = config.rollout, time.monotonic()
     blob = pack_files(release.files)
-    plan = Plan(release.version, settings.format, len(blob), parse_stages(settings.stages), settings.max_failures)
+    stages = parse_stages(settings.stages)
+    plan = Plan(release.version, release.digest, settings.format, len(blob), stages, settings.max_failures)
     store.append("rollout_started", {**asdict(plan), "model": release.model})
     tell(f"roll-out of {release.model} as version {plan.version}, {len(blob):,} bytes")
     rollout, told, sent_bytes = Rollout(plan), 0, 0
@@ -68,7 +69,8 @@ def _play_order(link: Link, rollout: Rollout, order: Order, blob: bytes, deadlin
     def hear(node: int, report: Report | None, reason: str = "") -> None:
         device = rollout.hear(node, report, reason)
         about = {"ask": order.ask.value, "client": str(node), "place": device.place.value, "reason": device.reason}
-        store.append("rollout_device", {**about, **(report.record() if report else {}), "reason": device.reason})
+        said = {name: value for name, value in (report.record() if report else {}).items() if value}
+        store.append("rollout_device", {**said, **about})
 
     for answer in link.ask(dict.fromkeys(order.nodes, content), version, deadline_s, MessageType.QUERY):
         silent.discard(answer.node)

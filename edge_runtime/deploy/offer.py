@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.deploy.trust.digest import sha256_hex
 from edge_runtime.deploy.trust.tensors import read_tensors, write_tensors
 from edge_runtime.deploy.trust.verify import CHUNK_BYTES
 from edge_runtime.errors import ArtefactError, PeerError
@@ -40,12 +41,13 @@ class Ask(Enum):
 class Report:
     """A device's answer to any of them.
 
-    `version` is the one that it runs (0 for none), `floor` the highest that it ever switched to. `formats` are those
-    that it has a runtime for; none where it takes no roll-outs. `reason` says why something was not done. Of an install
-    also how far its answers were from the golden ones, and one row's latency.
+    `version` is the one that it runs (0 for none), `digest` of that one's manifest, `floor` the highest that it ever
+    switched to. `formats` are those that it has a runtime for; none where it takes no roll-outs. `reason` says why
+    something was not done. Of an install also how far its answers were from the golden ones, and one row's latency.
     """
 
     version: int = 0
+    digest: str = ""
     floor: int = 0
     formats: tuple[str, ...] = ()
     max_bytes: int = 0
@@ -82,6 +84,11 @@ _READ = {
     "str": lambda value: type(value) is str and len(value) <= MAX_REASON,
     "tuple[str, ...]": lambda value: type(value) is str and len(value) <= 100,
 }
+
+
+def manifest_digest(manifest: bytes) -> str:
+    """What tells two releases of one version apart."""
+    return sha256_hex(manifest)[:32]
 
 
 def pack_files(files: Mapping[str, bytes]) -> bytes:

@@ -15,7 +15,7 @@ from edge_runtime.deploy.offer import Ask, Report
 from edge_runtime.errors import ConfigError
 from server.rollout import MOVES, SENT, Heard, Order, Place, Plan, Rollout, bucket, parse_stages
 
-NEW, OLD, BLOB = 70, 60, 1000
+NEW, OLD, BLOB, DIGEST = 70, 60, 1000, "d1"
 
 
 @dataclass
@@ -28,7 +28,10 @@ class Device:
 
     def answer(self, ask: Ask) -> Report | None:
         act = self.acts.pop(0) if self.acts else "well"
-        runs, fell = replace(self.report, version=NEW, floor=NEW), replace(self.report, version=OLD, floor=NEW)
+        runs, fell = (
+            replace(self.report, version=NEW, floor=NEW, digest=DIGEST),
+            replace(self.report, version=OLD, floor=NEW),
+        )
         match ask, act:
             case Ask.INSTALL, "well" | "silent":
                 self.report = runs
@@ -69,7 +72,7 @@ class Played:
 
 
 def play(fleet: dict[int, Device], stages: tuple[int, ...] = (10, 50, 100), limit: float = 0.2) -> Played:
-    rollout = Rollout(Plan(NEW, "onnx", BLOB, stages, limit))
+    rollout = Rollout(Plan(NEW, DIGEST, "onnx", BLOB, stages, limit))
     rollout.meet(fleet)
     orders = []
     for order in rollout.orders():
@@ -196,7 +199,7 @@ def test_who_does_not_go_back_is_named_stuck() -> None:
 
 
 def test_a_late_device_takes_part_from_the_next_stage_on() -> None:
-    rollout = Rollout(Plan(NEW, "onnx", BLOB, (10, 100), 0.0))
+    rollout = Rollout(Plan(NEW, DIGEST, "onnx", BLOB, (10, 100), 0.0))
     rollout.meet(range(20))
     seen = []
     for order in rollout.orders():
@@ -204,26 +207,35 @@ def test_a_late_device_takes_part_from_the_next_stage_on() -> None:
         rollout.meet([99])
         for node in order.nodes:
             version = NEW if order.ask is not Ask.STATE else OLD
-            rollout.hear(node, Report(version, version, ("onnx",), BLOB))
+            rollout.hear(node, Report(version, DIGEST, version, ("onnx",), BLOB))
     assert 99 not in seen[0].nodes
     assert rollout.devices[99].place is Place.INSTALLED
 
 
 def test_an_answer_that_nobody_asked_for_changes_nothing() -> None:
-    rollout = Rollout(Plan(NEW, "onnx", BLOB, (100,), 0.0))
+    rollout = Rollout(Plan(NEW, DIGEST, "onnx", BLOB, (100,), 0.0))
     rollout.meet([1, 2])
     orders = rollout.orders()
     next(orders)
-    rollout.hear(1, Report(OLD, OLD, ("onnx",), BLOB))
-    rollout.hear(1, Report(NEW, NEW, ("onnx",), BLOB))
-    rollout.hear(2, Report(0, 0, ("onnx",), BLOB - 1))
+    rollout.hear(1, Report(OLD, "", OLD, ("onnx",), BLOB))
+    rollout.hear(1, Report(NEW, DIGEST, NEW, ("onnx",), BLOB))
+    rollout.hear(2, Report(0, "", 0, ("onnx",), BLOB - 1))
     assert next(orders) == Order(Ask.INSTALL, (1,))
-    rollout.hear(2, Report(NEW, NEW, ("onnx",), BLOB))
+    rollout.hear(2, Report(NEW, DIGEST, NEW, ("onnx",), BLOB))
     assert rollout.devices[2].place is Place.UNABLE
 
 
+def test_another_release_under_the_same_version_is_not_taken_for_this_one() -> None:
+    rollout = Rollout(Plan(NEW, DIGEST, "onnx", BLOB, (100,), 0.0))
+    rollout.meet([1])
+    for order in rollout.orders():
+        assert order.ask is Ask.STATE
+        rollout.hear(1, Report(NEW, "d2", NEW, ("onnx",), BLOB))
+    assert "had this version" in rollout.halted
+
+
 def test_a_fleet_that_takes_no_roll_outs_says_why() -> None:
-    rollout = Rollout(Plan(NEW, "onnx", BLOB, (10, 100), 0.0))
+    rollout = Rollout(Plan(NEW, DIGEST, "onnx", BLOB, (10, 100), 0.0))
     rollout.meet(range(3))
     for order in rollout.orders():
         for node in order.nodes:
