@@ -15,7 +15,7 @@ from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished
 from server.federation import federate
 from server.link import Link
 from server.results import describe, privacy_lines
-from server.rollout_driver import rollout_lines
+from server.rollout_report import rollout_lines
 
 
 def make_app(

@@ -116,6 +116,10 @@ class Link:
     def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
         return self.ask(question.contents(parcels), question.round, deadline_s, MessageType.EVALUATE)
 
+    def query(self, contents: Mapping[int, Content], number: int, deadline_s: float) -> Iterator[Answer]:
+        """Ask what has to do with no round; `number` is the artefact's version."""
+        return self.ask(contents, number, deadline_s, MessageType.QUERY)
+
     def ask(
         self, contents: Mapping[int, RecordDict], number: int, deadline_s: float, kind: str = MessageType.TRAIN
     ) -> Iterator[Answer]:

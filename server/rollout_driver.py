@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
-
-from flwr.app import MessageType
 
 from edge_runtime.deploy.offer import Ask, Report, pack_files
 from edge_runtime.errors import PeerError
@@ -16,10 +14,10 @@ from server.gather import content_of
 from server.link import Link, artefact_content, peer_text, read_report
 from server.release import Release, make_release
 from server.rollout import Order, Plan, Rollout, parse_stages
+from server.rollout_report import describe_stage
 from server.run_store import RunStore
 
 Tell = Callable[[str], None]  # one line for whoever watches
-FAILURES = {"refused": "refused", "silent": "fell silent", "rolled_back": "rolled it back"}
 
 
 def roll_out(link: Link, config: ServerConfig, store: RunStore, tell: Tell) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def _play_order(link: Link, rollout: Rollout, order: Order, blob: bytes, deadlin
         said = {name: value for name, value in (report.record() if report else {}).items() if value}
         store.append("rollout_device", {**said, **about})
 
-    for answer in link.ask(dict.fromkeys(order.nodes, content), version, deadline_s, MessageType.QUERY):
+    for answer in link.query(dict.fromkeys(order.nodes, content), version, deadline_s):
         silent.discard(answer.node)
         try:
             hear(answer.node, read_report(content_of(answer)))
@@ -91,36 +89,3 @@ def _tell_stages(rollout: Rollout, told: int, store: RunStore, tell: Tell) -> in
         store.append("rollout_halted", {"reason": rollout.halted})
         tell(f"roll-out halted: {rollout.halted}")
     return len(rollout.stages)
-
-
-def describe_stage(stage: Mapping[str, Any]) -> str:
-    """A stage's row in `run.json` in one line."""
-    failed = [f"{stage[name]} {words}" for name, words in FAILURES.items() if stage[name]]
-    counts = ", ".join([f"{stage['installed']} of {stage['offered']} devices run it", *failed])
-    return (
-        f"roll-out stage {stage['percent']} %: {counts}"
-        if stage["offered"]
-        else f"roll-out stage {stage['percent']} %: nobody new"
-    )
-
-
-def rollout_lines(final: Mapping[str, Any]) -> list[str]:
-    """How a roll-out ended, of `run.json`'s `final`; no line where there was none."""
-    rollout = final.get("rollout")
-    if not rollout:
-        return []
-    if error := rollout.get("error"):
-        return [f"no roll-out: {error}"]
-    lines = []
-    if rollout["halted"]:
-        recalled, stuck = (rollout["devices"].get(place, 0) for place in ("recalled", "stuck"))
-        lines.append(f"roll-out halted: {rollout['halted']}")
-        lines.append(
-            f"ordered back: {recalled} devices run what they ran before" + (f", {stuck} may not" if stuck else "")
-        )
-    fleet = ", ".join(f"{count} run {_version(name)}" for name, count in rollout["versions"].items())
-    return [*lines, f"version {rollout['version']} in the fleet: {fleet}"]
-
-
-def _version(name: str) -> str:
-    return {"0": "none", "unknown": "an unknown one"}.get(name, name)

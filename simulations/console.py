@@ -10,7 +10,7 @@ from rich.table import Table
 
 from server.events import ClientAnswered, Event, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.results import RoundRow, describe, privacy_lines
-from server.rollout_driver import rollout_lines
+from server.rollout_report import rollout_lines
 
 
 class Console:

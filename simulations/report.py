@@ -13,7 +13,7 @@ import jinja2
 import markupsafe
 
 from edge_runtime.errors import MissingPackageError
-from server.rollout_driver import rollout_lines
+from server.rollout_report import rollout_lines
 
 # Where two lines coincide, the dashes on top let the first one show.
 LINES: tuple[dict[str, Any], ...] = (
