@@ -216,9 +216,7 @@ class _Run:
                 final["int8_accuracy"] = {"onnx": int8["accuracy"]}
         final["artefact_versions"] = self._fleet.versions
         if self._config.rollout.enabled:
-            final["rollout"] = roll_out(
-                self._link, self._config, self._store, lambda line: self._emit(RolloutTold(line))
-            )
+            final["rollout"] = roll_out(self._link, self._config, final["deploy"], self._store, self._tell)
         final["seconds"] = round(time.monotonic() - self._started_s, 3)
         self._store.append("run_finished", final)
         self._write(final)
@@ -257,6 +255,9 @@ class _Run:
 
     def close(self) -> None:
         self._store.close()
+
+    def _tell(self, line: str) -> None:
+        self._emit(RolloutTold(line))
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +20,16 @@ from server.run_store import RunStore
 Tell = Callable[[str], None]  # one line for whoever watches
 
 
-def roll_out(link: Link, config: ServerConfig, store: RunStore, tell: Tell) -> dict[str, Any]:
+def roll_out(
+    link: Link, config: ServerConfig, exported: Mapping[str, Any], store: RunStore, tell: Tell
+) -> dict[str, Any]:
     """Sign what was exported and offer it to the fleet; returns `run.json`'s `final.rollout`.
 
-    A failure here must not cost the trained model: it is told in the field `error`.
+    `exported` is its `final.deploy`: what could not be exported and checked is not rolled out. A failure here must not
+    cost the trained model: it is told in the field `error`.
     """
+    if reason := exported.get("skipped") or exported.get("error"):
+        return {"error": f"there is no checked artefact: {reason}"}
     try:
         release = make_release(config.rollout, config.model.name or "model", store.directory)
         return play(link, config, release, store, tell)

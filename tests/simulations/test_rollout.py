@@ -25,7 +25,7 @@ from server.config import ServerConfig
 from server.link import Link
 from server.release import Release, check_key, make_release
 from server.rollout import bucket
-from server.rollout_driver import play
+from server.rollout_driver import play, roll_out
 from server.run_store import RunStore
 from simulations.artefact_faults import RELAPSE, UNFIT, drawn
 from simulations.faults import FaultConfig
@@ -207,6 +207,21 @@ def test_a_run_without_a_key_that_can_sign_does_not_start(fleet: Fleet, tmp_path
     with pytest.raises(ConfigError, match="is of another key, or has expired"):
         check_key(fleet.config(1, key=str(tmp_path / "keys" / "root.key")).rollout)
     check_key(fleet.config(1).rollout)
+
+
+def test_what_was_not_checked_is_not_rolled_out(fleet: Fleet) -> None:
+    store = RunStore(fleet.folder / "run")
+    try:
+        with fleet.grid() as grid:
+            link = Link(grid, grid.clock, grid.pause)
+            for exported in ({"error": "a runtime"}, {"skipped": "no data"}):
+                record = roll_out(link, fleet.config(1), exported, store, print)
+                assert record == {"error": f"there is no checked artefact: {next(iter(exported.values()))}"}
+            record = roll_out(link, fleet.config(1), {}, store, print)
+            assert "manifest.json" in record["error"]
+    finally:
+        store.close()
+    assert not fleet.devices.exists()
 
 
 def test_what_is_rolled_out_must_be_exported() -> None:
