@@ -148,7 +148,7 @@ class _Run:
         return result, None
 
     def _question(self, number: int) -> Question:
-        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program)
+        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
@@ -168,7 +168,7 @@ class _Run:
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
         if self._test is not None:
-            return dict(self._model.evaluate(self._test))
+            return dict(self._model.evaluate(self._test, number))
         if self._config.server.evaluate == "none":
             return {}
         settings = self._config.server
@@ -212,8 +212,11 @@ class _Run:
         if self._config.deploy.formats:
             final["deploy"] = exported = self._export(state)
             final["files"] |= {name: entry["bytes"] for name, entry in exported.get("files", {}).items()}
-            if int8 := exported.get("formats", {}).get("onnx_int8"):
-                final["int8_accuracy"] = {"onnx": int8["accuracy"]}
+            final["int8_accuracy"] = {
+                row["format"]: row["accuracy"]
+                for row in exported.get("formats", {}).values()
+                if row.get("precision") == "int8" and row["refused"] is None
+            }
         final["artefact_versions"] = self._fleet.versions
         if self._config.rollout.enabled:
             final["rollout"] = roll_out(self._link, self._config, final["deploy"], self._store, self._tell)

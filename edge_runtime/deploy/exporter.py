@@ -5,6 +5,7 @@ nn.Module | Program | FloatModel -> FloatModel, folded -> ranges -> QuantisedMod
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from edge_runtime.deploy.graph.float_model import FloatModel, batch_prime, check
 from edge_runtime.deploy.graph.fold import fold, hard_activations
 from edge_runtime.deploy.graph.quantise import quantise
 from edge_runtime.deploy.graph.quantised import QuantisedModel
+from edge_runtime.deploy.trust.golden import write_golden
 from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
+from edge_runtime.ir.graph import Value
 from edge_runtime.program.program import Program
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Inputs = Sequence[NDArray[np.generic]]
 PRECISIONS = ("fp32", "int8")
+GOLDEN_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Prepared:
     float_model: FloatModel
     quantised: QuantisedModel | None
     calibration_examples: int
+    input_range: tuple[float, float]  # of the calibration inputs
 
     def contents(self, name: str, batch: int | None = None) -> dict[str, bytes]:
         """The files of format `name`, by precision.
@@ -66,6 +71,14 @@ class Prepared:
         if self.quantised is not None:
             models["int8"] = self.quantised
         return {precision: write(model, name, batch) for precision, model in models.items()}
+
+    def golden_inputs(self, rows: int = GOLDEN_ROWS) -> NDArray[np.generic]:
+        """Inputs (rows, ...) that a device tries the model on: drawn, for they travel, and examples are somebody's."""
+        value, (low, high) = self.float_model.input, self.input_range
+        rng, shape = np.random.default_rng(rows), (rows, *value.shape[1:])
+        if value.dtype == "i64":
+            return rng.integers(int(low), int(high) + 1, shape)
+        return rng.uniform(low, high, shape).astype(np.float32)
 
 
 def export(
@@ -146,7 +159,8 @@ def prepare(
     if precision == "int8":
         ranges = measure_ranges(float_model, inputs, calibrate)
         quantised = quantise(float_model, ranges, weight_bits=weight_bits, activations=activations)
-    return Prepared(float_model, quantised, sum(map(len, inputs)))
+    low, high = min(float(one.min()) for one in inputs), max(float(one.max()) for one in inputs)
+    return Prepared(float_model, quantised, sum(map(len, inputs)), (low, high))
 
 
 def float_model_of(
@@ -192,32 +206,38 @@ def write(model: FloatModel | QuantisedModel, name: str, batch: int | None = Non
 def write_files(
     prepared: Prepared, contents: Mapping[str, Mapping[str, bytes]], directory: Path, **about: Any
 ) -> Artefact:
-    """Write files and manifest of `contents[format][precision]`."""
+    """Write the files of `contents[format][precision]`, what they answer to golden inputs, and the manifest."""
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for name, of in contents.items():
         for precision, content in of.items():
-            path = directory / f"model_{precision}{FORMATS[name].suffix}"
+            path = directory / file_name(name, precision)
             path.write_bytes(content)
             files[f"{name}_{precision}"] = path
-    artefact = write_manifest(directory, files, {**contract(prepared), **about})
+    listed = dict(files)
+    with contextlib.suppress(MissingPackageError):  # a runtime that is not here; who signs the folder can add them
+        listed["golden"], about["golden"] = write_golden(directory, files.values(), prepared.golden_inputs())
+    artefact = write_manifest(directory, listed, {**contract(prepared), **about})
     smallest = {name: min(of, key=lambda precision: len(of[precision])) for name, of in contents.items() if of}
     best = {name: files[f"{name}_{precision}"] for name, precision in smallest.items()}
     return Artefact({**files, **best}, artefact.manifest)
+
+
+def file_name(name: str, precision: str) -> str:
+    return f"model_{precision}{FORMATS[name].suffix}"
 
 
 def contract(prepared: Prepared) -> dict[str, Any]:
     """What the manifest says of input and output, whatever the format: shapes as PyTorch's, -1 for the batch."""
     model = prepared.float_model
 
-    def spec(name: str) -> dict[str, Any]:
-        value = model.graph.values[name]
+    def spec(name: str, value: Value) -> dict[str, Any]:
         shape = [-1 if n % model.batch == 0 else n for n in value.shape]
         return {"name": name, "dtype": {"f32": "float32", "i64": "int64"}[value.dtype], "shape": shape}
 
     return {
-        "input": spec(model.graph.inputs[0]),
-        "output": spec(model.graph.outputs[0]),
+        "input": spec("input", model.input),
+        "output": spec("output", model.output),
         "parameters": model.parameters,
         "calibration_examples": prepared.calibration_examples,
     }

@@ -1,5 +1,5 @@
-// Runs the kernels of c_api_arrays.h and c_api_context.h on made-up arrays, on every ISA of this CPU, and prints one digest a family of all
-// that they wrote. The digests of every ISA, CPU and architecture are the same: one that differs is a wrong kernel, and
+// Runs the kernels of c_api_arrays.h and c_api_context.h, and a Program's ops on signed bytes, on made-up arrays, on every
+// ISA of this CPU, and prints one digest a family of all that they wrote. The digests of every ISA, CPU and architecture are the same: one that differs is a wrong kernel, and
 // the exit code then is 1. Inputs end where a page that nobody may touch begins, so a read past one's end is a crash.
 //
 // Build it with the core's own sources, statically for an emulator without a system root (`-cpu cortex-a53` and others).
@@ -10,9 +10,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #include "c_api_arrays.h"
 #include "c_api_context.h"
+#include "program/ops.h"
 
 namespace {
 
@@ -52,6 +54,7 @@ class Array {
     return *this;
   }
   T* data() { return data_; }
+  const T* data() const { return data_; }
   T& operator[](size_t i) { return data_[i]; }
   size_t size() const { return size_; }
   void TakeAll() const { Take(data_, size_ * sizeof(T)); }
@@ -242,6 +245,98 @@ void Context() {
   }
 }
 
+// An op on signed bytes in an arena of its own: random inputs of so many bytes, at most three, the second of them
+// `packed` where that is given; what it writes is taken.
+void IntegerOp(const char* name, std::initializer_list<size_t> inputs, const Array<uint8_t>* packed, size_t y,
+               std::initializer_list<int64_t> ints, std::initializer_list<double> floats = {}) {
+  hedgerow::Op op = {hr_op_code(name), 0, {}, {}, {}};
+  size_t end = 0, slot = 0, starts[4] = {};
+  for (int64_t& buffer : op.buffers) buffer = -1;
+  for (const size_t bytes : inputs) {
+    op.buffers[slot] = static_cast<int64_t>(starts[slot] = end);
+    end += (bytes + 63) / 64 * 64, ++slot;
+  }
+  // The output, and before it the inputs, end where nobody may touch.
+  const size_t out = end + (64 - y % 64) % 64;
+  op.buffers[slot] = static_cast<int64_t>(out);
+  slot = 0;
+  for (const int64_t value : ints) op.ints[slot++] = value;
+  slot = 0;
+  for (const double value : floats) op.floats[slot++] = value;
+  Array<uint8_t> arena(out + y);
+  arena.Randomise();
+  if (packed) std::memcpy(arena.data() + starts[1], packed->data(), packed->size());
+  int64_t bad;
+  const char* why;
+  void* session = hr_session_create(&op, 1, static_cast<int64_t>(arena.size()), &bad, &why);
+  if (session == nullptr || hr_session_run(session, nullptr, arena.data(), 0, 1, &bad) != 0) std::abort();
+  hr_session_free(session);
+  Take(arena.data() + out, y);
+}
+
+int64_t Between(int64_t low, int64_t high) { return low + static_cast<int64_t>(Random() % static_cast<uint64_t>(high - low + 1)); }
+
+// A layer's random constants: w of -127 to 127, and a multiplier that spreads most sums over a byte.
+struct Layer {
+  Layer(size_t outputs, size_t products) : w(outputs * products), bias(outputs), multiplier(outputs) {
+    for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<int8_t>(Between(-127, 127));
+    for (size_t i = 0; i < outputs; ++i) {
+      bias[i] = static_cast<int32_t>(Between(-5000, 5000));
+      multiplier[i] = static_cast<float>(1 + Random() % 100) * 1e-3f / static_cast<float>(products);
+    }
+  }
+  Array<int8_t> w;
+  Array<int32_t> bias;
+  Array<float> multiplier;
+};
+
+void Windows() {
+  for (size_t i = 0; i < 200; ++i) {
+    const int64_t n = Between(1, 2), kh = Between(1, 5), kw = Between(1, 5), sh = Between(1, 3), sw = Between(1, 3);
+    const int64_t ph = Between(0, kh / 2), pw = Between(0, kw / 2), h = kh + Between(0, 9), w = kw + Between(0, 17);
+    const int64_t c = i % 10 ? Between(1, 40) : Between(1, 2) * 64, o = i % 4 ? Between(1, 36) : Between(1, 4) * 48;
+    const int64_t oh = (h + 2 * ph - kh) / sh + 1, ow = (w + 2 * pw - kw) / sw + 1, zero = Between(-128, 127);
+    const auto channels = static_cast<size_t>(c), outputs = static_cast<size_t>(o);
+    const auto rows = static_cast<size_t>(kh), depth = static_cast<size_t>(kw * c), places = static_cast<size_t>(kh * kw);
+    const auto x = static_cast<size_t>(n * h * w * c), y = static_cast<size_t>(n * oh * ow);
+    const Layer conv(outputs, rows * depth), depthwise(channels, places);
+    Array<uint8_t> one(hr_conv_s8_packed_bytes(outputs, rows, depth)), two(hr_depthwise_s8_packed_bytes(channels, places));
+    if (hr_conv_s8_pack(outputs, rows, depth, conv.w.data(), conv.bias.data(), conv.multiplier.data(), one.data(),
+                        one.size()) != 0 ||
+        hr_depthwise_s8_pack(channels, places, depthwise.w.data(), depthwise.bias.data(), depthwise.multiplier.data(),
+                             two.data(), two.size()) != 0) {
+      std::abort();
+    }
+    IntegerOp("conv2d_s8", {x, one.size()}, &one, y * outputs,
+              {n, h, w, c, o, kh, kw, sh, sw, ph, pw, zero, 3, Between(-128, 0), Between(1, 127)});
+    IntegerOp("depthwise_s8", {x, two.size()}, &two, y * channels,
+              {n, h, w, c, kh, kw, sh, sw, ph, pw, zero, 3, Between(-128, 0), Between(1, 127)});
+    IntegerOp("max_pool_s8", {x}, nullptr, y * channels, {n, h, w, c, kh, kw, sh, sw, ph, pw, -100, 100});
+    const auto all = static_cast<size_t>(n * ((h - kh) / sh + 1) * ((w - kw) / sw + 1)) * channels;
+    IntegerOp("avg_pool_s8", {x}, nullptr, all, {n, h, w, c, kh, kw, sh, sw, zero, 5, -128, 127}, {0.7});
+  }
+}
+
+void Vectors() {
+  for (size_t i = 0; i < 200; ++i) {
+    const int64_t m = Between(1, 14), o = Between(1, 150), k = i % 9 ? Between(1, 200) : Between(1000, 3000);
+    const auto outputs = static_cast<size_t>(o), depth = static_cast<size_t>(k), n = static_cast<size_t>(m * k);
+    const Layer layer(outputs, depth);
+    Array<uint8_t> packed(hr_conv_s8_packed_bytes(outputs, 1, depth));
+    if (hr_conv_s8_pack(outputs, 1, depth, layer.w.data(), layer.bias.data(), layer.multiplier.data(), packed.data(),
+                        packed.size()) != 0) {
+      std::abort();
+    }
+    IntegerOp("linear_s8", {n, packed.size()}, &packed, static_cast<size_t>(m * o), {m, o, k, -9, -128, 127});
+    const int64_t a = Between(-128, 127), b = Between(-128, 127);
+    IntegerOp("add_s8", {n, n}, nullptr, n, {m * k, a, b, 7, -128, 127}, {0.3 + static_cast<double>(i % 7), 0.125});
+    IntegerOp("mul_s8", {n, n}, nullptr, n, {m * k, a, b, 7, -128, 127}, {0.01});
+    IntegerOp("lookup_s8", {n, 256}, nullptr, n, {m * k});
+    IntegerOp("quantize_s8", {4 * n}, nullptr, n, {1, m, k, a}, {0.37});
+    IntegerOp("dequantize_s8", {n}, nullptr, 4 * n, {1, m, k, a}, {0.37});
+  }
+}
+
 struct Family {
   const char* name;
   void (*run)();
@@ -250,7 +345,8 @@ struct Family {
 
 Family families[] = {{"gemm_s8", Gemm, 0},     {"quantize", Quantize, 0}, {"requantize", Requantize, 0},
                      {"pack_bits", PackBits, 0}, {"mask_add", MaskAdd, 0},  {"topk", Topk, 0},
-                     {"low_rank", LowRank, 0},   {"context", Context, 0}};
+                     {"low_rank", LowRank, 0},   {"context", Context, 0},   {"windows_s8", Windows, 0},
+                     {"vectors_s8", Vectors, 0}};
 
 }  // namespace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,24 @@ PROBE = base64.b64decode(
 _HELP = "running .tflite needs ai-edge-litert: pip install 'hedgerow[litert]'"
 
 
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """real = scale (q - zero_point), low <= q <= high."""
+
+    scale: np.float32
+    zero_point: np.float32
+    low: np.float32
+    high: np.float32
+
+    @classmethod
+    def of(cls, details: dict[str, Any]) -> _Grid | None:
+        scale, zero_point = details["quantization"]
+        if not scale:
+            return None
+        bounds = np.iinfo(details["dtype"])
+        return cls(np.float32(scale), np.float32(zero_point), np.float32(bounds.min), np.float32(bounds.max))
+
+
 class LiteRtBackend:
     """Float32 (or int64 tokens) in, float32 out, whatever grids the file's input and output have."""
 
@@ -33,8 +52,9 @@ class LiteRtBackend:
             raise ArtefactError(f"LiteRT refuses the model: {str(error).splitlines()[0]}") from error
         self._source, self._result = source["index"], result["index"]
         self._dtype = source["dtype"]
-        self._from, self._to = source["quantization"], result["quantization"]  # scale (0 for none), zero point
+        self._from, self._to = _Grid.of(source), _Grid.of(result)
         self._shape = tuple(map(int, source["shape"]))
+        self._steps = np.empty(self._shape, np.float32)  # the input in steps of its grid
         self.input, self.output = _spec(source), _spec(result)
 
     def predict(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -42,26 +62,26 @@ class LiteRtBackend:
             self._model.resize_tensor_input(self._source, x.shape)
             self._model.allocate_tensors()
             self._shape = x.shape
+            self._steps = np.empty(self._shape, np.float32)
         self._model.set_tensor(self._source, self._quantised(x))
         self._model.invoke()
         output: NDArray[Any] = self._model.get_tensor(self._result)
-        scale, zero_point = self._to
-        if not scale:
+        if self._to is None:
             return output
         real = output.astype(np.float32)
-        real -= np.float32(zero_point)
-        real *= np.float32(scale)
+        real -= self._to.zero_point
+        real *= self._to.scale
         return real
 
     def _quantised(self, x: NDArray[Any]) -> NDArray[Any]:
-        scale, zero_point = self._from
-        if not scale:
+        grid, steps = self._from, self._steps
+        if grid is None:
             return x if x.dtype == self._dtype else x.astype(self._dtype)
-        steps = x / np.float32(scale)
+        np.divide(x, grid.scale, out=steps)
         np.rint(steps, out=steps)
-        steps += np.float32(zero_point)
-        bounds = np.iinfo(self._dtype)
-        np.clip(steps, bounds.min, bounds.max, out=steps)
+        np.add(steps, grid.zero_point, out=steps)
+        np.maximum(steps, grid.low, out=steps)
+        np.minimum(steps, grid.high, out=steps)
         return steps.astype(self._dtype)
 
 

@@ -44,7 +44,7 @@ class OnnxBackend:
             Spec(one.name, _DTYPES.get(one.type, one.type), tuple(n if isinstance(n, int) else -1 for n in one.shape))
             for one in (session.get_inputs()[0], session.get_outputs()[0])
         )
-        self._run, self._outputs = session.run, [self.output.name]
+        self._run, self._outputs, self.options = session.run, [self.output.name], options
 
     def predict(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
         if len(x) <= ROWS or self.input.shape[0] != -1:

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.deploy.runner import BACKENDS
+from edge_runtime.deploy.trust.allow_list import check_model
 from edge_runtime.deploy.trust.keys import key_id, public_key
 from edge_runtime.deploy.trust.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from edge_runtime.deploy.trust.verify import (
@@ -121,13 +123,17 @@ def _verify_file(folder: Path, name: str, manifest: Manifest, *, trial: bool) ->
     for _ in exact_chunks(directory_source(folder), name, entry):
         pass
     _say(f"ok   {name}: {entry.nbytes} bytes, SHA-256 {entry.sha256[:16]}...")
+    path = folder / name
+    if path.suffix in BACKENDS:
+        check_model(path.read_bytes(), path.suffix)
+        _say(f"ok   {name}: known operators, bounded sizes, nothing outside the file")
     if golden is None or name not in golden.tolerance or not trial:
         return
     from edge_runtime.deploy.trust.sandbox import try_model
 
     tolerance = golden.tolerance[name]
     hashes = (entry.sha256, manifest.files[golden.file].sha256)
-    done = try_model(folder / name, folder / golden.file, sha256=hashes, tolerance=tolerance)
+    done = try_model(path, folder / golden.file, sha256=hashes, tolerance=tolerance)
     _say(
         f"ok   {name}: golden vectors within {done.difference:.3g} (of {tolerance:.3g}), "
         f"{done.latency_s * 1e3:.3g} ms a row, {done.peak_rss_bytes / 1e6:.0f} MB"

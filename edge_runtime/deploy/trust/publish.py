@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.deploy.artefact import write_manifest
 from edge_runtime.deploy.runner import BACKENDS, DTYPES, Runner
+from edge_runtime.deploy.trust.allow_list import check_model
 from edge_runtime.deploy.trust.golden import write_golden
 from edge_runtime.deploy.trust.keys import (
     MANIFEST_LABEL,
@@ -81,7 +82,7 @@ def sign_artefact(
 
     Raises:
         ConfigError: not the key of the statement beside it.
-        ArtefactError: a file in the folder is not what the manifest says.
+        ArtefactError: a file in the folder is not what the manifest says, or no device would take it.
 
     """
     private = read_private(key)
@@ -90,8 +91,10 @@ def sign_artefact(
     if days is not None:
         fields["expires"] = int(now_s) + days * DAY_S
     files = {entry["format"]: folder / name for name, entry in fields["files"].items()}
+    models = [path for path in files.values() if path.suffix in BACKENDS]
+    for path in models:
+        check_model(path.read_bytes(), path.suffix)
     if golden is not None or "golden" not in fields:
-        models = [path for path in files.values() if path.suffix in BACKENDS]
         inputs = _inputs(models) if golden is None else golden
         files["golden"], fields["golden"] = write_golden(folder, models, inputs)
     write_manifest(folder, files, fields)

@@ -122,11 +122,9 @@ class Slots:
             ArtefactError: neither is whole.
 
         """
-        slot = self.current()
-        if slot is None:
-            return None
         try:
-            return Runner.open(slot.model, threads=threads, root_key=self._root_key)
+            slot = self.current()
+            return Runner.open(slot.model, threads=threads, root_key=self._root_key) if slot else None
         except ArtefactError as error:
             slot = self.rollback(f"cannot be opened: {error}")
         return Runner.open(slot.model, threads=threads, root_key=self._root_key)
@@ -143,7 +141,10 @@ class Slots:
                 self._write(replace(state, starts=state.starts + 1))
         if state.trust is not Trust.CONFIRMED and state.starts >= MAX_STARTS:
             return self.fall_back(f"started {state.starts} times without proving healthy")
-        slot = self.current()
+        try:
+            slot = self.current()
+        except ArtefactError as error:
+            return self.fall_back(str(error))
         if slot is not None and state.trust is Trust.SWITCHED and (reason := self._self_test(slot)):
             return self.fall_back(reason)
         return slot
@@ -153,8 +154,8 @@ class Slots:
     def install(self, source: Source | str | Path) -> Slot:
         """Take an artefact from a folder, or from a function of a file's name that gives its chunks.
 
-        Returns the slot that now runs, on trial; the current one, if it is this very artefact. Only the manifest, its
-        signatures, the golden vectors and one model file are asked for.
+        Returns the slot that now runs, on trial; the current one, if it is this very artefact and not damaged. Only the
+        manifest, its signatures, the golden vectors and one model file are asked for.
 
         Raises:
             ArtefactError: refused, or it failed its self-test after the switch and the previous slot runs again; the
@@ -167,16 +168,15 @@ class Slots:
             with self._refusing():
                 signed = signed_manifest(source, self._root_key)
             version = signed.manifest.version
-            now = self.current()
-            if now is not None and (now.folder / MANIFEST).read_bytes() == signed.texts[MANIFEST]:
-                return now
+            repairs = self._is_current(signed)
+            if repairs and (whole := self._whole()):
+                return whole
             with self._refusing(version=version):
-                name = self._received(signed, source)
+                name = self._received(signed, source, repairs=repairs)
             with self._changing():
                 old = self.state
-                trust = Trust.SWITCHED
                 seen = (version, signed.release.serial, max(old.time_s, signed.manifest.created))
-                self._write(State(name, old.current, trust, 0, *seen))
+                self._write(State(name, old.previous if repairs else old.current, Trust.SWITCHED, 0, *seen))
             self._note("switched", version=version)
             self._after_step("switched")
             slot = self._slot(name)
@@ -224,11 +224,15 @@ class Slots:
 
     # How an install goes.
 
-    def _received(self, signed: SignedManifest, source: Source) -> str:
-        """The name of the slot that now holds the artefact, after all checks that come before the switch."""
+    def _received(self, signed: SignedManifest, source: Source, *, repairs: bool) -> str:
+        """The name of the slot that now holds the artefact, after all checks that come before the switch.
+
+        The current version passes the floor only to take the place of its own damaged files.
+        """
         manifest, state = signed.manifest, self.state
         # A device without a clock that runs on batteries knows the time from signed manifests at least.
-        check_fresh(signed, max(self._clock(), state.time_s), floor=state.floor, serial=state.serial)
+        floor = state.floor - 1 if repairs else state.floor
+        check_fresh(signed, max(self._clock(), state.time_s), floor=floor, serial=state.serial)
         self._after_step("manifest")
         model, golden = wanted_model(manifest, self._suffixes), golden_of(manifest)
         self._check_room(sum(manifest.files[name].nbytes for name in (golden.file, model)))
@@ -242,7 +246,9 @@ class Slots:
         trial = self._try(Slot(incoming, incoming / model, manifest))
         self._note("tried", version=manifest.version, difference=trial.difference, latency_s=trial.latency_s)
         self._after_step("tried")
-        name = f"{manifest.version}-{sha256_hex(signed.texts[MANIFEST])[:12]}"
+        name = _slot_name(signed)
+        while name in state.named:
+            name += "+"
         place = self.folder / "slots" / name
         shutil.rmtree(place, ignore_errors=True)  # of an install that ended between rename and switch
         _done("synced", incoming, lambda: _sync_folder(incoming))
@@ -250,6 +256,23 @@ class Slots:
         _done("synced", place.parent, lambda: _sync_folder(place.parent))
         self._after_step("placed")
         return name
+
+    def _is_current(self, signed: SignedManifest) -> bool:
+        """Whether the current slot was made from this very manifest, whatever became of its files."""
+        state = self.state
+        return (state.current or "").rstrip("+") == _slot_name(signed) and state.floor == signed.manifest.version
+
+    def _whole(self) -> Slot | None:
+        """The current slot, if its files are what was installed."""
+        try:
+            slot = self.current()
+            if slot is not None:
+                golden = golden_of(slot.manifest).file
+                for path in (slot.model, slot.folder / golden):
+                    verified_bytes(path, self._root_key)
+        except ArtefactError:
+            return None
+        return slot
 
     def _self_test(self, slot: Slot) -> str:
         """Try the current slot where it stands: on trial from now on, or the reason why not."""
@@ -336,6 +359,10 @@ class Slots:
         append_event(self.folder, self._clock(), event, **about)
 
 
+def _slot_name(signed: SignedManifest) -> str:
+    return f"{signed.manifest.version}-{sha256_hex(signed.texts[MANIFEST])[:32]}"
+
+
 def golden_of(manifest: Manifest) -> Golden:
     """The manifest's golden vectors.
 
@@ -374,4 +401,4 @@ def _done(what: str, path: Path, step: Callable[[], object]) -> None:
     try:
         step()
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be {what} ({error.strerror}); the model before it stays") from error
+        raise ArtefactError(f"{path}: cannot be {what} ({error.strerror})") from error

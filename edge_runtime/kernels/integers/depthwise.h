@@ -1,8 +1,12 @@
-// depthwise_s8 (ops.h): each channel's own window, kBlock channels at a time.
+// depthwise_s8 (ops.h): each channel's own window, kBlock channels at a time. An ISA supplies
+//   Weight                   the type of a weight: int16_t or int8_t
+//   WeightPlace(t, channel)  where among a block's that of the kernel's place t stands; places come in pairs
+//   Depthwise                one pixel's sums, rounded and stored
 #ifndef HEDGEROW_INTEGERS_DEPTHWISE_H_
 #define HEDGEROW_INTEGERS_DEPTHWISE_H_
 
 #include "integers/band.h"
+#include "integers/patch.h"
 #include "program/ranges.h"
 
 namespace hedgerow {
@@ -18,33 +22,11 @@ void PackDepthwise(int64_t channels, int64_t places, const int8_t* w, const int3
     uint8_t* block = packed + c / kBlock * bytes;
     const Index lane = c % kBlock;
     for (Index t = 0; t < places; ++t) {
-      const int16_t weight = *w++;
-      std::memcpy(block + kBlockHead + 2 * ((t / 2 * kBlock + lane) * 2 + t % 2), &weight, 2);
+      const Isa::Weight weight = *w++;
+      std::memcpy(block + kBlockHead + Isa::WeightPlace(t, lane) * sizeof weight, &weight, sizeof weight);
     }
     std::memcpy(block + 4 * lane, bias + c, 4);
     std::memcpy(block + 4 * (kBlock + lane), multiplier + c, 4);
-  }
-}
-
-// A row of pixels, `step` elements apart, kBlock channels of each, of which `channels` are stored `stride` apart.
-void DepthwiseStrip(const Index* places, Index count, Index step, Index pixels, const int8_t* x, const uint8_t* block,
-                    const Rounding& rounding, Index channels, Index stride, int8_t* y) {
-  const auto* weights = reinterpret_cast<const int16_t*>(block + kBlockHead);
-  for (Index p = 0; p < pixels; ++p, x += step, y += stride) {
-    int32_t sum[kBlock];
-    float multiplier[kBlock];
-    int8_t out[kBlock];
-    std::memcpy(sum, block, sizeof sum);
-    std::memcpy(multiplier, block + sizeof sum, sizeof multiplier);
-    for (Index t = 0; t < count; ++t) {
-      const int8_t* from = x + places[t];
-      const int16_t* w = weights + t / 2 * kBlock * 2 + t % 2;
-      for (Index c = 0; c < kBlock; ++c) {
-        sum[c] = static_cast<int32_t>(static_cast<uint32_t>(sum[c]) + static_cast<uint32_t>(from[c] * w[2 * c]));
-      }
-    }
-    for (Index c = 0; c < kBlock; ++c) out[c] = rounding(static_cast<float>(sum[c]) * multiplier[c]);
-    std::memcpy(y, out, static_cast<size_t>(channels));
   }
 }
 
@@ -64,7 +46,7 @@ Status depthwise_s8(const Call& call) {
   const double ns = static_cast<double>(s.N * s.OH * s.OW * s.C) / static_cast<double>(units) * taps * 0.1;
   ForRanges(call, units, ns, 1, [=](Index first, Index last) {
     alignas(64) int8_t field[kMostField + kBandSlack];
-    Index places[kMostPlaces];
+    Index places[kMostPlaces + 1];
     for (Index unit = first; unit < last; ++unit) {
       const Index image = unit / (slices * whole.Bands()), slice = unit / whole.Bands() % slices;
       const Index place = unit % whole.Bands(), from = slice * wide;
@@ -73,13 +55,18 @@ Status depthwise_s8(const Call& call) {
       const Index row = place / cut.across * cut.rows, column = place % cut.across * cut.columns, pitch = cut.Pitch();
       const Index rows = Min(cut.rows, s.OH - row), columns = Min(cut.columns, s.OW - column);
       for (Index t = 0; t < taps; ++t) places[t] = t / s.kw * pitch + t % s.kw * cut.channels;
+      places[taps] = 0;  // an odd number's last pair: its second weight is 0
       FillBand<int8_t, 0>(s, cut, x + image * s.H * s.W * s.C, from, row, column, zero, field);
       int8_t* out = y + ((image * s.OH + row) * s.OW + column) * s.C + from;
       for (Index c = 0; c < cut.channels; c += kBlock) {
         const uint8_t* block = packed + (from + c) / kBlock * block_bytes;
+        const Target target{rounding, Min(kBlock, cut.channels - c), s.C};
         for (Index r = 0; r < rows; ++r) {
-          DepthwiseStrip(places, taps, s.sw * cut.channels, columns, field + r * s.sh * pitch + c, block, rounding,
-                         Min(kBlock, cut.channels - c), s.C, out + r * s.OW * s.C + c);
+          const int8_t* from = field + r * s.sh * pitch + c;
+          int8_t* to = out + r * s.OW * s.C + c;
+          for (Index p = 0; p < columns; ++p) {
+            Isa::Depthwise(places, (taps + 1) / 2, from + p * s.sw * cut.channels, block, target, to + p * s.C);
+          }
         }
       }
     }

@@ -16,16 +16,33 @@ HEDGEROW_INLINE int8_t QuantizeOne(float x, float scale, const Rounding& roundin
   return rounding(t == t ? t : 0.0f);
 }
 
-void QuantizeImage(Index C, Index S, const float* x, float scale, const Rounding& rounding, int8_t* y) {
-  for (Index s = 0; s < S; s += kPixels) {
-    const Index n = Min(kPixels, S - s);
-    for (Index c = 0; c < C; ++c) {
-      const float* from = x + c * S + s;
-      int8_t row[kPixels];
-      for (Index i = 0; i < n; ++i) row[i] = QuantizeOne(from[i], scale, rounding);
-      for (Index i = 0; i < n; ++i) y[(s + i) * C + c] = row[i];
-    }
+// n <= kPixels pixels, all channels of each.
+HEDGEROW_INLINE void QuantizePixels(Index C, Index S, Index n, const float* x, float scale, const Rounding& rounding,
+                                    int8_t* y) {
+  for (Index c = 0; c < C; ++c) {
+    int8_t row[kPixels];
+    for (Index i = 0; i < n; ++i) row[i] = QuantizeOne(x[c * S + i], scale, rounding);
+    for (Index i = 0; i < n; ++i) y[i * C + c] = row[i];
   }
+}
+
+// The same for three channels: vectors of pixels, put into turn by shuffles.
+HEDGEROW_INLINE void QuantizeColours(Index S, const float* x, float scale, const Rounding& rounding, int8_t* y) {
+  int8_t rows[3][kPixels];
+  for (Index c = 0; c < 3; ++c) {
+    for (Index i = 0; i < kPixels; ++i) rows[c][i] = QuantizeOne(x[c * S + i], scale, rounding);
+  }
+  for (Index i = 0; i < kPixels; ++i) {
+    y[3 * i] = rows[0][i];
+    y[3 * i + 1] = rows[1][i];
+    y[3 * i + 2] = rows[2][i];
+  }
+}
+
+void QuantizeImage(Index C, Index S, const float* x, float scale, const Rounding& rounding, int8_t* y) {
+  Index s = 0;
+  for (; C == 3 && s + kPixels <= S; s += kPixels) QuantizeColours(S, x + s, scale, rounding, y + s * C);
+  for (; s < S; s += kPixels) QuantizePixels(C, S, Min(kPixels, S - s), x + s, scale, rounding, y + s * C);
 }
 
 Status quantize_s8(const Call& call) {

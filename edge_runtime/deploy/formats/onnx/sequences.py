@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edge_runtime.deploy.formats.onnx.emitter import Emitter, Stored
+from edge_runtime.deploy.formats.onnx.emitter import Emitter
+from edge_runtime.deploy.formats.onnx.stored import Stored
 from edge_runtime.ir.graph import Graph, Node
 
 # Our gates (PyTorch's order) as ONNX wants them: GRU z r h from r z n, LSTM i o f c from i f g o.

@@ -1,14 +1,14 @@
 """The `.tflite` writer: from the graph straight to a FlatBuffer, without TensorFlow.
 
-The file takes what the PyTorch module takes: images are (B, C, H, W), and the file turns them to TFLite's own (B, H, W, C)
-itself, for nothing where C is 1. Input and output are int8 where they have a grid; their tensors say which.
+The file takes what the PyTorch module takes: images are (B, C, H, W), and the file itself turns them to TFLite's own
+(B, H, W, C), for nothing where C is 1. Input and output are int8 where they have a grid; their tensors say which.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from edge_runtime.deploy.formats.tflite.lowering import Lowering
+from edge_runtime.deploy.formats.tflite.writer import written
 from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.graph.quantised import QuantisedModel
 
@@ -28,4 +28,4 @@ def write_tflite(model: FloatModel | QuantisedModel, *, batch: int = 1) -> bytes
 
     """
     quantised = model if isinstance(model, QuantisedModel) else QuantisedModel(model, {})
-    return Lowering(quantised.model, quantised.quants, batch or 1, any_batch=not batch).write()
+    return written(quantised, batch or 1, any_batch=not batch)

@@ -1,7 +1,7 @@
 """A `.tflite` file under construction. Equal constants, shapes, scales and options are written once.
 
-The file is a FlatBuffer of one subgraph, by the schema that ai-edge-litert brings with it. It has no metadata, and names
-for its input and output alone. Bytes depend on the calls alone: the same calls give the same file.
+The file is a FlatBuffer of one subgraph, by the schema that ai-edge-litert brings with it. It has no metadata, and only
+its input and output have names. Bytes depend on the calls alone: the same calls give the same file.
 """
 
 from __future__ import annotations

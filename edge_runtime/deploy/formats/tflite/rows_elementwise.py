@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edge_runtime.deploy.formats.tflite.layout import ordered, plain
-from edge_runtime.deploy.formats.tflite.lowering import Site, row
+from edge_runtime.deploy.formats.tflite.site import Site, row
 
 # What a grid must be for TFLite's own tables of these functions: scale, zero point.
 FIXED = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
@@ -17,7 +19,7 @@ UNARY = {
     "sigmoid": "LOGISTIC",
     "tanh": "TANH",
 }
-CLIPS = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (0.0, 1.0): "RELU_0_TO_1", (-1.0, 1.0): "RELU_N1_TO_1"}
+CLIPS = {(0.0, 6.0): "RELU6", (0.0, 1.0): "RELU_0_TO_1", (-1.0, 1.0): "RELU_N1_TO_1"}
 
 
 def _per_tensor(s: Site) -> bool:
@@ -71,7 +73,7 @@ def _scale(s: Site) -> None:
 def _saturates(s: Site) -> bool:
     """Whether what the output's grid can't hold is what the clip cuts off."""
     grid = s.quant(-1)
-    least, most = grid.dequantise(grid.zero_point * 0 + [grid.low, grid.high])
+    least, most = grid.dequantise(np.array([grid.low, grid.high]))
     half = float(grid.scale[0]) / 2
     return bool(s.a["low"] - half <= least and most <= s.a["high"] + half)
 
@@ -84,9 +86,6 @@ def _clip(s: Site) -> None:
         s.result("QUANTIZE", [x], order)
     elif (low, high) in CLIPS:
         s.result(CLIPS[low, high], [x], order)
-    elif math.isinf(high):
-        s.result("MAXIMUM", [x, s.const([low])], order)
     else:
-        if not math.isinf(low):
-            x = s.op("MAXIMUM", [x, s.const([low])], ordered(s.out_shape, order))
+        x = s.op("MAXIMUM", [x, s.const([low])], ordered(s.out_shape, order))
         s.result("MINIMUM", [x, s.const([high])], order)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from edge_runtime.deploy.formats.tflite.layout import IHWO, NHWC, OHWI, Order, border, is_same
-from edge_runtime.deploy.formats.tflite.lowering import Array, Site, always, row, same_grid
+from edge_runtime.deploy.formats.tflite.site import Site, always, row, same_grid
+from edge_runtime.deploy.formats.tflite.values import Array
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.ir.graph import Shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_runtime.deploy.formats.tflite.layout import plain, transposed
-from edge_runtime.deploy.formats.tflite.lowering import FIXED_BATCH, Site, row, same_grid
+from edge_runtime.deploy.formats.tflite.site import FIXED_BATCH, Site, row, same_grid
 
 
 @row("reshape", integer=same_grid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_runtime.deploy.formats.tflite.layout import NHWC, Order, ordered, plain, without
-from edge_runtime.deploy.formats.tflite.lowering import Site, always, row
+from edge_runtime.deploy.formats.tflite.site import Site, always, row
 from edge_runtime.ir.graph import Shape
 
 
@@ -57,7 +57,8 @@ def _group_norm(s: Site) -> None:
     size = int(np.prod(area))
     if order == NHWC:
         split: Shape = (rows, size, groups, channels // groups)
-        axes, per_channel = (1, 3), (channels,)
+        axes: Shape = (1, 3)
+        per_channel: Shape = (channels,)
     else:
         order = plain(len(order))
         split = (rows, groups, channels // groups * size)
