@@ -140,13 +140,13 @@ class Slots:
             if state.trust is not Trust.CONFIRMED:
                 self._write(replace(state, starts=state.starts + 1))
         if state.trust is not Trust.CONFIRMED and state.starts >= MAX_STARTS:
-            return self._fall_back(f"started {state.starts} times without proving healthy")
+            return self.fall_back(f"started {state.starts} times without proving healthy")
         try:
             slot = self.current()
         except ArtefactError as error:
-            return self._fall_back(str(error))
+            return self.fall_back(str(error))
         if slot is not None and state.trust is Trust.SWITCHED and (reason := self._self_test(slot)):
-            return self._fall_back(reason)
+            return self.fall_back(reason)
         return slot
 
     # What changes it.
@@ -183,7 +183,7 @@ class Slots:
             self._after_step("switched")
             slot = self._slot(name)
             if reason := self._self_test(slot):
-                self._fall_back(reason)
+                self.fall_back(reason)
                 raise ArtefactError(f"version {version} was rolled back: {reason}")
             self._sweep()
             self._after_step("swept")
@@ -195,7 +195,7 @@ class Slots:
         if self.state.trust is Trust.CONFIRMED or verdict is Verdict.WAIT:
             return verdict
         if verdict is Verdict.BAD:
-            self._fall_back(reason)
+            self.fall_back(reason)
         else:
             self.confirm(reason)
         return verdict
@@ -290,7 +290,7 @@ class Slots:
         self._after_step("self-tested")
         return ""
 
-    def _fall_back(self, reason: str) -> Slot | None:
+    def fall_back(self, reason: str) -> Slot | None:
         """Roll back; on a device that never had another model, to none."""
         if self.state.previous is not None:
             return self.rollback(reason)
