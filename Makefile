@@ -7,13 +7,17 @@ TORCH_INDEX ?=
 RIVALS ?= .venv-rivals
 # nncodec asks for an older NumPy and is built from source, which takes minutes: an environment of its own.
 NNCODEC ?= .venv-nncodec
+# tflite-runtime needs NumPy 1, so that LiteRT's fallback is tested in an environment of its own.
+TFLITE ?= .venv-tflite
+# Another writer of .tflite files, with JAX and MLIR: 2.1 GB.
+LITERT_TORCH ?= .venv-litert-torch
 
 BIN = $(VENV)/bin
 PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-warn-conflicts --constraint constraints.txt
 PIP = $(BIN)/$(PIP_INSTALL)
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
-.PHONY: demo test check format wheel sanitize rivals rivals-nncodec clean
+.PHONY: demo test check format wheel sanitize rivals rivals-nncodec rivals-tflite rivals-litert-torch clean
 
 demo: $(VENV)/sim.done
 	$(BIN)/hedgerow simulate mnist
@@ -41,8 +45,12 @@ rivals: $(RIVALS)/rivals.done
 
 rivals-nncodec: $(NNCODEC)/nncodec.done
 
+rivals-tflite: $(TFLITE)/tflite.done
+
+rivals-litert-torch: $(LITERT_TORCH)/litert-torch.done
+
 clean:
-	rm -rf build dist $(VENV) $(RIVALS) $(NNCODEC)
+	rm -rf build dist $(VENV) $(RIVALS) $(NNCODEC) $(TFLITE) $(LITERT_TORCH)
 
 $(VENV)/base.done: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hedgerow needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -74,4 +82,17 @@ $(NNCODEC)/nncodec.done: constraints.txt
 	$(NNCODEC)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(NNCODEC)/bin/$(PIP_INSTALL) numpy
 	$(NNCODEC)/bin/$(PIP_INSTALL) --no-deps nncodec==2.1.3
+	touch $@
+
+# What tests/edge_runtime/deploy/test_tflite_runtime.py runs our files in. No constraints: those hold NumPy 2.
+$(TFLITE)/tflite.done:
+	$(PYTHON) -m venv $(TFLITE)
+	$(TFLITE)/bin/pip install --quiet --disable-pip-version-check tflite-runtime==2.14.0 numpy==1.26.4
+	touch $@
+
+# What `hedgerow bench export` compares with.
+$(LITERT_TORCH)/litert-torch.done: constraints.txt
+	$(PYTHON) -m venv $(LITERT_TORCH)
+	$(LITERT_TORCH)/bin/$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(LITERT_TORCH)/bin/$(PIP_INSTALL) litert-torch==0.10.0 ai-edge-quantizer==0.10.0
 	touch $@

@@ -1,23 +1,32 @@
 """`build`: a PyTorch module to a Program. The one place that strings capture, passes, planner and packing together.
 
 nn.Module -> Graph -> training Graph -> plans, of which one is chosen -> offsets -> native ops -> Program
+
+`build_graph` is the same without the first arrow, and so without PyTorch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime import losses as loss_specs
 from edge_runtime.adapters import LORA_A
 from edge_runtime.config import names_that_fit, parse_bytes
 from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
 from edge_runtime.ir.graph import Graph
+from edge_runtime.ir.model import Model
 from edge_runtime.losses import LOSSES, Loss
 from edge_runtime.optimizers import SGD, Optimizer, checked
+from edge_runtime.passes.fake_quant import with_fake_quant
+from edge_runtime.passes.pipeline import simplify
 from edge_runtime.passes.training import Recipe
 from edge_runtime.planner.assemble import assemble
 from edge_runtime.planner.budget import GraphAt, Placed, candidates, choose, over_budget
@@ -25,8 +34,6 @@ from edge_runtime.program.program import Program
 
 if TYPE_CHECKING:
     import torch
-
-    from edge_runtime.capture.model import Model
 
 
 def build(
@@ -45,6 +52,8 @@ def build(
     correction: bool = False,
     clip_value: float = 0.0,
     clip_norm: float = 0.0,
+    qat_bits: int | Mapping[str, int] = 0,
+    qat_activations: bool = True,
 ) -> Program:
     """Plan the training of `module` inside a byte budget.
 
@@ -72,6 +81,12 @@ def build(
         correction: whether the Program has room for SCAFFOLD's c - c_i, see `Trainer.set_correction`.
         clip_value: bound of each gradient's elements; 0 for none.
         clip_norm: bound of the norm of all gradients together, which then wait for each other; 0 for none.
+        qat_bits: quantisation-aware training, see `passes/fake_quant.py`: every step, and evaluation too, computes with
+            the weights of layers rounded to integers of 2 to 8 bits, or by weight name; what is kept, sent and saved
+            stays float32. 0 for off. Not with `lora_rank`: what a device will round is the merged weight.
+        qat_activations: with `qat_bits`, whether training steps also round activations, to 8 bits over the range of the
+            batch, which the planner then does not split. Evaluation and prediction do not: on a device those ranges are
+            fixed, and here an example's result would depend on the others of its batch.
 
     Raises:
         UnsupportedOpError: an op or a loss that cannot be done exactly; names the line of the module.
@@ -83,13 +98,55 @@ def build(
     budget = parse_bytes(memory_budget)
     spec = _loss(loss)
     _check_bounds({"proximal_mu": proximal_mu, "clip_value": clip_value, "clip_norm": clip_norm})
+    if lora_rank and qat_bits:
+        raise ConfigError("qat_bits: must be 0 with a lora_rank; what a device rounds is the merged weight")
     if lora_rank:
         model = _captured(_adapted(module, lora_rank, lora_alpha, trainable), example_inputs)
         _check_adapters(model)
     else:
         model = _captured(module, example_inputs)
+    if qat_bits:
+        model = _rounding(model, qat_bits, qat_activations)
     names = _trainable(model, None if lora_rank else trainable)
     recipe = Recipe(spec, _optimizer(optimizer), names, proximal_mu, correction, clip_value, clip_norm)
+    return _planned(model, recipe, batches, budget, trainable, micro_batch)
+
+
+def build_graph(
+    forward: GraphAt,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    loss: str | Loss = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    batch_size: int | Sequence[int] = 32,
+    memory_budget: int | str | None = None,
+    trainable: Sequence[str] | str | None = None,
+    micro_batch: int | None = None,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+) -> Program:
+    """Plan the training of a graph, such as that of a pruned model: `build_graph(model.at, model.weights)`.
+
+    `forward` gives the graph for a number of rows, the same in training and in evaluation; its rows are independent.
+    `weights` are the contents of its state, and train unless `trainable` says otherwise. The rest is as in `build`.
+    """
+    batches = _batches(batch_size)
+    _check_bounds({"clip_value": clip_value, "clip_norm": clip_norm})
+    model = _of_graph(forward, weights)
+    names = _trainable(model, trainable)
+    recipe = Recipe(_loss(loss), _optimizer(optimizer), names, clip_value=clip_value, clip_norm=clip_norm)
+    return _planned(model, recipe, batches, parse_bytes(memory_budget), trainable, micro_batch)
+
+
+def _planned(
+    model: Model,
+    recipe: Recipe,
+    batches: Sequence[int],
+    budget: int,
+    trainable: Sequence[str] | str | None,
+    micro_batch: int | None,
+) -> Program:
+    """The Program of the fastest plan that fits; with "auto", of as many tensors as fit."""
     sizes = _micro_batches(model, max(batches), micro_batch)
 
     def plans(chosen: Recipe) -> tuple[Placed | None, list[Placed]]:
@@ -110,6 +167,25 @@ def build(
         if phase.kind in ("step", "accumulate"):
             model.check(phase.batch, best.candidate.phases[-1].batch)
     return assemble(best, curve, budget, max(batches), model)
+
+
+def _of_graph(forward: GraphAt, weights: Mapping[str, NDArray[np.float32]]) -> Model:
+    at = functools.cache(lambda rows: simplify(forward(rows)))
+    state = tuple(forward(2).values[name] for name in weights)
+    return Model(
+        forward=at,
+        predict=at,
+        check=lambda rows, rows_predict: None,  # there is no module that could run another graph
+        fixed=0,
+        state=state,
+        parameters=frozenset(weights),
+        trainable=tuple(weights),
+        initial={name: np.array(one, np.float32) for name, one in weights.items()},
+        counters={},
+        counted={},
+        aliases={},
+        names=tuple(weights),
+    )
 
 
 def _batches(batch_size: int | Sequence[int]) -> tuple[int, ...]:
@@ -159,6 +235,16 @@ def _captured(module: torch.nn.Module, example_inputs: Any) -> Model:
     return capture_model(module, example_inputs)
 
 
+def _rounding(model: Model, bits: int | Mapping[str, int], activations: bool) -> Model:
+    """The same tensors; graphs that compute with them rounded."""
+    forward, predict = model.forward, model.predict
+    return dataclasses.replace(
+        model,
+        forward=functools.cache(lambda batch: with_fake_quant(forward(batch), bits, activations)),
+        predict=functools.cache(lambda batch: with_fake_quant(predict(batch), bits, activations=False)),
+    )
+
+
 @contextlib.contextmanager
 def _needs_torch() -> Iterator[None]:
     try:
@@ -198,7 +284,7 @@ def _micro_batches(model: Model, batch: int, asked: int | None) -> tuple[int, ..
         if type(asked) is not int or not 1 <= asked <= batch:
             raise ConfigError(f"micro_batch = {asked}: must be from 1 to the batch size, {batch}")
         return (asked,)
-    if model.fixed or _has_batch_norm(model.forward(batch)):
+    if model.fixed or _has(model.forward(batch), "batch_norm", "fake_quant"):
         return (batch,)
     sizes = [batch]
     while sizes[-1] > 1:
@@ -206,8 +292,8 @@ def _micro_batches(model: Model, batch: int, asked: int | None) -> tuple[int, ..
     return tuple(sizes)
 
 
-def _has_batch_norm(graph: Graph) -> bool:
-    return any(node.op == "batch_norm" for node in graph.nodes)
+def _has(graph: Graph, *ops: str) -> bool:
+    return any(node.op in ops for node in graph.nodes)
 
 
 def _most_that_fit(fits: Callable[[Recipe], bool], recipe: Recipe, ranked: Sequence[str]) -> tuple[str, ...]:
@@ -231,8 +317,10 @@ def _most_that_fit(fits: Callable[[Recipe], bool], recipe: Recipe, ranked: Seque
 
 def _advice(forward: GraphAt, trainable: Any, batch: int, micro_batch: int | None) -> list[str]:
     advice = []
-    if _has_batch_norm(forward(batch)):
-        if micro_batch is None or micro_batch > 1:
+    if _has(forward(batch), "batch_norm", "fake_quant"):
+        if _has(forward(batch), "fake_quant"):
+            advice.append("qat_activations=False, which lets a batch be split")
+        elif micro_batch is None or micro_batch > 1:
             advice.append("GroupNorm, or BatchNorm layers frozen by their own .eval(), which let a batch be split")
         if batch > 1:
             advice.append("a smaller batch_size")

@@ -1,10 +1,12 @@
 """The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario.
 
-`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py.
+`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py, `[compress]` in compress.py, `[rollout]` in
+rollout_config.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
 from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
+from server.compress import CompressConfig
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
+from server.rollout_config import RolloutConfig
 from server.strategy import STRATEGIES
 
 
@@ -42,9 +46,13 @@ class StrategyConfig:
 
 @dataclass(frozen=True, slots=True)
 class DeployConfig:
-    """The artefact at the end of a run. `formats = ""` exports nothing."""
+    """The artefact at the end of a run. `formats = ""` exports nothing.
 
-    formats: tuple[str, ...] = key(("onnx",), choices=("onnx", "tflite", "engine"))
+    In the last `qat_rounds` rounds clients train with weights rounded to `qat_bits`, as `train.qat_bits` has them do in
+    every round.
+    """
+
+    formats: tuple[str, ...] = key(("onnx", "tflite", "engine"), choices=("onnx", "tflite", "engine"))
     precision: str = key("int8", choices=("fp32", "int8"))
     calibration: int = key(200, low=1, high=100_000)  # held-out examples whose inputs give the ranges
     calibrate: str = key("minmax", choices=("minmax", "percentile", "entropy", "mse"))
@@ -74,12 +82,29 @@ class ServerConfig:
     secure: SecureConfig = section(SecureConfig)
     privacy: PrivacyConfig = section(PrivacyConfig)
     robust: RobustConfig = section(RobustConfig)
+    compress: CompressConfig = section(CompressConfig)
     deploy: DeployConfig = section(DeployConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
     run: OutputConfig = section(OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.rollout.enabled and self.rollout.format not in self.deploy.formats:
+            raise ConfigError(
+                f"rollout.format = {self.rollout.format!r}: must be one of deploy.formats = "
+                f"{','.join(self.deploy.formats)!r}"
+            )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
         check_robust(self.robust, self.secure, self.server.cohort)
+        if self.compress.lever and self.train.lora_rank:
+            raise ConfigError(
+                f"compress.lever = {self.compress.lever!r}: must be empty with a train.lora_rank; adapters are few "
+                "numbers already, and the weights under them do not move"
+            )
+        if self.deploy.qat_rounds and self.train.lora_rank:
+            raise ConfigError(
+                f"deploy.qat_rounds = {self.deploy.qat_rounds}: must be 0 with a train.lora_rank; what a device rounds "
+                "is the merged weight"
+            )
 
     @property
     def mechanism(self) -> str:
@@ -99,6 +124,12 @@ class ServerConfig:
         """From Flower's flat run config; keys of other rooms (`faults.*`) are left alone."""
         return pick(cls, values)
 
+    def train_at(self, round_number: int) -> TrainConfig:
+        """How clients train in this round: `train`, with rounding in place in the last `deploy.qat_rounds`."""
+        if round_number <= self.server.rounds - self.deploy.qat_rounds:
+            return self.train
+        return dataclasses.replace(self.train, qat_bits=self.deploy.qat_bits)
+
     def task(self, round_number: int) -> RoundTask:
         """What clients are asked to do in this round."""
         return RoundTask(
@@ -107,7 +138,7 @@ class ServerConfig:
             proximal_mu=self.server.proximal_mu if STRATEGIES[self.server.strategy].proximal else 0.0,
             data=self.data,
             model=self.model,
-            train=self.train,
+            train=self.train_at(round_number),
             uplink=self.uplink,
             downlink=self.downlink,
         )

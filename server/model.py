@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,13 @@ from edge_runtime.adapters import merge_adapters
 from edge_runtime.errors import ConfigError, EdgeRuntimeError
 from edge_runtime.kernels import native
 from edge_runtime.train.batches import Batches, Examples
-from edge_runtime.train.config import DATASETS
+from edge_runtime.train.config import DATASETS, TrainConfig
 from edge_runtime.train.factory import example_of, make_program, make_trainer, pack_program
-from edge_runtime.train.loop import State
+from edge_runtime.train.loop import LocalTrainer, State
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.versions import gather, replaced
+from server.compress import Pruning
 from server.config import ServerConfig
 from server.strategy import STRATEGIES
 
@@ -41,6 +43,23 @@ def _example(config: ServerConfig, test: Examples | None) -> NDArray[np.generic]
     return test.x[:1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """To train: the packed Program that clients are sent, if any, and the trainer that evaluates for the server."""
+
+    program: bytes
+    trainer: LocalTrainer
+
+
+def _way(config: ServerConfig, train: TrainConfig, example: NDArray[np.generic] | None) -> _Way:
+    program = None
+    if example is not None:
+        mu = config.task(1).proximal_mu
+        program = make_program(config.model, train, example, proximal_mu=mu, seed=config.seed)
+    trainer = make_trainer(config.model, train, program=program, seed=config.seed)
+    return _Way(pack_program(program) if program else b"", trainer)
+
+
 class GlobalModel:
     """Weights between rounds: of the float tensors of `layout`, of which training moves those of `moving`.
 
@@ -51,14 +70,11 @@ class GlobalModel:
         self._strategy = STRATEGIES[config.server.strategy]
         self._settings = dataclasses.replace(config.server, lr=config.server.lr or self._strategy.default_lr)
         self._lora_rank, self._lora_alpha = config.train.lora_rank, config.train.lora_alpha
-        # What clients are sent beside the weights when the engine trains.
-        self.program = b""
-        program = None
-        if config.train.trainer == "engine":
-            mu = config.task(1).proximal_mu
-            program = make_program(config.model, config.train, _example(config, test), proximal_mu=mu, seed=config.seed)
-            self.program = pack_program(program)
-        self._trainer = make_trainer(config.model, config.train, program=program, seed=config.seed)
+        self._config = config
+        example = _example(config, test) if config.train.trainer == "engine" else None
+        # Two where the last rounds round weights: both are made now, so that what cannot be shows before the first.
+        self._ways = {train: _way(config, train, example) for train in map(config.train_at, (1, config.server.rounds))}
+        self._trainer = self._ways[config.train_at(1)].trainer
         self._initial = self._trainer.state_dict()
         self.layout = TensorLayout.of(self._initial)
         self.weights = self.layout.flatten(self._initial)
@@ -68,12 +84,14 @@ class GlobalModel:
         self._is_buffer = self._mark(buffers)
         self._is_variance = self._mark({name for name in buffers if name.rpartition(".")[2] == "running_var"})
         self._noisy = config.mechanism != "none"
+        self._pruning = Pruning(config.compress, self.moving) if config.compress.lever else None
 
     def apply(self, delta: NDArray[np.float64]) -> bool:
         """Move the weights by the mean client delta of the moving tensors, as the strategy says.
 
-        Running statistics are plainly averaged. Returns False, and leaves model and strategy as they were, if the new
-        weights would not be finite: deltas can each be finite and still overflow float32 here.
+        Running statistics are plainly averaged, and `[compress]` puts its zeros back. Returns False, and leaves model
+        and strategy as they were, if the new weights would not be finite: deltas can each be finite and still overflow
+        float32 here.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             before = gather(self.weights, self.layout, self.moving)
@@ -85,21 +103,29 @@ class GlobalModel:
         if not native.all_finite(moved):
             return False
         self._strategy_state = state
+        if self._pruning is not None:
+            moved = self._pruning.apply(moved, delta)
         self.weights = replaced(self.weights, self.layout, self.moving, moved)
         return True
 
     def state_dict(self) -> State:
         """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""
-        self._load()
+        self._load(self._trainer)
         state = self._trainer.state_dict()
         return merge_adapters(state, alpha=self._lora_alpha or None) if self._lora_rank else state
 
-    def evaluate(self, examples: Examples) -> Mapping[str, float]:
-        self._load()
-        return self._trainer.evaluate(Batches(examples, EVALUATION_BATCH))
+    def program(self, round_number: int) -> bytes:
+        """What clients are sent beside the weights in this round when the engine trains; else nothing."""
+        return self._ways[self._config.train_at(round_number)].program
 
-    def _load(self) -> None:
-        self._trainer.load_state_dict({**self._initial, **self.layout.views(self.weights)})
+    def evaluate(self, examples: Examples, round_number: int) -> Mapping[str, float]:
+        """Loss and accuracy as this round trains: with rounded weights, where it rounds them."""
+        trainer = self._ways[self._config.train_at(round_number)].trainer
+        self._load(trainer)
+        return trainer.evaluate(Batches(examples, EVALUATION_BATCH))
+
+    def _load(self, trainer: LocalTrainer) -> None:
+        trainer.load_state_dict({**self._initial, **self.layout.views(self.weights)})
 
     def _mark(self, names: Set[str]) -> NDArray[np.bool_]:
         """Of the values that move, those of the tensors of these names."""

@@ -8,8 +8,9 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.events import ClientAnswered, Event, RoundClosed, RunFinished, RunStarted
+from server.events import ClientAnswered, Event, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.results import RoundRow, describe, privacy_lines
+from server.rollout_report import rollout_lines
 
 
 class Console:
@@ -34,6 +35,8 @@ class Console:
                 self._progress.advance(self._progress.task_ids[0])
             case RoundClosed(row, rounds):
                 self._round(row, rounds)
+            case RolloutTold(line):
+                (self._progress.print if self._progress else self._out.print)(line, soft_wrap=True)
             case _:
                 pass
 
@@ -43,23 +46,30 @@ class Console:
         table = Table(
             title=f"{final['parameters']:,} parameters after {_rounds(final['rounds_applied'])}", title_justify="left"
         )
-        for heading in ("model", "accuracy", "size", "file"):
-            table.add_column(heading, justify="right" if heading in ("accuracy", "size") else "left")
-        table.add_row(
-            "fp32 (trained)",
-            _percent(final["accuracy"]),
-            _size(final["files"]["model.safetensors"]),
-            "model.safetensors",
-        )
+        for heading in ("file", "size", "accuracy", "same class", "one row", "memory"):
+            table.add_column(heading, justify="left" if heading == "file" else "right")
+        trained = final["files"]["model.safetensors"]
+        table.add_row("model.safetensors", _size(trained), _percent(final["accuracy"]), "", "", "")
         deploy = final.get("deploy", {})
-        for name, figures in deploy.get("formats", {}).items():
-            file = figures["file"]
-            label = f"{name.removeprefix('onnx_')} ONNX"
-            table.add_row(label, _percent(figures["accuracy"]), _size(final["files"][file]), file)
+        refused = []
+        for name, row in deploy.get("formats", {}).items():
+            if row["refused"]:
+                refused.append(f"{row['file'] or name} is not released: {row['refused']}")
+                continue
+            table.add_row(
+                row["file"],
+                _size(row["nbytes"]),
+                _percent(row["accuracy"]),
+                _percent(row["agreement"]),
+                f"{row['latency_us']:.0f} us",
+                _size(row["peak_rss_bytes"]),
+            )
         self._out.print(table)
+        for line in refused:
+            self._out.print(line, soft_wrap=True)
         if reason := deploy.get("skipped") or deploy.get("error"):
-            self._out.print(f"no ONNX file: {reason}")
-        for line in privacy_lines(final):
+            self._out.print(f"no model file: {reason}")
+        for line in [*privacy_lines(final), *rollout_lines(final)]:
             self._out.print(line, soft_wrap=True)
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")

@@ -133,6 +133,28 @@ class MobileNetV2Small(nn.Module):
         return self.out(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]  # torch modules are untyped callables
 
 
+class DSCNN(nn.Module):
+    """23,180 parameters for keywords (B, 1, 49, 10), 49 frames of 10 cepstra; 12 classes.
+
+    A convolution and four depthwise separable ones (Zhang et al. 2017) at MLPerf Tiny's size, without its dropout.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(1, width, (10, 4), 2, (5, 1), bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        pairs = [
+            layer
+            for _ in range(4)
+            for conv in (_conv_bn(width, width, 3, groups=width), _conv_bn(width, width, 1))
+            for layer in (*conv, nn.ReLU())
+        ]
+        self.features = nn.Sequential(*stem, *pairs)
+        self.out = nn.Linear(width, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]  # torch modules are untyped callables
+
+
 class TransformerBlock(nn.Module):
     """A pre-norm block: x += p(attention(qkv(n1 x))), x += f2(gelu(f1(n2 x)))."""
 
@@ -186,6 +208,10 @@ def char_gru() -> nn.Module:
 
 def char_transformer() -> nn.Module:
     return CharTransformer()
+
+
+def ds_cnn() -> nn.Module:
+    return DSCNN()
 
 
 def resnet8() -> nn.Module:

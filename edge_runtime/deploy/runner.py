@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from edge_runtime.deploy.artefact import verified_bytes
 from edge_runtime.deploy.run.backend import Backend, Spec
-from edge_runtime.errors import UnsupportedOpError
+from edge_runtime.errors import ConfigError, UnsupportedOpError
 
 # File suffix -> module and class of the backend that runs it, loaded on first use.
 BACKENDS: Mapping[str, tuple[str, str]] = {
     ".onnx": ("edge_runtime.deploy.run.onnx_runtime", "OnnxBackend"),
+    ".tflite": ("edge_runtime.deploy.run.litert", "LiteRtBackend"),
+    ".hedgerow": ("edge_runtime.deploy.run.engine", "EngineBackend"),
 }
+BOUNDED = (".hedgerow",)  # whose backends take `max_memory`
 DTYPES: Mapping[str, type[Any]] = {"f32": np.float32, "i64": np.int64}
 
 
@@ -30,24 +33,43 @@ class Runner:
         self.output: Spec = backend.output
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int = 1) -> Runner:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        max_memory: int | None = None,
+        root_key: bytes | str | Path | None = None,
+    ) -> Runner:
         """Verify the file against the manifest in its folder, then load it.
+
+        Args:
+            path: the file.
+            threads: that share an inference.
+            max_memory: bytes that activations and constants may take together, for a `.hedgerow` file, which tells
+                before it is loaded; None for any.
+            root_key: a publisher's root key, or its `.pub` file: the manifest must be signed under it. None: the file
+                has to be what the manifest says, whoever wrote it.
 
         Raises:
             ArtefactError: it does not match, or the runtime refuses it.
+            BudgetError: it needs more than `max_memory`.
             UnsupportedOpError: a file of another format than those in `BACKENDS`.
 
         """
         path = Path(path)
         if path.suffix not in BACKENDS:
             raise UnsupportedOpError(f"{path.name}: there are runners for {', '.join(BACKENDS)}")
-        return cls.of(verified_bytes(path), path.suffix, threads=threads)
+        return cls.of(verified_bytes(path, root_key), path.suffix, threads=threads, max_memory=max_memory)
 
     @classmethod
-    def of(cls, model: bytes, suffix: str, *, threads: int = 1) -> Runner:
+    def of(cls, model: bytes, suffix: str, *, threads: int = 1, max_memory: int | None = None) -> Runner:
         """A runner of bytes that the caller trusts; `suffix` as of a file."""
         module, name = BACKENDS[suffix]
-        return cls(getattr(importlib.import_module(module), name)(model, threads=threads))
+        bound = {} if max_memory is None else {"max_memory": max_memory}
+        if bound and suffix not in BOUNDED:
+            raise ConfigError(f"max_memory: only {', '.join(BOUNDED)} tells what it needs before it is loaded")
+        return cls(getattr(importlib.import_module(module), name)(model, threads=threads, **bound))
 
     def predict(self, x: NDArray[np.generic]) -> NDArray[np.float32]:
         """The model's output, float32 (B, ...), for inputs x (B, ...), B >= 1.

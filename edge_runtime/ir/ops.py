@@ -261,6 +261,12 @@ def _dropout(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str
     return _same(xs, a)
 
 
+def _fake_quant(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str]]:
+    _require(2 <= a["bits"] <= 8, f"{a['bits']} bits, not 2 to 8")
+    _require(len(xs) == 1 or xs[0].size % a["batch"] == 0, f"{xs[0].shape} does not have {a.get('batch')} rows")
+    return _same(xs, a)
+
+
 def _expand(xs: Sequence[Value], a: Mapping[str, Any]) -> list[tuple[Shape, str]]:
     _require(_broadcast([xs[0], Value("", a["shape"])], a)[0][0] == a["shape"], f"{xs[0].shape} to {a['shape']}")
     return [(a["shape"], "f32")]
@@ -370,6 +376,9 @@ OPS: dict[str, Op] = {
     "silu_grad": _unary_grad(),
     "tanh_grad": _unary_grad(),
     "dropout": Op((2, 2), _dropout, ("batch", "id", "p"), in_place=((0, 0),), recompute=Recompute.CHEAP),
+    # rounding to integers and back
+    "fake_quant": Op((2, 2), _fake_quant, ("batch", "bits"), in_place=((0, 0),), recompute=Recompute.CHEAP),
+    "fake_quant_weight": Op((1, 1), _fake_quant, ("bits",), recompute=Recompute.CHEAP),
     # shape
     "reshape": Op((1, 1), _reshape, ("shape",), view=True, recompute=Recompute.CHEAP),
     "detach": Op((1, 1), _same, view=True, recompute=Recompute.CHEAP),  # its gradient is nothing
@@ -472,6 +481,7 @@ _OTHER_INPUTS: dict[str, dict[int, str]] = {
     "dropout": {1: "i64"},
     "embedding": {1: "i64"},
     "embedding_grad": {1: "i64"},
+    "fake_quant": {1: "i64"},
     "focal": {1: "i64", 2: "i64"},
     "focal_grad": {2: "i64", 3: "i64"},
     "max_pool2d_grad": {1: "u8"},

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ class Status(IntEnum):
     OUT_OF_RANGE = 2
     ONE_VALUE = 3
     NO_ARENA = 4
+
+
+class _HrRun(ctypes.Structure):
+    """struct HrRun of c_api.h."""
+
+    _fields_ = (
+        ("session", ctypes.c_void_p),
+        ("team", ctypes.c_void_p),
+        ("arena", ctypes.c_void_p),
+        ("first", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("bad_op", ctypes.c_int64),
+    )
 
 
 @cache
@@ -226,6 +240,17 @@ class NativeProgram:
         bad, pointer, i64 = ctypes.c_int64(), ctypes.c_void_p, ctypes.c_int64
         where = (pointer(self._session), pointer(team.handle if team else None), pointer(self._address_of(arena)))
         return _Run(arena, first, count, team, (*where, i64(first), i64(count), pointer(ctypes.addressof(bad))), bad)
+
+    def bound(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> Callable[[], int]:
+        """`run` with these arguments, as a call that gives the status alone, in the least time that Python takes.
+
+        It keeps the program, the arena and the team alive. One thread at a time may call it.
+        """
+        record = _HrRun(self._session, team.handle if team else None, self._address_of(arena), first, count, -1)
+        # A function object of its own, without declared arguments: checking them takes longer than a small op.
+        call = partial(_core()["hr_run"], ctypes.byref(record))
+        call.keeps = (self, arena, team)  # type: ignore[attr-defined]  # a partial takes attributes
+        return call
 
     def _address_of(self, arena: NDArray[np.uint8]) -> int:
         if arena.dtype != np.uint8 or not arena.flags.c_contiguous or not arena.flags.writeable:

@@ -78,6 +78,12 @@ def _dropout(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Seq
     return [b.emit("dropout", g[0], node.inputs[1], **node.attributes), ""]  # the same mask
 
 
+@gradient("fake_quant", "fake_quant_weight")
+def _straight_through(_: Builder, node: Node, g: Sequence[str], __: Sequence[bool]) -> Sequence[str]:
+    """As if nothing were rounded (Bengio et al. 2013, section 4): the grid holds every value, so none is cut off."""
+    return [g[0], *[""] * (len(node.inputs) - 1)]
+
+
 @gradient("reshape")
 def _reshape(b: Builder, node: Node, g: Sequence[str], _: Sequence[bool]) -> Sequence[str]:
     return [_shaped(b, g[0], b.shape(node.inputs[0]))]

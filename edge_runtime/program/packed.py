@@ -139,6 +139,18 @@ def _dropout(s: Site) -> list[NativeOp]:
     return [NativeOp("dropout", (*s.ins(0, 1), *s.outs(0)), (x.size, s.a["id"], x.size // s.a["batch"]), (s.a["p"],))]
 
 
+@row("fake_quant")
+def _fake_quant(s: Site) -> list[NativeOp]:
+    return [NativeOp("fake_quant", (*s.ins(0, 1), *s.outs(0)), (s.inputs[0].size, s.a["batch"], s.a["bits"]))]
+
+
+@row("fake_quant_weight")
+def _fake_quant_weight(s: Site) -> list[NativeOp]:
+    channels = s.inputs[0].shape[0]
+    ints = (channels, s.inputs[0].size // channels, s.a["bits"])
+    return [NativeOp("fake_quant_weight", (*s.ins(0), *s.outs(0)), ints)]
+
+
 def _copy(x: Value, shape: Shape, xs: Sequence[int], ys: Sequence[int], x0: int, y0: int) -> tuple[int, ...]:
     return (ITEM_BYTES[x.dtype], *_walk(shape, xs, ys), x0, y0)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.ir.graph import Graph
 from edge_runtime.losses import Loss
 from edge_runtime.optimizers import Optimizer
 from edge_runtime.program.native_op import NativeOp
@@ -92,6 +93,8 @@ class Program:
         initial: their contents at the start, by name; tensors that are not here start at zero.
         counters: int64 scalars of the module's state_dict, with their start values; a step raises those in `counted`.
         aliases: further names of one tensor in the state_dict, with the name it has here.
+        forward: the model's graph in evaluation mode for a number of rows, which an export starts from; None in a
+            Program that comes from a file.
 
     """
 
@@ -110,6 +113,7 @@ class Program:
     phases: tuple[Phase, ...]
     report: Report
     initial: Mapping[str, NDArray[Any]]
+    forward: Callable[[int], Graph] | None = field(default=None, compare=False, repr=False)
 
     @property
     def peak_bytes(self) -> int:

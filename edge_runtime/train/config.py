@@ -106,7 +106,8 @@ class TrainConfig:
     The engine trains a Program that the server builds and sends, inside `memory_budget` (a text such as "8 MiB";
     empty for no limit). `trainable` names what is trained (empty: all; names or patterns with commas; "auto": all, or
     as many as the budget lets the engine train). With a `lora_rank`, low-rank adapters train in place of the weights of
-    linear and 1x1 convolution layers, and `trainable` says what trains beside them; see `capture/adapters.py`.
+    linear and 1x1 convolution layers, and `trainable` says what trains beside them; see `capture/adapters.py`. With
+    `qat_bits`, forward passes round weights, and activations unless told otherwise; see `passes/fake_quant.py`.
     """
 
     trainer: str = key("engine", choices=("engine", "torch"))
@@ -123,8 +124,19 @@ class TrainConfig:
     focal_gamma: float = key(2.0, low=0, high=100)
     clip_value: float = key(0.0, low=0, high=1e9)  # 0: off, also below
     clip_norm: float = key(0.0, low=0, high=1e9)
+    qat_bits: int = key(0, low=0, high=8)
+    qat_activations: bool = key(True)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     schedule: ScheduleConfig = section(ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        if self.qat_bits == 1:
+            raise ConfigError("train.qat_bits = 1: must be from 2 to 8, or 0 for off")
+        if self.qat_bits and self.lora_rank:
+            raise ConfigError(
+                f"train.qat_bits = {self.qat_bits}: must be 0 with train.lora_rank = {self.lora_rank}; what a device "
+                "rounds is the merged weight"
+            )
 
     def trainable_names(self) -> list[str] | str | None:
         """`trainable` as `build` takes it."""

@@ -25,6 +25,7 @@ try:
     import torch
 
     from edge_runtime.train import torch_losses, torch_optimizers
+    from edge_runtime.train.torch_qat import Rounding
 except ImportError as error:
     raise MissingPackageError("TorchTrainer needs PyTorch: pip install 'hedgerow[server]'") from error
 
@@ -40,6 +41,7 @@ class TorchTrainer:
         proximal_mu: FedProx's mu; adds mu (w - w_loaded) to the gradient (Li et al. 2020, equation 2).
         clip_value, clip_norm: bounds of each element of the gradient, and of the norm of it all; 0 for none. They come
             after the proximal term and SCAFFOLD's correction and before the optimizer, elements first.
+        qat_bits, qat_activations: as `edge_runtime.build` takes them; see `torch_qat.py`.
         threads: PyTorch's intra-op threads, a setting of the whole process.
         seed: for dropout.
 
@@ -54,6 +56,8 @@ class TorchTrainer:
         proximal_mu: float = 0.0,
         clip_value: float = 0.0,
         clip_norm: float = 0.0,
+        qat_bits: int | Mapping[str, int] = 0,
+        qat_activations: bool = True,
         threads: int = 1,
         seed: int = 0,
     ) -> None:
@@ -65,6 +69,7 @@ class TorchTrainer:
         self.module = module
         if not module.training:
             module.train()
+        self._call = Rounding(module, qat_bits, activations=qat_activations) if qat_bits else module
         self._modes = [(part, part.training) for part in module.modules()]
         self.lr_scale = 1.0
         self._loss = loss or losses.CrossEntropy()
@@ -217,7 +222,7 @@ class TorchTrainer:
         return parts | {"steps": torch.tensor(self._steps), "random": torch.default_generator.get_state()}
 
     def _forward(self, x: Inputs) -> Any:
-        return self.module(*map(_tensor, x)) if isinstance(x, tuple) else self.module(_tensor(x))
+        return self._call(*map(_tensor, x)) if isinstance(x, tuple) else self._call(_tensor(x))
 
     def _loss_of(self, output: torch.Tensor | Sequence[torch.Tensor], y: Targets) -> torch.Tensor:
         outputs = (output,) if isinstance(output, torch.Tensor) else tuple(output)

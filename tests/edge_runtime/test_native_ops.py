@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
 from scipy import special
 
+from edge_runtime.deploy.graph.quantise import activation_quant, weight_quant
+from edge_runtime.errors import ProgramError
 from edge_runtime.kernels import native
 from edge_runtime.kernels.native import OP_DTYPE, NativeProgram, Status
 
@@ -353,6 +355,56 @@ def test_extremes_give_limits_and_nan_gives_nan(kind: int) -> None:
     (dx,) = run("unary_grad", [np.ones_like(x), t, Out(x.shape)], [kind, len(x)])
     if UNARY[kind][0] != "exp":
         assert np.isfinite(dx[:4]).all()
+
+
+# Rounding to integers and back: the bits of a deployed model's own grids
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+@pytest.mark.parametrize(("n", "batch", "rows"), [(1, 1, 1), (7, 1, 1), (60, 6, 4), (60, 6, 0), (4099, 1, 9)])
+@pytest.mark.parametrize("plus", [0, 3, -3])
+def test_fake_quant(n: int, batch: int, rows: int, width: int, plus: float) -> None:
+    x = normal(n) + np.float32(plus)
+    real = x[: n // batch * min(rows, batch)]
+    grid = activation_quant(float(real.min(initial=0)), float(real.max(initial=0)), width)
+    for y in (Out(x.shape), Out(x.shape, start=x, place_of=0)):
+        assert bits(run("fake_quant", [x, i64(rows), y], [n, batch, width])[0]) == bits(grid.round(x) + np.float32(0))
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 16), (2, 1030)])
+def test_fake_quant_weight(shape: tuple[int, int], width: int) -> None:
+    w = normal(*shape)
+    w[-1] *= 1e-3
+    (y,) = run("fake_quant_weight", [w, Out(shape)], [*shape, width])
+    assert np.array_equal(y, weight_quant(w, width).round(w))
+
+
+@pytest.mark.parametrize("width", [2, 8])
+def test_fake_quant_of_extremes(width: int) -> None:
+    for x in (f32(0, 0, -0.0), np.full(9, 1e-41, np.float32), np.full(9, -1e-38, np.float32)):
+        for name, ints, rows in (
+            ("fake_quant", [len(x), 1, width], [i64(1)]),
+            ("fake_quant_weight", [1, len(x), width], []),
+        ):
+            assert not run(name, [x, *rows, Out(x.shape)], ints)[0].any()
+    (y,) = run("fake_quant", [f32(-1e38, 1, 1.5e38), i64(1), Out((3,))], [3, 1, width])
+    assert np.isfinite(y).all()
+    (y,) = run("fake_quant", [f32(1, np.nan, 2), i64(1), Out((3,))], [3, 1, width])
+    assert np.isnan(y).tolist() == [False, True, False]
+    (y,) = run("fake_quant_weight", [f32(1, np.nan, 2, 2), Out((4,))], [2, 2, width])
+    assert np.isnan(y).tolist() == [False, True, False, False]
+    for bad in (np.inf, -np.inf):
+        assert np.isnan(run("fake_quant", [f32(1, bad, 2), i64(1), Out((3,))], [3, 1, width])[0]).all()
+        assert np.isnan(run("fake_quant_weight", [f32(1, bad), Out((2,))], [1, 2, width])[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "ints"), [("fake_quant", [4, 1, 1]), ("fake_quant", [4, 1, 9]), ("fake_quant", [4, 3, 8])]
+)
+def test_fake_quant_of_other_widths_and_rows_is_refused(name: str, ints: list[int]) -> None:
+    with pytest.raises(ProgramError):
+        NativeProgram(record(name, [0, 64, 128], ints, []), 256)
 
 
 # Products of matrices

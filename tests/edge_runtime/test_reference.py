@@ -119,6 +119,26 @@ def elementwise_and_shapes():
         yield "mean", evaluate("mean", x, dims=dims, keepdim=keepdim), t.mean(dims, keepdim=keepdim)
 
 
+@case(bits=[2, 3, 8])
+def fake_quant(bits):
+    most = 2 ** (bits - 1) - 1
+    w = np.clip(normal(4, 3, 5), -1, 1)
+    w[:, 0, 0] = [1, -1, 1, -1]  # the largest of each row
+    scale = np.array([0.5, 1, 2, 4])  # of the grids, exactly
+    w *= (scale * most).reshape(-1, 1, 1)
+    zero = torch.zeros(4, dtype=torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(
+        torch.tensor(w), torch.tensor(scale).float(), zero, 0, -most, most
+    )
+    yield "w", evaluate("fake_quant_weight", w, bits=bits), expected
+
+    x = np.clip(normal(6, 10), -1, 2**bits - 2)
+    x[0, :2] = -1, 2**bits - 2  # a scale of 1
+    x[4:] = 1e6  # no rows of the batch
+    expected = torch.fake_quantize_per_tensor_affine(torch.tensor(x), 1.0, 1 - 2 ** (bits - 1), -most - 1, most)
+    yield "x", evaluate("fake_quant", x, integers(4), batch=6, bits=bits), expected
+
+
 @case(dim=[0, 1, 2])
 def softmax(dim):
     x, g = normal(3, 4, 5), normal(3, 4, 5, seed=1)

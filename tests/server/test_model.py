@@ -95,7 +95,7 @@ def test_every_strategy_has_a_rate_of_its_own(trainer):
 
 
 def test_the_engine_has_a_program_to_send_and_pytorch_none(trainer):
-    sent = make("fedavg", trainer, **{"train.batch_size": 7, "train.optimizer.lr": 0.25}).program
+    sent = make("fedavg", trainer, **{"train.batch_size": 7, "train.optimizer.lr": 0.25}).program(1)
     if trainer == "torch":
         assert sent == b""
         return
@@ -107,7 +107,7 @@ def test_the_engine_has_a_program_to_send_and_pytorch_none(trainer):
 def test_a_program_has_the_proximal_term_of_fedprox_alone():
     def anchors(strategy: str) -> list[str]:
         values = {"model.name": "digits_cnn", "model.input": "1x8x8", "server.strategy": strategy}
-        program = unpack_program(GlobalModel(from_flat(ServerConfig, values)).program)
+        program = unpack_program(GlobalModel(from_flat(ServerConfig, values)).program(1))
         return [one.tensor.name for one in program.state if one.role == "anchor"]
 
     assert anchors("fedavg") == []
@@ -118,8 +118,8 @@ def test_without_held_out_data_the_shape_of_an_example_must_be_given():
     nowhere = {"data.name": "npz", "model.name": "digits_cnn"}
     with pytest.raises(ConfigError, match=r'model\.input must say the shape of one example, such as "1x28x28"'):
         GlobalModel(from_flat(ServerConfig, nowhere))
-    assert GlobalModel(from_flat(ServerConfig, {**nowhere, "model.input": "1x8x8"})).program
-    assert not GlobalModel(from_flat(ServerConfig, {**nowhere, "train.trainer": "torch"})).program
+    assert GlobalModel(from_flat(ServerConfig, {**nowhere, "model.input": "1x8x8"})).program(1)
+    assert not GlobalModel(from_flat(ServerConfig, {**nowhere, "train.trainer": "torch"})).program(1)
 
 
 @pytest.mark.parametrize("text", ["8", "8x", "x8", "0x8", "8x8x8x8x8x8x8x8x8", "1x8x8 int8", "a"])

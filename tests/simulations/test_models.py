@@ -18,6 +18,7 @@ KNOWN = {
     "lenet": (models.LeNet, (1, 28, 28), 61_706, (2.275, 2.347, 2.303)),
     "resnet8": (models.ResNet8, IMAGE, 77_850, (2.515, 2.455, 2.309)),
     "mobilenet_v2_small": (models.MobileNetV2Small, IMAGE, 103_418, (2.517, 2.213, 2.346)),
+    "ds_cnn": (models.DSCNN, (1, 49, 10), 23_180, (2.441, 2.559, 2.433)),
     "gru": (lambda: models.CharGRU(80, 64, 64), TOKENS, 35_280, (4.429, 4.411, 4.390)),
     "transformer": (lambda: models.CharTransformer(80), TOKENS, 114_512, (4.612, 4.566, 4.555)),
 }
@@ -47,6 +48,7 @@ def test_every_registered_model_builds_and_runs():
         "char_gru": torch.zeros(2, 80, dtype=torch.int64),
         "char_transformer": torch.zeros(2, 64, dtype=torch.int64),
         "digits_cnn": torch.zeros(2, 1, 8, 8),
+        "ds_cnn": torch.zeros(2, 1, 49, 10),
         "lenet": torch.zeros(2, 1, 28, 28),
         "mlp": torch.zeros(2, 1, 28, 28),
         "mobilenet_v2_small": torch.zeros(2, *IMAGE),

@@ -10,13 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from edge_runtime.capture.batched import capture_batched, mode
-from edge_runtime.deploy.graph.float_model import FloatModel, checked
+from edge_runtime.deploy.graph.float_model import FloatModel, batch_prime, checked
 from edge_runtime.errors import ConfigError, UnsupportedOpError
-from edge_runtime.ir.graph import Graph
 from edge_runtime.passes.fuse import join_views
 from edge_runtime.passes.rows import require_independent_rows
-
-PRIMES = (997, 1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051)
 
 
 def captured_model(
@@ -40,7 +37,7 @@ def captured_model(
         captured = capture_batched(module, [x])
     if captured.fixed:
         raise UnsupportedOpError(f"the model only works for batches of {captured.fixed}; deploy one that takes any")
-    batch = _prime(captured.small)
+    batch = batch_prime(captured.small)
     graph = join_views(captured.at(batch))
     require_independent_rows(graph, batch)
     tensors = {name: one.detach().numpy() for name, one in module.state_dict().items()}
@@ -53,12 +50,3 @@ def captured_model(
             raise ConfigError(f"{name} is {tensors[name].shape}, the model has {graph.values[name].shape}")
     weights = {name: np.array(tensors[name], np.float32) for name in graph.state}
     return checked(FloatModel(graph, weights, batch))
-
-
-def _prime(graph: Graph) -> int:
-    """One that divides no dim and no number of the graph, so that only the batch has it."""
-    numbers = {n for value in graph.values.values() for n in value.shape}
-    for node in graph.nodes:
-        for one in node.attributes.values():
-            numbers.update(n for n in (one if isinstance(one, tuple) else (one,)) if isinstance(n, int))
-    return next(prime for prime in PRIMES if all(n % prime or n == 0 for n in numbers))

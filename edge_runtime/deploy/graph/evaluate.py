@@ -25,12 +25,13 @@ class Evaluator:
     def __init__(self, model: FloatModel, rows: int = ROWS) -> None:
         self.model, self.rows = model, rows
         self._graph = graph = model.at(rows)
-        offsets, work, nbytes = _places(graph)
-        ops = native_ops(pack(graph, offsets, work))
+        offsets, work, nbytes = places(graph)
+        packed = pack(graph, offsets, work)
+        self._nodes = np.array([op.node for op in packed])  # of each op, the node it belongs to
         block = np.zeros(nbytes + 64, np.uint8)
         start = -block.ctypes.data % 64
         self._arena = block[start : start + nbytes]
-        self._native, self._count = NativeProgram(ops, nbytes), len(ops)
+        self._native, self._count = NativeProgram(native_ops(packed), nbytes), len(packed)
         self._views = {
             name: self._arena[at : at + value.nbytes].view(DTYPES[value.dtype]).reshape(value.shape)
             for name, at in offsets.items()
@@ -40,7 +41,7 @@ class Evaluator:
             self._views[name][...] = content
 
     def values(self, x: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
-        """All values that have the batch in front, for inputs x (n, ...), n <= rows: views, which the next call changes."""
+        """All that have the batch in front, for inputs x (n, ...), n <= rows; the next call changes them."""
         self._run(x)
         names = [name for node in self._graph.nodes for name in node.outputs if name in self._views]
         by_row = [name for name in (*self._graph.inputs, *names) if self._views[name].shape[:1] == (self.rows,)]
@@ -57,10 +58,21 @@ class Evaluator:
         return whole[: len(whole) // self.rows * len(x)].astype(np.float32)
 
     def _run(self, x: NDArray[np.generic]) -> None:
+        self._fill(x)
+        self._run_ops(0, self._count)
+
+    def _fill(self, x: NDArray[np.generic]) -> None:
         view = self._views[self._graph.inputs[0]]
         view[: len(x)] = x
         view[len(x) :] = x[-1:]
-        status, op = self._native.run(self._arena, 0, self._count)
+
+    def _run_node(self, place: int) -> None:
+        """The ops of one node alone."""
+        first = int(np.searchsorted(self._nodes, place))
+        self._run_ops(first, int(np.searchsorted(self._nodes, place + 1)) - first)
+
+    def _run_ops(self, first: int, count: int) -> None:
+        status, op = self._native.run(self._arena, first, count)
         if status == Status.OUT_OF_RANGE:
             raise ValueError("a token is outside its table")
         if status != Status.OK:
@@ -83,7 +95,7 @@ def all_inputs(batches: Iterable[NDArray[np.generic]], rows: int = ROWS) -> Iter
         yield from chunks(batch, rows)
 
 
-def _places(graph: Graph) -> tuple[dict[str, int], dict[int, int], int]:
+def places(graph: Graph) -> tuple[dict[str, int], dict[int, int], int]:
     """Offsets of values, which share none but with their views; of scratch spaces; and the bytes of it all."""
     offsets: dict[str, int] = {}
     end = 0

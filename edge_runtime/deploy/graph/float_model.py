@@ -77,6 +77,18 @@ def checked(model: FloatModel) -> FloatModel:
     return FloatModel(graph, weights, model.batch)
 
 
+PRIMES = (997, 1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051)
+
+
+def batch_prime(graph: Graph) -> int:
+    """One of `PRIMES` that divides no number of the graph: in the graph for so many rows, it shows them alone."""
+    numbers = {n for value in graph.values.values() for n in value.shape}
+    for node in graph.nodes:
+        for one in node.attributes.values():
+            numbers.update(n for n in (one if isinstance(one, tuple) else (one,)) if isinstance(n, int))
+    return next(prime for prime in PRIMES if all(n % prime or n == 0 for n in numbers))
+
+
 def at_batch(graph: Graph, batch: int, rows: int) -> Graph:
     """The graph whose shapes are for `batch` rows, for `rows` rows."""
     if rows == batch:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.engine.reference import arithmetic, dropout, losses, norms, sequences, updates, windows
+from edge_runtime.engine.reference import arithmetic, dropout, losses, norms, rounding, sequences, updates, windows
 from edge_runtime.engine.reference.arithmetic import Array
 from edge_runtime.ir.graph import Graph
 
@@ -22,6 +22,7 @@ FORWARD: dict[str, Callable[..., Any]] = {
     **dropout.ROWS,
     **losses.ROWS,
     **norms.ROWS,
+    **rounding.ROWS,
     **sequences.ROWS,
     **updates.ROWS,
     **windows.ROWS,

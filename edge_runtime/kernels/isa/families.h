@@ -5,6 +5,7 @@
 #include "attention/generic.h"
 #include "conv/generic.h"
 #include "elementwise/generic.h"
+#include "fake_quant/generic.h"
 #include "gemm/linear.h"
 #include "isa/kernels.h"
 #include "lookup/generic.h"

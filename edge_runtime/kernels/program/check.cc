@@ -187,6 +187,8 @@ const char* Binary(const Op& op, Numbers& n) {
   return nullptr;
 }
 
+const char* FakeQuant(const Op&, Numbers& n) { return n['b'] < 2 ? "integers of less than 2 bits" : nullptr; }
+
 struct Row {
   const char *name, *ints, *buffers, *floats;
   Rule rule;

@@ -24,6 +24,8 @@
   X(binary, "#21", "a=a b=b y=y", "", Binary)                                                                     \
   X(unary, "k<9 n", "x=n y=n", "a b", Any)                                                                        \
   X(unary_grad, "k<7 n", "g=n t=n dx=n", "", Any)                                                                 \
+  X(fake_quant, "n B|n b<9", "x=n rows:i64=1 y=n", "", FakeQuant)                                                 \
+  X(fake_quant_weight, "C n b<9", "x=Cn y=Cn", "", FakeQuant)                                                     \
   X(linear, "M N K e<3", "x=MK w=NK b?=N y=MN", "", Any)                                                          \
   X(linear_dx, "M N K", "g=MN w=NK dx=MK", "", Any)                                                               \
   X(linear_dw, "M N K", "g=MN x=MK dw=NK", "", Any)                                                               \

@@ -23,6 +23,13 @@
 //   unary_grad        g t dx                                       kind n
 //       dx = g f'; t is the output y for relu, relu6, sigmoid, tanh, exp, and the input x for gelu, silu.
 //       relu: y > 0; relu6: 0 < y < 6. dx may be g or t.
+//   fake_quant        x rows y                                     n B bits
+//       y = scale (clip(rint(x/scale) + zero, -2^(bits-1), 2^(bits-1) - 1) - zero), scale = (high - low)/(2^bits - 1),
+//       zero = rint(-2^(bits-1) - low/scale), [low, high] the range of 0 and the first rows n/B elements. bits 2 to 8;
+//       halves round to even; a scale of at most 2^-126 counts as 1; a NaN stays one, an infinity makes y NaN. The same
+//       bits on every ISA. y may be x.
+//   fake_quant_weight x y                                          C n bits
+//       The same for each row of x (C,n), with zero = 0, scale = max|x|/(2^(bits-1) - 1). y may be x.
 //   linear            x w b? y                                     M N K act
 //       y[M,N] = act(x[M,K] w[N,K]^T + b[N])
 //   linear_dx         g w dx                                       M N K        dx[M,K] = g[M,N] w[N,K]
