@@ -150,6 +150,7 @@ def write_files(model: str, folder: Path) -> dict[str, str]:
     """Every file of RUNTIMES in `folder`, and `x.npy`; gives those that could not be made, with the reason."""
     import torch
 
+    from edge_runtime.deploy.artefact import write_manifest
     from edge_runtime.deploy.formats.engine import write_engine
     from edge_runtime.deploy.formats.onnx import write_onnx
     from edge_runtime.deploy.formats.tflite import write_tflite
@@ -181,12 +182,15 @@ def write_files(model: str, folder: Path) -> dict[str, str]:
                 (folder / f"{precision}{suffix}").write_bytes(write(one, batch=1))
             except UnsupportedOpError as error:
                 failures[f"{precision}{suffix}"] = str(error)
+    ours = {f"engine_{path.stem}": path for path in folder.glob("*.hedgerow")}
+    write_manifest(folder, ours, {})
     return failures
 
 
 def started(job: Job, x: Path) -> subprocess.Popen[str] | None:
     """A child that has loaded its model; None, with the reason in the job, where it cannot."""
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(HERE.parent)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else "load" is the time to compile what is imported late
     python = tflite_python() if job.runtime == "tflite" else Path(sys.executable)
     if not python.is_file():
         job.failure = "not installed (make rivals-tflite)"

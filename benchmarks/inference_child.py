@@ -2,7 +2,7 @@
 
     inference_child.py RUNTIME FILE INPUT.npy
 
-Prints a JSON line after loading: milliseconds to load, MB of the process after the first inference, the output. For
+Prints a JSON line after loading: CPU milliseconds to load, MB of the process after the first inference, the output. For
 each line with a number on stdin it prints CPU microseconds per inference, over at least that many CPU seconds. It
 imports nothing that the runtime does not need, for the process is what is measured.
 """
@@ -22,34 +22,41 @@ import numpy as np
 Predict = Callable[[Any], Any]
 
 
-def engine(path: Path) -> Predict:
+Load = Callable[[Path], Predict]
+
+# Each imports its runtime, and gives what loads a model in it.
+
+
+def engine() -> Load:
     from edge_runtime.deploy.runner import Runner
 
-    predict: Predict = Runner.of(path.read_bytes(), ".hedgerow")._backend.predict
-    return predict
+    return lambda path: Runner.open(path)._backend.predict  # verified first, as on a device
 
 
-def onnx_runtime(path: Path) -> Predict:
+def onnx_runtime() -> Load:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0]
+    def load(path: Path) -> Predict:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+
+    return load
 
 
-def litert(path: Path) -> Predict:
+def litert() -> Load:
     from ai_edge_litert.interpreter import Interpreter
 
-    return _interpreted(Interpreter, path)
+    return lambda path: _interpreted(Interpreter, path)
 
 
-def tflite_runtime(path: Path) -> Predict:
+def tflite_runtime() -> Load:
     from tflite_runtime.interpreter import Interpreter
 
-    return _interpreted(Interpreter, path)
+    return lambda path: _interpreted(Interpreter, path)
 
 
 def _interpreted(interpreter: Any, path: Path) -> Predict:
@@ -68,29 +75,34 @@ def _interpreted(interpreter: Any, path: Path) -> Predict:
     return predict
 
 
-def torch(path: Path) -> Predict:
+def torch() -> Load:
     import torch
 
     torch.set_num_threads(1)
-    module = torch.load(path, weights_only=False).eval()  # written by this benchmark's own parent
 
-    def predict(x: Any) -> Any:
-        with torch.inference_mode():
-            return module(torch.from_numpy(x)).numpy()
+    def load(path: Path) -> Predict:
+        module = torch.load(path, weights_only=False).eval()  # written by this benchmark's own parent
 
-    return predict
+        def predict(x: Any) -> Any:
+            with torch.inference_mode():
+                return module(torch.from_numpy(x)).numpy()
+
+        return predict
+
+    return load
 
 
-RUNTIMES: dict[str, Callable[[Path], Predict]] = {
+RUNTIMES: dict[str, Callable[[], Load]] = {
     "engine": engine, "ort": onnx_runtime, "litert": litert, "tflite": tflite_runtime, "torch": torch,
 }  # fmt: skip
 
 
 def main(runtime: str, file: str, inputs: str) -> None:
     x = np.load(inputs)
-    start = time.perf_counter()
-    predict = RUNTIMES[runtime](Path(file))
-    loaded = time.perf_counter() - start
+    load = RUNTIMES[runtime]()
+    start = time.process_time()
+    predict = load(Path(file))
+    loaded = time.process_time() - start
     given = quantised(x, getattr(predict, "given", None))
     output = real(predict(given), getattr(predict, "made", None))
     about = {"load_ms": 1e3 * loaded, "rss_mb": rss_bytes() / 1e6, "output": np.ravel(output).tolist()}

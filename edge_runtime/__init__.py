@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime import updates as updates
     from edge_runtime.adapters import merge_adapters as merge_adapters
     from edge_runtime.building import build as build
+    from edge_runtime.building import build_graph as build_graph
     from edge_runtime.engine.philox import Shuffle as Shuffle
     from edge_runtime.errors import BudgetError as BudgetError
     from edge_runtime.errors import ConfigError as ConfigError
@@ -77,7 +78,7 @@ _SUBPACKAGES = ("deploy", "losses", "optimizers", "privacy", "schedules", "secag
 # Each module with the public names that it holds.
 _NAMES = {
     "adapters": ("merge_adapters",),
-    "building": ("build",),
+    "building": ("build", "build_graph"),
     "engine.philox": ("Shuffle",),
     "errors": (
         "BudgetError", "ConfigError", "EdgeRuntimeError", "MissingPackageError", "NumericsError", "PeerError",

@@ -44,6 +44,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-budget", metavar="BYTES", help='such as "8 MiB"; all of training has to fit in it')
     parser.add_argument("--trainable", help='names or patterns with commas, or "auto" (default: all)')
     parser.add_argument("--lora-rank", type=int, default=0, help="of adapters on linear and 1x1 layers (default: none)")
+    parser.add_argument("--qat-bits", type=int, default=0, help="of weights while training (default: float32)")
     parser.add_argument("--clip-norm", type=float, default=0.0, help="bound of the gradients' common norm")
     parser.add_argument("--seed", type=int, default=0, help="for the model's initial weights")
 
@@ -105,6 +106,7 @@ def _program(options: argparse.Namespace) -> Program:
         memory_budget=options.memory_budget,
         trainable="auto" if names == ["auto"] else names or None,
         lora_rank=options.lora_rank,
+        qat_bits=options.qat_bits,
         micro_batch=options.micro_batch,
         clip_norm=options.clip_norm,
     )

@@ -1,6 +1,8 @@
 """`build`: a PyTorch module to a Program. The one place that strings capture, passes, planner and packing together.
 
 nn.Module -> Graph -> training Graph -> plans, of which one is chosen -> offsets -> native ops -> Program
+
+`build_graph` is the same without the first arrow, and so without PyTorch.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_runtime import losses as loss_specs
 from edge_runtime.adapters import LORA_A
 from edge_runtime.config import names_that_fit, parse_bytes
 from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
 from edge_runtime.ir.graph import Graph
+from edge_runtime.ir.model import Model
 from edge_runtime.losses import LOSSES, Loss
 from edge_runtime.optimizers import SGD, Optimizer, checked
 from edge_runtime.passes.fake_quant import with_fake_quant
+from edge_runtime.passes.pipeline import simplify
 from edge_runtime.passes.training import Recipe
 from edge_runtime.planner.assemble import assemble
 from edge_runtime.planner.budget import GraphAt, Placed, candidates, choose, over_budget
@@ -27,8 +34,6 @@ from edge_runtime.program.program import Program
 
 if TYPE_CHECKING:
     import torch
-
-    from edge_runtime.capture.model import Model
 
 
 def build(
@@ -104,6 +109,44 @@ def build(
         model = _rounding(model, qat_bits, qat_activations)
     names = _trainable(model, None if lora_rank else trainable)
     recipe = Recipe(spec, _optimizer(optimizer), names, proximal_mu, correction, clip_value, clip_norm)
+    return _planned(model, recipe, batches, budget, trainable, micro_batch)
+
+
+def build_graph(
+    forward: GraphAt,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    loss: str | Loss = "cross_entropy",
+    optimizer: Optimizer | None = None,
+    batch_size: int | Sequence[int] = 32,
+    memory_budget: int | str | None = None,
+    trainable: Sequence[str] | str | None = None,
+    micro_batch: int | None = None,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+) -> Program:
+    """Plan the training of a graph, such as that of a pruned model: `build_graph(model.at, model.weights)`.
+
+    `forward` gives the graph for a number of rows, the same in training and in evaluation; its rows are independent.
+    `weights` are the contents of its state, and train unless `trainable` says otherwise. The rest is as in `build`.
+    """
+    batches = _batches(batch_size)
+    _check_bounds({"clip_value": clip_value, "clip_norm": clip_norm})
+    model = _of_graph(forward, weights)
+    names = _trainable(model, trainable)
+    recipe = Recipe(_loss(loss), _optimizer(optimizer), names, clip_value=clip_value, clip_norm=clip_norm)
+    return _planned(model, recipe, batches, parse_bytes(memory_budget), trainable, micro_batch)
+
+
+def _planned(
+    model: Model,
+    recipe: Recipe,
+    batches: Sequence[int],
+    budget: int,
+    trainable: Sequence[str] | str | None,
+    micro_batch: int | None,
+) -> Program:
+    """The Program of the fastest plan that fits; with "auto", of as many tensors as fit."""
     sizes = _micro_batches(model, max(batches), micro_batch)
 
     def plans(chosen: Recipe) -> tuple[Placed | None, list[Placed]]:
@@ -124,6 +167,25 @@ def build(
         if phase.kind in ("step", "accumulate"):
             model.check(phase.batch, best.candidate.phases[-1].batch)
     return assemble(best, curve, budget, max(batches), model)
+
+
+def _of_graph(forward: GraphAt, weights: Mapping[str, NDArray[np.float32]]) -> Model:
+    at = functools.cache(lambda rows: simplify(forward(rows)))
+    state = tuple(forward(2).values[name] for name in weights)
+    return Model(
+        forward=at,
+        predict=at,
+        check=lambda rows, rows_predict: None,  # there is no module that could run another graph
+        fixed=0,
+        state=state,
+        parameters=frozenset(weights),
+        trainable=tuple(weights),
+        initial={name: np.array(one, np.float32) for name, one in weights.items()},
+        counters={},
+        counted={},
+        aliases={},
+        names=tuple(weights),
+    )
 
 
 def _batches(batch_size: int | Sequence[int]) -> tuple[int, ...]:

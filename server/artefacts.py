@@ -41,7 +41,7 @@ def export_and_check(config: ServerConfig, state: State, test: Examples | None, 
         [x for x, _ in Batches(inputs, CALIBRATION_BATCH)],
         precision=config.deploy.precision,
         calibrate=config.deploy.calibrate,
-        weight_bits=config.deploy.qat_bits if config.deploy.qat_rounds else 8,
+        weight_bits=config.train_at(config.server.rounds).qat_bits or 8,
     )
     expected = what_is_expected(prepared, test, config.deploy.max_drop, classes=config.train.loss == "cross_entropy")
     rows: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def what_is_expected(prepared: Prepared, test: Examples, max_drop: float, *, cla
     if prepared.quantised is not None:
         defined["int8"] = predict_rounded(prepared.quantised, x)
     y = np.asarray(test.y[:MOST_ROWS], np.int64) if classes else None
-    return parity.Expected(x, y, defined["fp32"], defined, prepared.golden_inputs(), max_drop)
+    return parity.Expected(x, y, defined["fp32"], defined, max_drop)
 
 
 def _row(figures: parity.Figures) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario.
 
-`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py.
+`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py, `[compress]` in compress.py, `[rollout]` in
+rollout_config.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
 from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
+from server.compress import CompressConfig
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
+from server.rollout_config import RolloutConfig
 from server.strategy import STRATEGIES
 
 
@@ -79,12 +82,24 @@ class ServerConfig:
     secure: SecureConfig = section(SecureConfig)
     privacy: PrivacyConfig = section(PrivacyConfig)
     robust: RobustConfig = section(RobustConfig)
+    compress: CompressConfig = section(CompressConfig)
     deploy: DeployConfig = section(DeployConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
     run: OutputConfig = section(OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.rollout.enabled and self.rollout.format not in self.deploy.formats:
+            raise ConfigError(
+                f"rollout.format = {self.rollout.format!r}: must be one of deploy.formats = "
+                f"{','.join(self.deploy.formats)!r}"
+            )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
         check_robust(self.robust, self.secure, self.server.cohort)
+        if self.compress.lever and self.train.lora_rank:
+            raise ConfigError(
+                f"compress.lever = {self.compress.lever!r}: must be empty with a train.lora_rank; adapters are few "
+                "numbers already, and the weights under them do not move"
+            )
         if self.deploy.qat_rounds and self.train.lora_rank:
             raise ConfigError(
                 f"deploy.qat_rounds = {self.deploy.qat_rounds}: must be 0 with a train.lora_rank; what a device rounds "

@@ -20,6 +20,7 @@ from edge_runtime.train.loop import LocalTrainer, State
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.versions import gather, replaced
+from server.compress import Pruning
 from server.config import ServerConfig
 from server.strategy import STRATEGIES
 
@@ -83,12 +84,14 @@ class GlobalModel:
         self._is_buffer = self._mark(buffers)
         self._is_variance = self._mark({name for name in buffers if name.rpartition(".")[2] == "running_var"})
         self._noisy = config.mechanism != "none"
+        self._pruning = Pruning(config.compress, self.moving) if config.compress.lever else None
 
     def apply(self, delta: NDArray[np.float64]) -> bool:
         """Move the weights by the mean client delta of the moving tensors, as the strategy says.
 
-        Running statistics are plainly averaged. Returns False, and leaves model and strategy as they were, if the new
-        weights would not be finite: deltas can each be finite and still overflow float32 here.
+        Running statistics are plainly averaged, and `[compress]` puts its zeros back. Returns False, and leaves model
+        and strategy as they were, if the new weights would not be finite: deltas can each be finite and still overflow
+        float32 here.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             before = gather(self.weights, self.layout, self.moving)
@@ -100,6 +103,8 @@ class GlobalModel:
         if not native.all_finite(moved):
             return False
         self._strategy_state = state
+        if self._pruning is not None:
+            moved = self._pruning.apply(moved, delta)
         self.weights = replaced(self.weights, self.layout, self.moving, moved)
         return True
 

@@ -1,58 +1,24 @@
-"""A PyTorch module as the planner takes it: its forward pass in training and in evaluation mode, and its tensors."""
+"""A PyTorch module as the planner takes it."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edge_runtime.capture.batched import BatchedGraph, capture_batched, mode, resized
 from edge_runtime.capture.capture import capture
 from edge_runtime.errors import UnsupportedOpError
-from edge_runtime.ir.graph import Graph, Value
+from edge_runtime.ir.graph import Value
+from edge_runtime.ir.model import Model
 from edge_runtime.passes.pipeline import simplify
 from edge_runtime.passes.rows import require_independent_rows
 
 # A batch size that divides no dim by chance: where it shows in a shape, the batch is.
 A_PRIME = 997
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A captured module.
-
-    Attributes:
-        forward, predict: the graph for a number of rows, in training and in evaluation mode.
-        check: whether the module really runs these graphs at the numbers of rows that a plan uses.
-        fixed: the one batch size that the module works for; 0 if it works for any.
-        state: its float tensors, each once.
-        parameters: of those, the ones that are parameters.
-        trainable: of those, the ones that require a gradient and are used, in the module's order.
-        initial: contents of the float tensors.
-        counters: its int64 scalars, with their values; `counted` says by how much a training step raises which.
-        aliases: of a tensor with several names (tied weights), the others with the one that `state` has.
-        names: all names of its state_dict, in order.
-
-    """
-
-    forward: Callable[[int], Graph]
-    predict: Callable[[int], Graph]
-    check: Callable[[int, int], None]
-    fixed: int
-    state: tuple[Value, ...]
-    parameters: frozenset[str]
-    trainable: tuple[str, ...]
-    initial: dict[str, NDArray[np.float32]]
-    counters: dict[str, int]
-    counted: dict[str, int]
-    aliases: dict[str, str]
-    names: tuple[str, ...]
 
 
 def capture_model(module: torch.nn.Module, example_inputs: Any) -> Model:

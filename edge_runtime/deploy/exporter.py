@@ -5,6 +5,7 @@ nn.Module | Program | FloatModel -> FloatModel, folded -> ranges -> QuantisedMod
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edge_runtime.deploy.graph.float_model import FloatModel, batch_prime, check
 from edge_runtime.deploy.graph.fold import fold, hard_activations
 from edge_runtime.deploy.graph.quantise import quantise
 from edge_runtime.deploy.graph.quantised import QuantisedModel
+from edge_runtime.deploy.trust.golden import write_golden
 from edge_runtime.errors import ConfigError, MissingPackageError, UnsupportedOpError
 from edge_runtime.ir.graph import Value
 from edge_runtime.program.program import Program
@@ -204,7 +206,7 @@ def write(model: FloatModel | QuantisedModel, name: str, batch: int | None = Non
 def write_files(
     prepared: Prepared, contents: Mapping[str, Mapping[str, bytes]], directory: Path, **about: Any
 ) -> Artefact:
-    """Write files and manifest of `contents[format][precision]`."""
+    """Write the files of `contents[format][precision]`, what they answer to golden inputs, and the manifest."""
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for name, of in contents.items():
@@ -212,7 +214,10 @@ def write_files(
             path = directory / file_name(name, precision)
             path.write_bytes(content)
             files[f"{name}_{precision}"] = path
-    artefact = write_manifest(directory, files, {**contract(prepared), **about})
+    listed = dict(files)
+    with contextlib.suppress(MissingPackageError):  # a runtime that is not here; who signs the folder can add them
+        listed["golden"], about["golden"] = write_golden(directory, files.values(), prepared.golden_inputs())
+    artefact = write_manifest(directory, listed, {**contract(prepared), **about})
     smallest = {name: min(of, key=lambda precision: len(of[precision])) for name, of in contents.items() if of}
     best = {name: files[f"{name}_{precision}"] for name, precision in smallest.items()}
     return Artefact({**files, **best}, artefact.manifest)

@@ -7,7 +7,6 @@ model than was allowed, and if its latency and memory were measured in a process
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.deploy.latency import cost_of
 from edge_runtime.deploy.runner import Runner
-from edge_runtime.deploy.trust.digest import sha256_hex
-from edge_runtime.deploy.trust.golden import write_golden
-from edge_runtime.deploy.trust.sandbox import try_model
 from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.train.metrics import accuracy, agreement
 
@@ -37,7 +34,6 @@ class Expected:
         x, y: inputs, and classes (n,) or (n, T); None where the model gives no classes.
         float32: outputs of the float32 model (n, ...).
         defined: by precision, outputs that the graph defines.
-        golden: inputs (k, ...) for the trial; not of anybody's data, for they go to devices.
         max_drop: points of accuracy that may be lost.
 
     """
@@ -46,7 +42,6 @@ class Expected:
     y: NDArray[np.integer] | None
     float32: Outputs
     defined: dict[str, Outputs]
-    golden: NDArray[np.generic]
     max_drop: float
 
 
@@ -58,7 +53,7 @@ class Figures:
         accuracy, agreement: shares; agreement is that of rows with the float32 model's class. None without classes.
         difference: largest absolute difference of an output from the float32 model's.
         unfaithfulness: root mean square difference from what the graph defines, over its root mean square.
-        latency_us: one row, one thread, wall time, median.
+        latency_us: one row, one thread, processor time, median.
         peak_rss_bytes: of a process that loads and runs it.
 
     """
@@ -81,7 +76,7 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
     figures = Figures(file, name, precision, len(content))
     try:
         outputs = _outputs(content, Path(file).suffix, expected.x)
-        latency_us, rss = _trial(file, content, expected.golden)
+        cost = cost_of(content, Path(file).suffix, expected.x[:1])
     except (EdgeRuntimeError, ValueError, MemoryError) as error:
         return dataclasses.replace(figures, refused=" ".join(str(error).split()))
     defined = expected.defined[precision].astype(np.float64)
@@ -92,15 +87,20 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
         agreement=None if expected.y is None else float(agreement(outputs, expected.float32)),
         difference=float(np.abs(outputs - expected.float32).max()),
         unfaithfulness=float(np.sqrt(np.mean((outputs - defined) ** 2))) / spread,
-        latency_us=latency_us,
-        peak_rss_bytes=rss,
+        latency_us=cost.latency_us,
+        peak_rss_bytes=cost.peak_rss_bytes,
     )
     return dataclasses.replace(figures, refused=why_not(figures, expected))
 
 
 def why_not(figures: Figures, expected: Expected) -> str | None:
     """Why the file is not released; None if it may be."""
-    if figures.difference is None or figures.unfaithfulness is None or not figures.latency_us:
+    if (
+        figures.difference is None
+        or figures.unfaithfulness is None
+        or not figures.latency_us
+        or not figures.peak_rss_bytes
+    ):
         return "it was not measured"
     if not np.isfinite(figures.difference):
         return "its answers are not finite"
@@ -147,14 +147,3 @@ def _outputs(content: bytes, suffix: str, x: NDArray[np.generic]) -> Outputs:
     runner = Runner.of(content, suffix)
     parts: Sequence[Outputs] = [runner.predict(x[first : first + BATCH]) for first in range(0, len(x), BATCH)]
     return np.concatenate(parts)
-
-
-def _trial(file: str, content: bytes, golden: NDArray[np.generic]) -> tuple[float, int]:
-    """Latency in us and peak memory of a process that does nothing else."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / file
-        path.write_bytes(content)
-        vectors, field = write_golden(path.parent, [path], golden)
-        hashes = sha256_hex(content), sha256_hex(vectors.read_bytes())
-        trial = try_model(path, vectors, sha256=hashes, tolerance=field["tolerance"][file])
-    return 1e6 * trial.latency_s, trial.peak_rss_bytes

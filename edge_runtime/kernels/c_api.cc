@@ -43,6 +43,10 @@ int32_t hr_session_run(const void* session, void* team, uint8_t* arena, int64_t 
                               static_cast<hedgerow::Team*>(team), arena, first, count, bad_op);
 }
 
+int32_t hr_run(HrRun* run) {
+  return hr_session_run(run->session, run->team, run->arena, run->first, run->count, &run->bad_op);
+}
+
 void hr_session_free(void* session) { hedgerow::FreeSession(static_cast<hedgerow::Session*>(session)); }
 
 void* hr_team_create(int32_t threads) { return hedgerow::CreateTeam(threads); }

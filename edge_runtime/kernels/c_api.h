@@ -38,6 +38,14 @@ HR_API void* hr_session_create(const void* ops, int64_t count, int64_t arena_byt
 // whatever it contains.
 HR_API int32_t hr_session_run(const void* session, void* team, uint8_t* arena, int64_t first, int64_t count,
                               int64_t* bad_op);
+// The arguments of a run as one record, for callers to whom every argument costs time; `bad_op` is written.
+struct HrRun {
+  const void* session;
+  void* team;
+  uint8_t* arena;
+  int64_t first, count, bad_op;
+};
+HR_API int32_t hr_run(struct HrRun* run);
 // nullptr is fine.
 HR_API void hr_session_free(void* session);
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import losses
 from edge_runtime.ir.graph import Value
+from edge_runtime.ir.model import Model
 from edge_runtime.losses import LOG_VARIANCES
 from edge_runtime.planner.arena import aligned
 from edge_runtime.planner.budget import Candidate, Placed, fullest, label
 from edge_runtime.planner.cost import flops
 from edge_runtime.program.packed import pack
 from edge_runtime.program.program import Phase, PlanPoint, Program, Report, StateTensor, Tensor
-
-if TYPE_CHECKING:
-    from edge_runtime.capture.model import Model
 
 
 def assemble(best: Placed, curve: Sequence[Placed], budget: int, batch: int, model: Model) -> Program:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
+import sys
 import zlib
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +41,51 @@ def make_module(model: ModelConfig, seed: int) -> torch.nn.Module:
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"model.entry = {model.entry!r}: must return a torch.nn.Module, not {type(module).__name__}")
     return module
+
+
+def module_named(text: str, seed: int) -> torch.nn.Module:
+    """The module that a command line names: a registered name, `package.module:function` or `file.py:function`."""
+    if text.endswith((".py", ".pt", ".pth", ".pt2")):
+        raise ConfigError(f"{text}: name the function that makes the model, as file.py:function")
+    file, colon, function = text.rpartition(":")
+    if not colon:
+        return make_module(ModelConfig(name=text), seed)
+    sys.path.append(str(Path.cwd()))  # the user's own module usually stands in the folder they are in
+    if not file.endswith(".py"):
+        return make_module(ModelConfig(entry=text), seed)
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError("this model needs PyTorch: pip install 'hedgerow[server]'") from error
+    make = _from_file(Path(file), function)
+    torch.manual_seed(seed)
+    try:
+        module = make()
+    except TypeError as error:
+        raise ConfigError(f"{text}: {error}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(f"{text}: must return a torch.nn.Module, not {type(module).__name__}")
+    return module
+
+
+def _from_file(path: Path, function: str) -> Callable[[], torch.nn.Module]:
+    """The function of that name in a Python file of the user's."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[spec.name] = module  # where dataclasses and pickling look a class's module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, function, None)):
+        raise ConfigError(f"{path}: has no function {function}")
+    made: Callable[[], torch.nn.Module] = getattr(module, function)
+    return made
 
 
 def make_program(

@@ -44,8 +44,8 @@ KERNELS = (
     # No dot products on the A72: a multiplication of 8 bytes for every addition of their pairs, twice sgemm
     Kernel("int8 neon", "gemm_s8/arm_neon.cc", "Neon.*Tile", {"A72": 8}),
     # The same two bounds for the convolutions of the ops on signed bytes
-    Kernel("conv_s8 dotprod", "integers/arm_dotprod.cc", "Tile.*Li6ELi16E", {"A76": 32}),
-    Kernel("conv_s8 neon", "integers/arm_neon.cc", "Tile.*Li4ELi16E", {"A72": 8}),
+    Kernel("conv_s8 dotprod", "integers/arm_dotprod.cc", "Tile.*Ll5ELl16E", {"A76": 32}),
+    Kernel("conv_s8 neon", "integers/arm_neon.cc", "Tile.*Ll4ELl16E", {"A72": 8}),
 )
 
 # Multiply-adds of one instruction, by mnemonic and what it writes to.

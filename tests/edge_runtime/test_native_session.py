@@ -56,6 +56,8 @@ CASES: dict[str, Case] = {
     "binary": Case([f(24), f(6), f(24)], [1, 2, 4, 6, *[0] * 4, 6, 1, *[0] * 4, 0, 1, *[0] * 4, 2]),
     "unary": Case([f(11), f(11)], [2, 11], [0, 1]),
     "unary_grad": Case([f(11)] * 3, [2, 11]),
+    "fake_quant": Case([f(12), ROWS, f(12)], [12, 4, 8]),
+    "fake_quant_weight": Case([f(12), f(12)], [3, 4, 2]),
     "linear": Case([f(12), f(20), f(5), f(15)], [3, 5, 4, 1]),
     "linear_dx": Case([f(15), f(20), f(12)], [3, 5, 4]),
     "linear_dw": Case([f(15), f(12), f(20)], [3, 5, 4]),

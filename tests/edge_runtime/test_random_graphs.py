@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import edge_runtime as er
-from edge_runtime.capture.model import Model
 from edge_runtime.engine import reference
 from edge_runtime.engine.session import Session
 from edge_runtime.ir.builder import Builder
 from edge_runtime.ir.graph import Graph, Node
+from edge_runtime.ir.model import Model
 from edge_runtime.passes.pipeline import simplify
 from edge_runtime.passes.training import Recipe, training_step
 from edge_runtime.planner.assemble import assemble

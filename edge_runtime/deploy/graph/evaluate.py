@@ -25,7 +25,7 @@ class Evaluator:
     def __init__(self, model: FloatModel, rows: int = ROWS) -> None:
         self.model, self.rows = model, rows
         self._graph = graph = model.at(rows)
-        offsets, work, nbytes = _places(graph)
+        offsets, work, nbytes = places(graph)
         packed = pack(graph, offsets, work)
         self._nodes = np.array([op.node for op in packed])  # of each op, the node it belongs to
         block = np.zeros(nbytes + 64, np.uint8)
@@ -95,7 +95,7 @@ def all_inputs(batches: Iterable[NDArray[np.generic]], rows: int = ROWS) -> Iter
         yield from chunks(batch, rows)
 
 
-def _places(graph: Graph) -> tuple[dict[str, int], dict[int, int], int]:
+def places(graph: Graph) -> tuple[dict[str, int], dict[int, int], int]:
     """Offsets of values, which share none but with their views; of scratch spaces; and the bytes of it all."""
     offsets: dict[str, int] = {}
     end = 0

@@ -7,7 +7,6 @@ readers, and nothing in it is executed.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,7 +53,8 @@ def _tflite(content: bytes, sizes: Sizes) -> None:
 
 def _engine(content: bytes, sizes: Sizes) -> None:
     """The engine's own reader bounds everything by the file's length, but for the activations that are planned."""
-    decode = importlib.import_module("edge_runtime.deploy.run.engine_file").decode
+    from edge_runtime.deploy.run.engine_file import decode
+
     nbytes = decode(content).activation_bytes
     if nbytes > 4 * sizes.max_elements:
         raise ArtefactError(f"its activations take {nbytes} bytes; {4 * sizes.max_elements} are allowed")

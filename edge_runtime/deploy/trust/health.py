@@ -35,7 +35,7 @@ class Expected:
 
 @dataclass(slots=True)
 class Health:
-    """Counts answers as they come; after `expected.window` of them it knows. Errors beyond repair end it early."""
+    """Counts the first `expected.window` answers, and then knows. Errors beyond repair end it early."""
 
     expected: Expected = field(default_factory=Expected)
     errors: int = 0
@@ -44,6 +44,8 @@ class Health:
 
     def answered(self, latency_s: float, confidence: float | None = None) -> None:
         """One answer: how long it took, and its top probability where it has one. NaN counts as an error."""
+        if self.seen >= self.expected.window:
+            return
         if not math.isfinite(latency_s) or (confidence is not None and not math.isfinite(confidence)):
             self.failed()
             return
@@ -53,7 +55,12 @@ class Health:
 
     def failed(self) -> None:
         """An input that got no answer, or one that cannot be."""
-        self.errors += 1
+        self.errors += self.seen < self.expected.window
+
+    @property
+    def seen(self) -> int:
+        """Answers and errors so far."""
+        return self.errors + len(self.latencies_s)
 
     @property
     def latency_p95_s(self) -> float:
@@ -68,7 +75,7 @@ class Health:
 
     def judge(self) -> tuple[Verdict, str]:
         """The verdict so far, and why."""
-        expected, seen = self.expected, self.errors + len(self.latencies_s)
+        expected, seen = self.expected, self.seen
         if self.errors > expected.max_error_rate * expected.window:
             return Verdict.BAD, f"{self.errors} errors in {seen} answers; {expected.max_error_rate:.1%} are allowed"
         if seen < expected.window:

@@ -34,7 +34,12 @@ struct ImageGeometry {
 struct Cut {
   // kh kw channels <= most.
   Cut(const ImageGeometry& s, Index channels, Index most) : channels(channels) {
-    // Divided, not multiplied: a stride may be huge.
+    // Most layers fit whole, and a division takes as long as a small layer's sums. In double: a stride may be huge.
+    const Index all_rows = (s.OH - 1) * s.sh + s.kh, all_columns = (s.OW - 1) * s.sw + s.kw;
+    if (static_cast<double>(all_rows) * static_cast<double>(all_columns) * static_cast<double>(channels) <= kBandBytes) {
+      rows = s.OH, columns = s.OW, field_rows = all_rows, field_columns = all_columns, across = down = 1;
+      return;
+    }
     auto fit = [](Index room, Index kernel, Index stride, Index places) {
       return room <= kernel ? 1 : Min(places, (room - kernel) / stride + 1);
     };
@@ -49,9 +54,24 @@ struct Cut {
 
   Index Pitch() const { return field_columns * channels; }
   Index Bands() const { return across * down; }
+  // Where band i of all images' begins.
+  struct Place {
+    Index image, row, column;
+  };
+  HEDGEROW_INLINE Place At(Index i) const {
+    if (i == 0) return {0, 0, 0};
+    const Index image = i / Bands(), place = i % Bands();
+    return {image, place / across * rows, place % across * columns};
+  }
 
   Index channels, rows, columns, field_rows, field_columns, across, down;
 };
+
+// The part of [offset, offset + places) that is in [0, image), from offset on.
+HEDGEROW_INLINE Span InsideOf(Index places, Index offset, Index image) {
+  const Index last = Max(0, Min(places, image - offset));
+  return {Min(Max(0, -offset), last), last};
+}
 
 // Channels [first, first + cut.channels) of the windows of outputs from (row, column) on; x is one image. Elements are
 // x + kOffset, and padding is `zero` + kOffset.
@@ -65,7 +85,7 @@ void FillBand(const ImageGeometry& s, const Cut& cut, const int8_t* x, Index fir
     for (Index i = 0; i < n; ++i) out[i] = static_cast<T>(zero + kOffset);
   };
   const Index channels = cut.channels, left = column * s.sw - s.pw, top = row * s.sh - s.ph;
-  const Span columns = Inside(cut.field_columns, 1, left, s.W), rows = Inside(cut.field_rows, 1, top, s.H);
+  const Span columns = InsideOf(cut.field_columns, left, s.W), rows = InsideOf(cut.field_rows, top, s.H);
   const Index pitch = cut.Pitch(), inside = columns.last - columns.first;
   pad(rows.first * pitch, to);
   if (inside == s.W && inside == cut.field_columns && channels == s.C) {

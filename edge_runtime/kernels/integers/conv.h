@@ -109,19 +109,19 @@ void Conv(const Call& call, const ImageGeometry& s, Index outputs, int zero, con
   const Cut cut(s, s.C, kMostProducts);
   // Few bands are shared by their channels, too.
   const Index bands = s.N * cut.Bands();
-  const Index wide = bands >= 2 * call.threads() ? outputs : RoundUp(EvenPart(outputs, Isa::kWidest), kBlock);
-  const Index parts = (outputs + wide - 1) / wide, units = bands * parts, block_bytes = ConvBlockBytes(s.kh, s.kw * s.C);
+  const bool shares = call.threads() > 1 && bands < 2 * call.threads();
+  const Index wide = shares ? RoundUp(EvenPart(outputs, Isa::kWidest), kBlock) : outputs;
+  const Index parts = shares ? (outputs + wide - 1) / wide : 1, units = bands * parts, block_bytes = ConvBlockBytes(s.kh, s.kw * s.C);
   const double products = static_cast<double>(s.N * s.OH * s.OW) * static_cast<double>(s.kh * s.kw * s.C * outputs);
   ForRanges(call, units, products * kNsPerProduct / static_cast<double>(units), 1, [=](Index first, Index last) {
     alignas(64) typename Isa::Element field[kMostProducts + 1 + kBandSlack];
     for (Index unit = first, filled = -1; unit < last; ++unit) {
-      const Index band = unit / parts, image = band / cut.Bands(), place = band % cut.Bands();
-      const Index row = place / cut.across * cut.rows, column = place % cut.across * cut.columns;
+      const Index band = parts == 1 ? unit : unit / parts, from = parts == 1 ? 0 : unit % parts * wide;
+      const auto [image, row, column] = cut.At(band);
       if (band != filled) {
         FillBand<typename Isa::Element, Isa::kOffset>(s, cut, x + image * s.H * s.W * s.C, 0, row, column, zero, field);
       }
       filled = band;
-      const Index from = unit % parts * wide;
       MultiplyBand(s, cut, Min(cut.rows, s.OH - row), Min(cut.columns, s.OW - column), field, packed, block_bytes, from,
                    Min(outputs, from + wide), Target{rounding, 0, outputs},
                    y + ((image * s.OH + row) * s.OW + column) * outputs);

@@ -10,7 +10,8 @@ namespace {
 
 constexpr Index kBytes = 16;
 using Bytes = int8_t __attribute__((vector_size(16)));
-using Sums = int32_t __attribute__((vector_size(64)));
+// Channels that are summed side by side.
+constexpr Index kSums = 64;
 
 // The first n <= kBytes of them. Where a whole vector may be read or written at p, kWhole spares the question how many
 // are wanted: what is read past n does not matter, and what is written there comes later.
@@ -92,18 +93,17 @@ Status avg_pool_s8(const Call& call) {
       const Index image = place / (s.OH * s.OW), row = place / s.OW % s.OH, column = place % s.OW;
       const int8_t* corner = x + ((image * s.H + row * s.sh) * s.W + column * s.sw) * s.C;
       int8_t* out = y + place * s.C;
-      for (Index c = 0; c < s.C; c += kBytes) {
-        const Index n = Min(kBytes, s.C - c);
-        Sums sum = -less - Sums{};
+      for (Index c = 0; c < s.C; c += kSums) {
+        const Index n = Min(kSums, s.C - c);
+        int32_t sum[kSums];
+        for (Index i = 0; i < n; ++i) sum[i] = -less;
         for (Index k = 0; k < s.kh; ++k) {
           const int8_t* from = corner + k * s.W * s.C + c;
           for (Index l = 0; l < s.kw; ++l, from += s.C) {
-            sum += __builtin_convertvector(LoadBytes<false>(from, n), Sums);
+            for (Index i = 0; i < n; ++i) sum[i] += from[i];
           }
         }
-        int8_t rounded[kBytes];
-        for (Index i = 0; i < kBytes; ++i) rounded[i] = rounding(static_cast<float>(sum[i]) * multiplier);
-        std::memcpy(out + c, rounded, static_cast<size_t>(n));
+        for (Index i = 0; i < n; ++i) out[c + i] = rounding(static_cast<float>(sum[i]) * multiplier);
       }
     }
   });

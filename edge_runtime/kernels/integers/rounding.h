@@ -29,6 +29,8 @@ struct Rounding {
     return static_cast<int8_t>(bits - kShiftBits + zero);
   }
 
+  int8_t LowByte() const { return static_cast<int8_t>(static_cast<int32_t>(low) + zero); }
+
   int32_t zero;
   float low, high;
 };
@@ -37,6 +39,7 @@ HEDGEROW_INLINE Index RoundUp(Index n, Index step) { return (n + step - 1) / ste
 
 // The length of parts of n, at most `most`, that are as equal as can be.
 HEDGEROW_INLINE Index EvenPart(Index n, Index most) {
+  if (n <= most) return n;
   const Index parts = (n + most - 1) / most;
   return (n + parts - 1) / parts;
 }

@@ -39,12 +39,15 @@ struct Isa : PairsOfPlaces {
         HEDGEROW_UNROLL for (Index p = 0; p < kPixels; p += 3) at[p / 3] += kGroup;
       }
     }
-    const float* multipliers = reinterpret_cast<const float*>(block + 4 * kBlock);
-    HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
-      const __m256 multiplier = _mm256_load_ps(multipliers + 8 * v);
-      const Index n = target.channels - 8 * v;
-      HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) {
-        StoreFew(y + p * target.stride + 8 * v, RoundEight(sum[p][v], multiplier, target.rounding), n);
+    // Read once: y might be anywhere.
+    const Target own = target;
+    const __m256 first = MultiplierOf(block, 0), second = MultiplierOf(block, kVectors - 1);
+    HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) {
+      int8_t* out = y + p * own.stride;
+      if constexpr (kVectors == 2) {
+        StoreSome(out, RoundSixteen(sum[p][0], sum[p][1], first, second, own.rounding), own.channels);
+      } else {
+        StoreFew(out, RoundEight(sum[p][0], first, own.rounding), own.channels);
       }
     }
   }

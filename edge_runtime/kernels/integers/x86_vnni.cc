@@ -5,33 +5,81 @@
 namespace hedgerow {
 namespace {
 
-// 16 and 8 channels.
+// Vectors of 16 and of 8 channels.
 struct Zmm {
   using Ints = __m512i;
-  static constexpr Index kLanes = 16;
-  static HEDGEROW_INLINE Ints Load(const uint8_t* p) { return _mm512_load_si512(p); }
+  static HEDGEROW_INLINE Ints Load(const uint8_t* block, Index v, Index block_bytes) {
+    return _mm512_load_si512(block + v * block_bytes);
+  }
   static HEDGEROW_INLINE Ints Splat(int32_t x) { return _mm512_set1_epi32(x); }
   static HEDGEROW_INLINE Ints Dot(Ints sum, Ints x, Ints w) { return _mm512_dpbusd_epi32(sum, x, w); }
-  static HEDGEROW_INLINE void Store(int8_t* y, Ints sum, Ints multiplier, const Rounding& rounding, Index n) {
-    __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_castsi512_ps(multiplier));
-    real = _mm512_min_ps(_mm512_max_ps(real, _mm512_set1_ps(rounding.low)), _mm512_set1_ps(rounding.high));
-    const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(real), _mm512_set1_epi32(rounding.zero));
-    const __m128i bytes = _mm512_cvtepi32_epi8(whole);
-    if (n >= kLanes) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
-    if (n >= 8) _mm_storel_epi64(reinterpret_cast<__m128i*>(y), bytes);
-    StoreFew(y + (n & 8), n & 8 ? _mm_srli_si128(bytes, 8) : bytes, n & 7);
-  }
+
+  // As RoundSixteen; 32 or 64 channels are all stored. What it takes is read once: y might be anywhere.
+  template <Index kVectors>
+  struct Finish {
+    HEDGEROW_INLINE Finish(const Patch& patch, const uint8_t* block, const Target& target)
+        : high(_mm512_set1_ps(target.rounding.high)), channels(target.channels) {
+      HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
+        multiplier[v] = _mm512_castsi512_ps(Load(block + 4 * kBlock, v, patch.block_bytes));
+      }
+      const auto few = static_cast<int16_t>(target.rounding.zero);
+      zero = kVectors == 1 ? _mm512_set1_epi32(few) : _mm512_set1_epi16(few);
+      low = kVectors == 1 ? _mm512_set1_epi32(static_cast<int32_t>(target.rounding.low))
+                          : _mm512_set1_epi8(target.rounding.LowByte());
+    }
+
+    HEDGEROW_INLINE void Store(const Ints (&sum)[kVectors], int8_t* y) const {
+      __m512i whole[kVectors], words[(kVectors + 1) / 2];
+      HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
+        const __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[v]), multiplier[v]);
+        whole[v] = _mm512_cvtps_epi32(_mm512_min_ps(high, real));
+      }
+      if constexpr (kVectors == 1) {
+        StoreSome(y, _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_max_epi32(whole[0], low), zero)), channels);
+      } else {
+        HEDGEROW_UNROLL for (Index v = 0; v < kVectors / 2; ++v) {
+          words[v] = _mm512_adds_epi16(_mm512_packs_epi32(whole[2 * v], whole[2 * v + 1]), zero);
+        }
+        // In each quarter now stand four bytes of every vector.
+        const __m512i turns = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __m512i bytes = _mm512_permutexvar_epi32(turns, _mm512_packs_epi16(words[0], words[kVectors / 2 - 1]));
+        const __m512i clamped = _mm512_max_epi8(bytes, low);
+        if constexpr (kVectors == 4) {
+          _mm512_storeu_si512(y, clamped);
+        } else {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(clamped));
+        }
+      }
+    }
+
+    __m512 multiplier[kVectors], high;
+    __m512i zero, low;
+    Index channels;
+  };
 };
 
 struct Ymm {
   using Ints = __m256i;
-  static constexpr Index kLanes = 8;
-  static HEDGEROW_INLINE Ints Load(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  static HEDGEROW_INLINE Ints Load(const uint8_t* block, Index v, Index) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(block) + v);
+  }
   static HEDGEROW_INLINE Ints Splat(int32_t x) { return _mm256_set1_epi32(x); }
   static HEDGEROW_INLINE Ints Dot(Ints sum, Ints x, Ints w) { return _mm256_dpbusd_epi32(sum, x, w); }
-  static HEDGEROW_INLINE void Store(int8_t* y, Ints sum, Ints multiplier, const Rounding& rounding, Index n) {
-    StoreFew(y, RoundEight(sum, _mm256_castsi256_ps(multiplier), rounding), n);
-  }
+
+  template <Index kVectors>
+  struct Finish {
+    HEDGEROW_INLINE Finish(const Patch&, const uint8_t* block, const Target& target)
+        : rounding(target.rounding), channels(target.channels) {
+      multiplier = _mm256_load_ps(reinterpret_cast<const float*>(block + 4 * kBlock));
+    }
+    HEDGEROW_INLINE void Store(const Ints (&sum)[kVectors], int8_t* y) const {
+      StoreFew(y, RoundEight(sum[0], multiplier, rounding), channels);
+    }
+
+    Rounding rounding;
+    Index channels;
+    __m256 multiplier;
+  };
 };
 
 template <typename Vector, Index kPixels, Index kVectors>
@@ -39,7 +87,7 @@ HEDGEROW_INLINE void TileOfVectors(const Patch& patch, const uint8_t* x, const u
                                    int8_t* y) {
   typename Vector::Ints sum[kPixels][kVectors];
   HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
-    const auto bias = Vector::Load(block + v * patch.block_bytes);
+    const auto bias = Vector::Load(block, v, patch.block_bytes);
     HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) sum[p][v] = bias;
   }
   const uint8_t* w = block + kBlockHead;
@@ -49,7 +97,9 @@ HEDGEROW_INLINE void TileOfVectors(const Patch& patch, const uint8_t* x, const u
     HEDGEROW_UNROLL for (Index p = 0; p < kPixels; p += 3) at[p / 3] = x + p * patch.step;
     for (Index k = 0; k < patch.groups; ++k, w += 4 * kBlock) {
       typename Vector::Ints weights[kVectors];
-      HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) weights[v] = Vector::Load(w + v * patch.block_bytes);
+      HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
+        weights[v] = Vector::Load(w, v, patch.block_bytes);
+      }
       HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) {
         int32_t four;
         std::memcpy(&four, at[p / 3] + p % 3 * patch.step, sizeof four);
@@ -59,13 +109,9 @@ HEDGEROW_INLINE void TileOfVectors(const Patch& patch, const uint8_t* x, const u
       HEDGEROW_UNROLL for (Index p = 0; p < kPixels; p += 3) at[p / 3] += 4;
     }
   }
-  HEDGEROW_UNROLL for (Index v = 0; v < kVectors; ++v) {
-    const auto multiplier = Vector::Load(block + v * patch.block_bytes + 4 * kBlock);
-    HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) {
-      int8_t* out = y + p * target.stride + v * Vector::kLanes;
-      Vector::Store(out, sum[p][v], multiplier, target.rounding, target.channels - v * Vector::kLanes);
-    }
-  }
+  const typename Vector::template Finish<kVectors> finish(patch, block, target);
+  const Index stride = target.stride;
+  HEDGEROW_UNROLL for (Index p = 0; p < kPixels; ++p) finish.Store(sum[p], y + p * stride);
 }
 
 struct Isa : PairsOfPlaces {

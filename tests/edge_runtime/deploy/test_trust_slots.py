@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,28 @@ def slots(publisher: Publisher, tmp_path: Path) -> Slots:
     return Slots(tmp_path / "device", publisher.root)
 
 
+@pytest.fixture(scope="module")
+def installed(publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two state folders to copy: one with version 1, confirmed; one with version 2 on trial before it."""
+    first, second = (tmp_path_factory.mktemp("installed") / name for name in ("first", "second"))
+    slots = Slots(first, publisher.root)
+    slots.install(publisher.folder / "v1")
+    slots.confirm()
+    shutil.copytree(first, second)
+    Slots(second, publisher.root).install(publisher.folder / "v2")
+    return first, second
+
+
+@pytest.fixture
+def first(installed: tuple[Path, Path], publisher: Publisher, tmp_path: Path) -> Slots:
+    return Slots(shutil.copytree(installed[0], tmp_path / "first"), publisher.root)
+
+
+@pytest.fixture
+def second(installed: tuple[Path, Path], publisher: Publisher, tmp_path: Path) -> Slots:
+    return Slots(shutil.copytree(installed[1], tmp_path / "second"), publisher.root)
+
+
 def answers(slots: Slots) -> float:
     """What the current model multiplies by: the version that it says it is."""
     runner = slots.open()
@@ -102,33 +125,46 @@ def test_only_two_slots_are_kept(slots: Slots, publisher: Publisher) -> None:
     assert slots.rollback("by hand").version == 2
 
 
-def test_a_roll_back_is_local_and_what_was_rolled_back_stays_out(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-    assert slots.rollback("too slow").version == 1
-    assert answers(slots) == 1
+def test_a_roll_back_is_local_and_what_was_rolled_back_stays_out(second: Slots, publisher: Publisher) -> None:
+    assert second.rollback("too slow").version == 1
+    assert answers(second) == 1
     with pytest.raises(ArtefactError, match="version 2 is not above 2"):
-        slots.install(publisher.folder / "v2")
-    assert slots.install(publisher.folder / "v3").version == 3
+        second.install(publisher.folder / "v2")
+    assert second.install(publisher.folder / "v3").version == 3
 
 
-def test_there_is_one_step_back_and_no_more(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-    slots.rollback("once")
+def test_there_is_one_step_back_and_no_more(second: Slots, publisher: Publisher) -> None:
+    second.rollback("once")
     with pytest.raises(ArtefactError, match="no previous slot"):
-        slots.rollback("twice")
-    assert answers(slots) == 1
+        second.rollback("twice")
+    assert answers(second) == 1
 
 
-def test_a_damaged_slot_is_left_for_the_previous_one(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    model = slots.install(publisher.folder / "v2").model
+def test_a_damaged_slot_is_left_for_the_previous_one(second: Slots) -> None:
+    (model,) = second.folder.glob("slots/2-*/model_fp32.onnx")
     content = bytearray(model.read_bytes())
     content[-3] ^= 1
     model.write_bytes(content)
+    assert answers(second) == 1
+    assert second.events()[-1]["event"] == "rolled back"
+
+
+@pytest.mark.parametrize("damaged", ["model_fp32.onnx", "manifest.json", "golden.safetensors", "release-key.sig"])
+def test_a_damaged_slot_is_repaired_by_the_same_artefact(slots: Slots, publisher: Publisher, damaged: str) -> None:
+    """Also where there is no slot to fall back on, and although its version is no longer above the floor."""
+    slot = slots.install(publisher.folder / "v1")
+    (slot.folder / damaged).write_bytes(b"worn out")
+    assert slots.install(publisher.folder / "v1").version == 1
     assert answers(slots) == 1
-    assert slots.events()[-1]["event"] == "rolled back"
+    assert slots.state.previous is None
+
+
+@pytest.mark.parametrize("call", [Slots.open, Slots.start])
+def test_a_slot_without_a_manifest_is_left_for_the_previous_one(second: Slots, call: Callable[[Slots], object]) -> None:
+    (manifest,) = second.folder.glob("slots/2-*/manifest.json")
+    manifest.unlink()
+    assert call(second) is not None
+    assert answers(second) == 1
 
 
 # The health window.
@@ -155,29 +191,23 @@ def watched(latency_s: float = 0.001, confidence: float = 0.9, errors: int = 0) 
     ids=["good", "errors", "slow", "unsure", "too early"],
 )
 def test_the_health_window_decides(
-    slots: Slots, publisher: Publisher, health: Health, verdict: Verdict, version: int
+    second: Slots, publisher: Publisher, health: Health, verdict: Verdict, version: int
 ) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-    assert slots.judge(health) is verdict
-    assert answers(slots) == version
-    assert (slots.state.trust is Trust.CONFIRMED) is (verdict is not Verdict.WAIT)
+    assert second.judge(health) is verdict
+    assert answers(second) == version
+    assert (second.state.trust is Trust.CONFIRMED) is (verdict is not Verdict.WAIT)
 
 
-def test_a_confirmed_model_is_no_longer_judged(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-    slots.confirm()
-    slots.judge(watched(errors=40))
-    assert answers(slots) == 2
+def test_a_confirmed_model_is_no_longer_judged(second: Slots, publisher: Publisher) -> None:
+    second.confirm()
+    second.judge(watched(errors=40))
+    assert answers(second) == 2
 
 
-def test_a_model_that_keeps_taking_its_service_down_is_rolled_back(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-    versions = [slot.version for _ in range(4) if (slot := slots.start())]
+def test_a_model_that_keeps_taking_its_service_down_is_rolled_back(second: Slots, publisher: Publisher) -> None:
+    versions = [slot.version for _ in range(4) if (slot := second.start())]
     assert versions == [2, 2, 2, 1]
-    assert slots.state.trust is Trust.CONFIRMED
+    assert second.state.trust is Trust.CONFIRMED
 
 
 # Power, disks, and others.
@@ -212,33 +242,30 @@ def test_the_steps_are_all_of_them(slots: Slots, publisher: Publisher) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_power_goes_after_a_step_and_a_model_that_runs_is_there(
-    slots: Slots, publisher: Publisher, step: str
+    first: Slots, publisher: Publisher, step: str
 ) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.confirm()
-    code, seen = install_in_a_process(slots, publisher, 2, step)
+    code, seen = install_in_a_process(first, publisher, 2, step)
     assert (code, seen[-1]) == (-signal.SIGKILL, step)
     switched = "switched" in seen
-    slot = slots.start()
+    slot = first.start()
     assert slot is not None
     assert slot.version == (2 if switched else 1)
-    assert answers(slots) == slot.version
+    assert answers(first) == slot.version
     # Nothing stands in the way of the next one, or of this one again.
-    assert slots.install(publisher.folder / "v2").version == 2
-    assert slots.install(publisher.folder / "v3").version == 3
-    assert sorted(path.name for path in slots.folder.glob("*") if path.is_dir()) == ["slots"]
-    assert answers(slots) == 3
+    following = 3 if switched else 2
+    assert first.install(publisher.folder / f"v{following}").version == following
+    assert [path.name for path in first.folder.glob("*") if path.is_dir()] == ["slots"]
+    assert answers(first) == following
 
 
 def test_the_power_goes_between_switch_and_self_test_of_a_model_that_fails_it(
-    slots: Slots, publisher: Publisher
+    first: Slots, publisher: Publisher
 ) -> None:
-    slots.install(publisher.folder / "v1")
-    install_in_a_process(slots, publisher, 2, "switched")
-    slot = slots.current()
+    install_in_a_process(first, publisher, 2, "switched")
+    slot = first.current()
     assert slot is not None
     slot.model.write_bytes(b"not what was checked")
-    started = slots.start()
+    started = first.start()
     assert started is not None
     assert started.version == 1
 
@@ -264,25 +291,37 @@ FULL_DISK = """
 import resource, sys
 from edge_runtime.deploy.trust.slots import Slots
 from edge_runtime.errors import ArtefactError
-folder, root, artefact, limit = sys.argv[1:]
-slots = Slots(folder, root)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+folder, root, artefact, full_after = sys.argv[1:]
+def after_step(step):
+    if step == full_after:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 try:
-    slots.install(artefact)
+    Slots(folder, root, after_step=after_step).install(artefact)
 except ArtefactError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize("limit", [0, 90, 150])
-def test_a_disk_that_takes_no_more_leaves_the_old_model(slots: Slots, publisher: Publisher, limit: int) -> None:
-    """The kernel refuses bytes past a limit as it does on a full disk: at signatures, models, or the state file."""
-    slots.install(publisher.folder / "v1")
-    command = [sys.executable, "-c", FULL_DISK, slots.folder, publisher.root, publisher.folder / "v2", limit]
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("manifest", "cannot be written"),
+        ("received golden.safetensors", "cannot be written"),
+        ("placed", "state.json: cannot be written"),
+        ("switched", "state.json: cannot be written"),
+    ],
+)
+def test_a_disk_that_takes_no_more_leaves_a_model_that_runs(
+    first: Slots, publisher: Publisher, step: str, said: str
+) -> None:
+    """The kernel refuses bytes past a limit as it does on a full disk: of the model, or of the state file."""
+    command = [sys.executable, "-c", FULL_DISK, first.folder, publisher.root, publisher.folder / "v2", step]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    assert "cannot be written (File too large); the model before it stays" in done.stdout
-    assert answers(slots) == 1
-    assert slots.install(publisher.folder / "v2").version == 2
+    assert said in done.stdout
+    started = first.start()
+    assert started is not None
+    assert answers(first) == started.version == (2 if step == "switched" else 1)
+    assert first.install(publisher.folder / "v2").version == 2
 
 
 def test_an_artefact_that_does_not_fit_is_refused_before_it_is_fetched(publisher: Publisher, tmp_path: Path) -> None:
@@ -306,32 +345,27 @@ def test_two_installers_at_once(slots: Slots, publisher: Publisher) -> None:
     assert slots.install(source).version == 1
 
 
-def test_a_roll_back_does_not_wait_for_an_installer(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-    slots.install(publisher.folder / "v2")
-
+def test_a_roll_back_does_not_wait_for_an_installer(second: Slots, publisher: Publisher) -> None:
     def source(name: str) -> Iterator[bytes]:
         if name == "model_fp32.onnx":
-            slots.rollback("while it downloads")
+            second.rollback("while it downloads")
         yield from directory_source(publisher.folder / "v3")(name)
 
-    assert slots.install(source).version == 3
-    assert slots.rollback("and again").version == 1
+    assert second.install(source).version == 3
+    assert second.rollback("and again").version == 1
 
 
-def test_a_source_that_breaks_off_is_told_apart_from_ours(slots: Slots, publisher: Publisher) -> None:
-    slots.install(publisher.folder / "v1")
-
+def test_a_source_that_breaks_off_is_told_apart_from_ours(first: Slots, publisher: Publisher) -> None:
     def source(name: str) -> Iterator[bytes]:
         if name == "model_fp32.onnx":
             raise ConnectionResetError("the link is gone")
         yield from directory_source(publisher.folder / "v2")(name)
 
     with pytest.raises(ConnectionResetError):
-        slots.install(source)
-    assert answers(slots) == 1
-    assert not (slots.folder / "incoming").exists()
-    assert slots.events()[-1]["event"] == "refused"
+        first.install(source)
+    assert answers(first) == 1
+    assert not (first.folder / "incoming").exists()
+    assert first.events()[-1]["event"] == "refused"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"current": "../../etc"}', b"\xff", b"[" * 4000])

@@ -1,0 +1,214 @@
+"""`hedgerow export`: a trained model, or a finished run's, to files for devices; made small enough first, if asked."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.config import key, parse_bytes, pick, section
+from edge_runtime.errors import ConfigError, MissingPackageError
+from edge_runtime.train.config import DATASETS, DataConfig, ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from edge_runtime.deploy.compress.search import Found, Tried
+    from edge_runtime.deploy.graph.float_model import FloatModel
+    from edge_runtime.train.batches import Examples
+    from edge_runtime.train.loop import State
+
+ROWS = 50  # of a calibration batch
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What `hedgerow export` reads of a run's config."""
+
+    seed: int = key(1, low=0, high=2**31 - 1)
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+
+
+def export_command(parser: argparse.ArgumentParser) -> None:
+    """Write a trained model as files for devices, checked on held-out data; with --target-size, made to fit."""
+    parser.add_argument(
+        "model", help="a run directory; or a registered name, package.module:function or file.py:function"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="trained tensors, .safetensors or .npz (a run has its own)")
+    parser.add_argument("--data", metavar="NAME", help="data set for calibration and checks (a run has its own)")
+    parser.add_argument("--data-path", default="", metavar="PATH", help="where the data set finds its files")
+    parser.add_argument("--formats", default="onnx", help="of onnx, tflite, engine, with commas (default: onnx)")
+    parser.add_argument("--precision", default="int8", choices=("int8", "fp32"))
+    parser.add_argument("--batch", type=int, help="batch size of the files, 0 for any (default: the format's own)")
+    parser.add_argument("--calibration", type=int, default=200, help="training examples that give the ranges")
+    parser.add_argument("--calibrate", default="minmax", choices=("minmax", "percentile", "entropy", "mse"))
+    parser.add_argument("--weight-bits", type=int, default=8, help="2 to 8; fewer is smaller, not faster")
+    parser.add_argument(
+        "--target-size", metavar="BYTES", help='such as "30KB": compress until every file is that small'
+    )
+    parser.add_argument("--max-drop", type=float, default=1.0, help="points of accuracy that may be lost (default: 1)")
+    parser.add_argument("--seed", type=int, help="of the held-out split and of the search (default: the run's, or 1)")
+    parser.add_argument("--out", metavar="DIR", help="folder to write to (default: exported, or RUN_DIR/exported)")
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from edge_runtime.deploy.exporter import export
+
+    settings, state, out = _read(options)
+    formats = tuple(name.strip() for name in options.formats.split(",") if name.strip())
+    train, test = _examples(settings)
+    model = _float_model(options.model, settings, state, train)
+    inputs = np.asarray(train.x[: options.calibration])
+    calibration = [inputs[start : start + ROWS] for start in range(0, len(inputs), ROWS)]
+    bits = options.weight_bits
+    released = model
+    if options.target_size:
+        found = _fitted(options, model, train, test, formats, settings.seed)
+        released, bits = found.model, found.levers.bits or 8
+    artefact = export(
+        released,
+        formats=formats,
+        precision=options.precision,
+        calibration=calibration,
+        out=out,
+        calibrate=options.calibrate,
+        weight_bits=bits,
+        batch=options.batch,
+    )
+    dropped = _report(artefact, model, test, formats, options.precision, options.max_drop)
+    sys.stdout.write(f"{out}: {released.parameters:,} parameters\n")
+    return 3 if dropped else 0
+
+
+def _read(options: argparse.Namespace) -> tuple[RunSettings, State, Path]:
+    """Settings, trained tensors and output folder, from a run directory or from the options."""
+    run = Path(options.model)
+    record = run / "run.json"
+    if record.is_file():
+        try:
+            values = json.loads(record.read_text("utf-8"))["config"]
+        except (ValueError, KeyError, OSError) as error:
+            raise ConfigError(f"{record}: is no record of a run ({error})") from error
+        settings = pick(RunSettings, values)
+        if options.data:
+            settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name=options.data))
+        weights = Path(options.weights or run / "model.safetensors")
+        out = Path(options.out or run / "exported")
+    elif run.is_dir():
+        raise ConfigError(f"{run}: is a folder without a run.json; give a run directory, or a model by name")
+    else:
+        if not options.weights or not options.data:
+            raise ConfigError("--weights and --data are needed with a model by name; a run directory has its own")
+        settings = RunSettings(data=DataConfig(name=options.data, path=options.data_path))
+        weights, out = Path(options.weights), Path(options.out or "exported")
+    if options.seed is not None:
+        settings = dataclasses.replace(settings, seed=options.seed)
+    return settings, _tensors(weights), out
+
+
+def _tensors(path: Path) -> State:
+    import numpy as np
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as content:
+                return {name: content[name] for name in content.files}
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise MissingPackageError("reading .safetensors needs safetensors: pip install 'hedgerow[server]'") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # safetensors has an error type of its own
+        raise ConfigError(f"{path}: is no safetensors file ({error})") from error
+
+
+def _examples(settings: RunSettings) -> tuple[Examples, Examples]:
+    """All training examples as one client's, and the held-out ones of the run."""
+    from edge_runtime import plugins
+    from edge_runtime.train.sources import DataSource
+
+    source: DataSource = plugins.load(DATASETS, settings.data.name)
+    data = dataclasses.replace(settings.data, clients=1, partition="iid")
+    return source.client_split(data, settings.seed, 0), source.test_split(data, settings.seed)
+
+
+def _float_model(name: str, settings: RunSettings, state: State, train: Examples) -> FloatModel:
+    from edge_runtime.deploy.exporter import float_model_of
+    from edge_runtime.deploy.graph.fold import fold
+    from edge_runtime.train.factory import make_module, module_named
+
+    run = (Path(name) / "run.json").is_file()
+    module = make_module(settings.model, settings.seed) if run else module_named(name, settings.seed)
+    return fold(float_model_of(module, state, train.x[:1]))
+
+
+def _fitted(
+    options: argparse.Namespace,
+    model: FloatModel,
+    train: Examples,
+    test: Examples,
+    formats: tuple[str, ...],
+    seed: int,
+) -> Found:
+    from edge_runtime.deploy.compress.search import Effort, Goal, search
+
+    goal = Goal(parse_bytes(options.target_size), formats, options.precision, options.batch, options.max_drop)
+    sys.stdout.write(f"searching for at most {goal.target_bytes:,} bytes as {', '.join(formats)}\n{_HEADER}\n")
+    found = search(model, train, test, goal, Effort(seed=seed), _say)
+    sys.stdout.write(
+        f"chosen: {found.levers}\n"
+        f"held-out accuracy {100 * found.accuracy:.1f} %, {found.drop:+.1f} points below the original's "
+        f"{100 * found.original_accuracy:.1f} % in float32\n"
+    )
+    return found
+
+
+_HEADER = f"{'parameters':>10} {'bytes':>9} {'validation':>10}  levers"
+
+
+def _say(row: Tried) -> None:
+    right = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+    sys.stdout.write(f"{row.parameters:>10,} {row.nbytes:>9,} {right:>10}  {row.levers}: {row.note}\n")
+    sys.stdout.flush()
+
+
+def _report(
+    artefact: Any, model: FloatModel, test: Examples, formats: tuple[str, ...], precision: str, max_drop: float
+) -> bool:
+    """Run every file over the held-out examples, as a device would; True if one has lost more than `max_drop`."""
+    import numpy as np
+
+    from edge_runtime.deploy.graph.evaluate import predict
+    from edge_runtime.deploy.runner import Runner
+    from edge_runtime.train.metrics import accuracy
+
+    classes = np.asarray(test.y).dtype.kind in "iu"
+    before = accuracy(predict(model, test.x), np.asarray(test.y)) if classes else 0.0
+    dropped = False
+    for name in formats:
+        path = artefact.paths[f"{name}_{precision}"]
+        line = f"{path}: {path.stat().st_size:,} bytes"
+        if classes:
+            runner = Runner.open(path)
+            right = accuracy(np.concatenate([runner.predict(x) for x in _batches(test.x)]), np.asarray(test.y))
+            line += f", {100 * right:.1f} % on {len(test):,} held-out examples, float32 original {100 * before:.1f} %"
+            if 100 * (before - right) > max_drop:
+                dropped = True
+                line += f": more than {max_drop:g} points lost, not to be released"
+        sys.stdout.write(line + "\n")
+    return dropped
+
+
+def _batches(x: Any) -> Any:
+    return (x[start : start + ROWS] for start in range(0, len(x), ROWS))
