@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +49,9 @@ class LiteRtBackend:
     def __init__(self, model: bytes, *, threads: int = 1) -> None:
         interpreter = _interpreter()
         try:
-            self._model = interpreter(model_content=model, num_threads=threads)
-            self._model.allocate_tensors()
+            with _without_notices():
+                self._model = interpreter(model_content=model, num_threads=threads)
+                self._model.allocate_tensors()
             source, result = self._model.get_input_details()[0], self._model.get_output_details()[0]
         except Exception as error:  # LiteRT raises ValueError, RuntimeError and IndexError for what it cannot run
             raise ArtefactError(f"LiteRT refuses the model: {str(error).splitlines()[0]}") from error
@@ -90,6 +95,20 @@ def _spec(details: dict[str, Any]) -> Spec:
     shape = tuple(map(int, signature if len(signature) else details["shape"]))
     whole = details["dtype"] in (np.int64, np.int32)
     return Spec(details["name"], "i64" if whole else "f32", shape)
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """LiteRT writes to file descriptor 2 that it has made a delegate, and has no switch for it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @functools.cache
