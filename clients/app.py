@@ -1,4 +1,4 @@
-"""The Flower ClientApp: reads a message, trains or evaluates, answers."""
+"""The Flower ClientApp: reads a message, trains, evaluates or takes an artefact, answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from clients.config import NodeConfig
 from clients.datasets import load_examples
+from clients.deploy import answer_artefact, running
 from clients.exchange import encode_update, receive_model
 from clients.local_privacy import randomised
 from clients.records import answer, client_number, holding, open_state, read_model, read_program, read_task
@@ -44,7 +45,8 @@ def train(message: Message, context: Context) -> Message:
     if task.local.clip:
         update = randomised(update, task.local)
     payload = encode_update(task, update.delta, bench.tensors, state, client)
-    return answer(message, {"num-examples": update.examples, "loss": update.loss}, sent.model_id, payload)
+    figures = {"num-examples": update.examples, "loss": update.loss, **running(context)}
+    return answer(message, figures, sent.model_id, payload)
 
 
 @app.evaluate()
@@ -56,6 +58,12 @@ def evaluate(message: Message, context: Context) -> Message:
     examples = _examples(node, task.data, task.seed)
     figures = bench.evaluate(receive_model(task, sent, bench.tensors, open_state(context)), examples)
     return answer(message, {"num-examples": len(examples), **figures}, sent.model_id)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say which artefact this node runs, or take the one that is offered."""
+    return answer_artefact(message, context)
 
 
 def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Workbench]:

@@ -11,19 +11,24 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.events import Event, Listener, RoundClosed, RunFinished, RunStarted
+from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.federation import federate
 from server.link import Link
 from server.results import describe, privacy_lines
+from server.rollout_report import rollout_lines
 
 
-def make_app(listeners: Sequence[Listener] = (), clock: Callable[[], float] = time.monotonic) -> ServerApp:
-    """A ServerApp whose run reports to `listeners` and measures deadlines with `clock` (seconds)."""
+def make_app(
+    listeners: Sequence[Listener] = (),
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> ServerApp:
+    """A ServerApp whose run reports to `listeners`, reads deadlines off `clock` and waits with `pause` (seconds)."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federate(Link(grid, clock), ServerConfig.from_run_config(context.run_config), listeners)
+        federate(Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config), listeners)
 
     return app
 
@@ -41,8 +46,10 @@ def log_progress(event: Event) -> None:
             log(INFO, "%s", describe(row, rounds))
             for failure in row.failures:
                 log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
+        case RolloutTold(line):
+            log(INFO, "%s", line)
         case RunFinished(_, final):
-            for line in privacy_lines(final):
+            for line in [*privacy_lines(final), *rollout_lines(final)]:
                 log(INFO, "%s", line)
             log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
         case _:

@@ -1,6 +1,7 @@
 """The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario.
 
-`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py, `[compress]` in compress.py.
+`[secure]`, `[privacy]` and `[robust]` stand in protection_config.py, `[compress]` in compress.py, `[rollout]` in
+rollout_config.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
 from server.compress import CompressConfig
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
+from server.rollout_config import RolloutConfig
 from server.strategy import STRATEGIES
 
 
@@ -82,9 +84,15 @@ class ServerConfig:
     robust: RobustConfig = section(RobustConfig)
     compress: CompressConfig = section(CompressConfig)
     deploy: DeployConfig = section(DeployConfig)
+    rollout: RolloutConfig = section(RolloutConfig)
     run: OutputConfig = section(OutputConfig)
 
     def __post_init__(self) -> None:
+        if self.rollout.enabled and self.rollout.format not in self.deploy.formats:
+            raise ConfigError(
+                f"rollout.format = {self.rollout.format!r}: must be one of deploy.formats = "
+                f"{','.join(self.deploy.formats)!r}"
+            )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
         check_robust(self.robust, self.secure, self.server.cohort)
         if self.compress.lever and self.train.lora_rank:

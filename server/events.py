@@ -38,6 +38,13 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutTold:
+    """The artefact goes out to the devices, and `line` says how far it has come."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     """The run directory is complete; `final` is `run.json`'s `final`."""
 
@@ -45,5 +52,5 @@ class RunFinished:
     final: Mapping[str, Any]
 
 
-Event = RunStarted | ClientAnswered | RoundClosed | RunFinished
+Event = RunStarted | ClientAnswered | RoundClosed | RolloutTold | RunFinished
 Listener = Callable[[Event], None]

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from server.artefacts import export_and_check
 from server.central import Central
 from server.config import ServerConfig
 from server.distributed import Distributed
-from server.events import ClientAnswered, Event, Listener, RoundClosed, RunFinished, RunStarted
+from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
+from server.fleet import Fleet
 from server.ftrl import Ftrl
 from server.gather import Asked, Gather, PlainGather, content_of
 from server.link import Answer, Link, Question, read_held, read_metrics
@@ -32,8 +32,10 @@ from server.local import Local
 from server.model import GlobalModel
 from server.private import NoPrivacy, Privacy
 from server.publish import DeltaModels, WholeModels
+from server.release import check_key
+from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
-from server.run_store import RunStore, model_bytes, refuse_used, sha256
+from server.run_store import RunStore, model_bytes, refuse_used, run_directory, sha256
 from server.secagg_driver import SecureGather
 from server.sum_plan import SummedUpdates, SumPlanner
 
@@ -70,8 +72,10 @@ class _Run:
 
     def __init__(self, link: Link, config: ServerConfig, listeners: Sequence[Listener]) -> None:
         self._link, self._config, self._listeners = link, config, listeners
-        directory = Path(config.run.out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        directory = run_directory(config.run.out)
         refuse_used(directory)
+        check_key(config.rollout)
+        self._fleet = Fleet()
         self._test = _load_test(config) if config.server.evaluate == "central" else None
         self._model = GlobalModel(config, self._test)
         self._privacy = make_privacy(config, self._model)
@@ -154,6 +158,7 @@ class _Run:
     def _learn(self, answer: Answer) -> None:
         # An error may be that the node has lost its state: it is sent the whole model the next time.
         self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
+        self._fleet.hear(answer)
 
     def _close_round(self, row: results.RoundRow) -> None:
         self._rows.append(row)
@@ -212,6 +217,9 @@ class _Run:
                 for row in exported.get("formats", {}).values()
                 if row.get("precision") == "int8" and row["refused"] is None
             }
+        final["artefact_versions"] = self._fleet.versions
+        if self._config.rollout.enabled:
+            final["rollout"] = roll_out(self._link, self._config, final["deploy"], self._store, self._tell)
         final["seconds"] = round(time.monotonic() - self._started_s, 3)
         self._store.append("run_finished", final)
         self._write(final)
@@ -250,6 +258,9 @@ class _Run:
 
     def close(self) -> None:
         self._store.close()
+
+    def _tell(self, line: str) -> None:
+        self._emit(RolloutTold(line))
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:

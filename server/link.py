@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
+from edge_runtime.deploy import offer
 from edge_runtime.secagg.transitions import HELLO, RECORD
 from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
@@ -84,13 +85,22 @@ class Answer:
 class Link:
     """Asks nodes and yields their answers as they come, until all have answered or the deadline has passed."""
 
-    def __init__(self, grid: Grid, clock: Callable[[], float] = time.monotonic) -> None:
-        self._grid, self._clock = grid, clock
+    def __init__(
+        self,
+        grid: Grid,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._grid, self._clock, self.pause = grid, clock, pause
+
+    def nodes(self) -> list[int]:
+        """Node ids online now."""
+        return list(self._grid.get_node_ids())
 
     def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
         """Node ids online once `wanted` are there, or at the deadline, however many those are."""
         end = self._clock() + deadline_s
-        while len(nodes := list(self._grid.get_node_ids())) < wanted and self._clock() < end:
+        while len(nodes := self.nodes()) < wanted and self._clock() < end:
             time.sleep(POLL_S)
         return nodes
 
@@ -105,6 +115,10 @@ class Link:
 
     def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
         return self.ask(question.contents(parcels), question.round, deadline_s, MessageType.EVALUATE)
+
+    def query(self, contents: Mapping[int, Content], number: int, deadline_s: float) -> Iterator[Answer]:
+        """Ask what has to do with no round; `number` is the artefact's version."""
+        return self.ask(contents, number, deadline_s, MessageType.QUERY)
 
     def ask(
         self, contents: Mapping[int, RecordDict], number: int, deadline_s: float, kind: str = MessageType.TRAIN
@@ -186,6 +200,32 @@ def read_hello(content: RecordDict) -> Hello:
     if not (isinstance(device, bytes) and isinstance(proof, bytes) and isinstance(prgs, list)):
         raise ValueError("reply does not say its device key, proof and prgs")
     return Hello(device, proof, tuple(str(prg) for prg in prgs[:MAX_PRGS]))
+
+
+def artefact_content(ask: offer.Ask, fields: Mapping[str, int | str], blob: bytes = b"") -> Content:
+    """A message of a roll-out; the files of an offer go as one Array, whatever their number."""
+    content = RecordDict({offer.RECORD: ConfigRecord({"ask": ask.value, **fields})})
+    if blob:
+        content["files"] = ArrayRecord({offer.RECORD: Array("uint8", (len(blob),), offer.STYPE, blob)})
+    return content
+
+
+def read_report(content: RecordDict) -> offer.Report:
+    """The report of a device inside a reply; its reason is a printable line.
+
+    Raises:
+        ValueError, PeerError: there is none, or it is malformed.
+
+    """
+    report = offer.parse_report(_record(content, offer.RECORD, ConfigRecord))
+    return replace(report, reason=peer_text(report.reason))
+
+
+def read_running(content: RecordDict) -> int | None:
+    """The version of the artefact that a device says it runs, in a train reply; None where it says nothing."""
+    metrics = content.get("metrics")
+    version = metrics.get(offer.RUNNING) if isinstance(metrics, MetricRecord) else None
+    return version if type(version) is int and 0 <= version <= offer.MAX_VERSION else None
 
 
 def read_held(content: RecordDict) -> bytes:

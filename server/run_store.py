@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ CREATE TABLE IF NOT EXISTS events (
 """
 
 EVENTS = "events.sqlite"
+
+
+def run_directory(out: str) -> Path:
+    """The folder that `run.out` means: that one, or one named after the time."""
+    return Path(out or f"runs/{datetime.now(UTC):%Y%m%d-%H%M%S}")
 
 
 def refuse_used(directory: Path) -> None:

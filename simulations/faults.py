@@ -39,6 +39,9 @@ class FaultConfig:
     norm ("noise").
 
     Under secure aggregation a client meets its fault in `phase`, or if that is empty in one drawn for it.
+
+    In a roll-out a share `unfit` of all devices has too little memory for any model, and on a share `relapse` what was
+    installed proves unhealthy; see artefact_faults.py.
     """
 
     dropout: float = key(0.0, low=0, high=1)
@@ -52,6 +55,8 @@ class FaultConfig:
     poison_kind: str = key("sign_flip", choices=POISONS)
     poison_scale: float = key(10.0, above=0, high=1e6)
     phase: str = key("", choices=("", *PHASES))
+    unfit: float = key(0.0, low=0, high=1)
+    relapse: float = key(0.0, low=0, high=1)
 
     def __post_init__(self) -> None:
         if (total := math.fsum(self.rates.values())) > 1:
@@ -61,7 +66,7 @@ class FaultConfig:
     def rates(self) -> dict[str, float]:
         """Of each fault that is drawn anew in every round."""
         drawn = dataclasses.asdict(self).items()
-        return {name: rate for name, rate in drawn if name != "phase" and not name.startswith("poison")}
+        return {name: rate for name, rate in drawn if not name.startswith(("phase", "poison", "unfit", "relapse"))}
 
     def poisoners(self, seed: int, clients: int) -> frozenset[int]:
         """Who of clients 0 .. clients-1 is hostile: a share of `poison`, rounded."""

@@ -17,6 +17,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -70,7 +71,10 @@ class _Worker:
 
 
 class InProcessGrid(Grid):
-    """Clients 0 .. clients-1, served by `workers` processes. Use as a context manager: leaving it ends them."""
+    """Clients 0 .. clients-1, served by `workers` processes. Use as a context manager: leaving it ends them.
+
+    All get `node_config`; of `own_folders` each gets, under the same key, a folder of its own inside.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class InProcessGrid(Grid):
         workers: int,
         *,
         node_config: Mapping[str, str | int | float | bool] | None = None,
+        own_folders: Mapping[str, Path] | None = None,
         faults: FaultConfig | None = None,
         trainer: str = "trainer",
         client_app: str = "clients.app:app",
@@ -85,6 +90,7 @@ class InProcessGrid(Grid):
         assume_identity(SERVER_NODE_ID)
         self._clients = clients
         self._node_config = dict(node_config or {})
+        self._own_folders = dict(own_folders or {})
         self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig(), trainer, client_app)
         self._states: dict[int, RecordDict] = {}  # Context.state of the clients that keep any
         self._order: deque[str] = deque()  # pushed and not yet handed out, oldest first
@@ -108,6 +114,9 @@ class InProcessGrid(Grid):
     def clock(self) -> float:
         """Simulated seconds: each client has a device of its own, so waiting for this machine's cores takes no time."""
         return 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Simulated seconds go by, and nothing of this machine's time."""
 
     @property
     def run(self) -> Run:
@@ -199,7 +208,8 @@ class InProcessGrid(Grid):
         # The client's time runs from here, not from when the message was queued.
         message.metadata.__dict__["_created_at"] = time.time()
         # One thread: the processes share the machine among themselves.
-        config = {"threads": 1, **self._node_config, "partition-id": node, "num-partitions": self._clients}
+        own = {name: str(folder / str(node)) for name, folder in self._own_folders.items()}
+        config = {"threads": 1, **self._node_config, **own, "partition-id": node, "num-partitions": self._clients}
         context = Context(RUN_ID, node, config, self._states.get(node, RecordDict()), {})
         worker.message, worker.deadline_s = message, time.monotonic() + message.metadata.ttl
         try:

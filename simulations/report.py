@@ -13,6 +13,7 @@ import jinja2
 import markupsafe
 
 from edge_runtime.errors import MissingPackageError
+from server.rollout_report import rollout_lines
 
 # Where two lines coincide, the dashes on top let the first one show.
 LINES: tuple[dict[str, Any], ...] = (
@@ -38,6 +39,8 @@ def write_report(directory: Path) -> Path:
         config=run["config"],
         plots=plots,
         private=private,
+        rollout=run["final"].get("rollout"),
+        rollout_lines=rollout_lines(run["final"]),
         lost=_lost(run["rounds"]),
         unchanged=[row for row in run["rounds"] if not row["applied"]],
         failures=[(row["round"], failure) for row in run["rounds"] for failure in row["failures"]],

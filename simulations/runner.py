@@ -18,6 +18,7 @@ from edge_runtime.train.sources import DataSource
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
 from server.run_store import refuse_used
+from simulations.fleet import with_owners
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.scenario import Scenario
 
@@ -28,23 +29,25 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         sys.path.append(str(Path.cwd()))  # the user's own model usually stands in the folder they are in
     if scenario.run.out:
         refuse_used(Path(scenario.run.out))  # before the seconds that loading and planning take
+    scenario, owners = with_owners(scenario)
     finished: list[RunFinished] = []
     with InProcessGrid(
         scenario.data.clients,
         worker_count(scenario),
-        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path},
+        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path, **owners.node_config},
+        own_folders=owners.own_folders,
         faults=scenario.faults,
         trainer="trainer" if scenario.train.trainer == "engine" else "torch_trainer",
     ) as grid:
         check(scenario)  # while the client processes start
 
         def watch(event: Event) -> None:
-            if isinstance(event, RoundClosed) and event.row.round == event.rounds:
+            if isinstance(event, RoundClosed) and event.row.round == event.rounds and not scenario.rollout.enabled:
                 grid.close()  # the export that follows needs the memory, the clients' work is done
             if isinstance(event, RunFinished):
                 finished.append(event)
 
-        app = make_app([*listeners, watch], clock=grid.clock)
+        app = make_app([*listeners, watch], clock=grid.clock, pause=grid.pause)
         app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(scenario))))
     return finished[0]
 

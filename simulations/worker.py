@@ -13,6 +13,7 @@ from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 
 from edge_runtime import plugins
+from simulations.artefact_faults import with_artefact_faults
 from simulations.channel import Channel
 from simulations.faults import App, with_faults
 from simulations.grid import REMEMBERED, WorkerSetup, assume_identity
@@ -32,7 +33,7 @@ def main() -> None:
         logging.getLogger("clients.device").setLevel(logging.ERROR)
         gc.freeze()  # what the imports left lives for good: 4 % of a client's time would go into visiting it again
         channel.send((None, None))
-        serve(channel, with_faults(app, setup.faults))
+        serve(channel, with_artefact_faults(with_faults(app, setup.faults), setup.faults))
     except (EOFError, OSError):
         return  # the simulation is over
 

@@ -25,6 +25,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_runtime.cli import FLOWER_ENV
+from edge_runtime.deploy.trust.publish import make_release_key, make_root_key
+from edge_runtime.deploy.trust.slots import Slots
 from edge_runtime.privacy import Ledger, epsilon
 from simulations.runner import simulate
 from simulations.scenario import load_scenario
@@ -160,8 +162,13 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 @contextlib.contextmanager
-def started(folder: Path, nodes: int, *, keep_state: bool = False) -> Iterator[Federation]:
-    """That many SuperNodes, each with a state path if it is to keep state. All processes are ended by id afterwards."""
+def started(
+    folder: Path, nodes: int, *, keep_state: bool = False, root_key: Path | None = None
+) -> Iterator[Federation]:
+    """That many SuperNodes, each with a state path if it is to keep state, and with slots where there is a root key.
+
+    All processes are ended by id afterwards.
+    """
     home = folder / "flwr"
     home.mkdir(parents=True)
     environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -184,6 +191,8 @@ def started(folder: Path, nodes: int, *, keep_state: bool = False) -> Iterator[F
             config = f"partition-id={node} num-partitions={nodes}"
             if keep_state:
                 config += f' state-path="{folder / str(node)}"'
+            if root_key:
+                config += f' artefact-root-key="{root_key}" artefact-path="{root_key.parent / "slots" / str(node)}"'
             link = ["--superlink", proxy.address, "--port", str(free_port()), "--node-config", config]
             roots.append(start("flower-supernode", *link))
         yield Federation(folder, environment, proxy, tuple(roots[1:]))
@@ -270,6 +279,36 @@ def test_a_node_killed_in_the_middle_of_a_secure_round_costs_its_update_alone(tm
     ledger = Ledger.from_json((tmp_path / "run" / "privacy.ledger").read_text())
     assert [event.shares for event in ledger.events] == [3]
     assert row["epsilon"] == pytest.approx(epsilon(ledger, 1e-5), rel=1e-6)
+
+
+@pytest.mark.timeout(600)  # two federations are started
+def test_devices_take_a_signed_artefact_and_keep_it_over_a_restart(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    make_root_key(keys)
+    key, _ = make_release_key(keys, days=1, now_s=time.time())
+    root = keys / "root.key.pub"
+    settings = {**SETTINGS, "server.rounds": 1}
+    first = {
+        "rollout.enabled": True, "rollout.key": str(key), "rollout.version": 7, "rollout.stages": "100",
+        "rollout.health_s": 0.0, "rollout.deadline_s": 90.0,
+    }  # fmt: skip
+    with started(tmp_path / "before", 2, root_key=root) as running:
+        run = running.run_whole(tmp_path / "first", {**settings, **first})
+    rollout = run.record["final"]["rollout"]
+    assert rollout["halted"] is None, rollout
+    assert rollout["versions"] == {"7": 2}
+    assert sum(stage["installed"] for stage in rollout["stages"]) == 2
+    assert "version 7 in the fleet: 2 run 7" in run.log
+
+    # Other processes, another SuperLink, other node ids: the slots are what stays.
+    with started(tmp_path / "after", 2, root_key=root) as running:
+        run = running.run_whole(tmp_path / "second", {**settings, "deploy.formats": ""})
+    assert run.record["final"]["artefact_versions"] == {"7": 2}
+    model = (tmp_path / "first" / "model_int8.onnx").read_bytes()
+    for node in ("0", "1"):
+        slot = Slots(keys / "slots" / node, root).current()
+        assert slot is not None
+        assert slot.model.read_bytes() == model
 
 
 def kill_when_sharing(node: psutil.Popen, state: Path) -> None:

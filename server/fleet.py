@@ -1,0 +1,26 @@
+"""Which version of the artefact devices say they run, in their answers to rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from server.link import Answer, read_running
+
+
+class Fleet:
+    """The last word of every device that says its version; those that hold no artefacts say none."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, int] = {}
+
+    def hear(self, answer: Answer) -> None:
+        """Take note of a train reply."""
+        version = read_running(answer.content) if answer.content else None
+        if version is not None:
+            self._running[answer.node] = version
+
+    @property
+    def versions(self) -> Mapping[str, int]:
+        """How many devices run which version; "0" is none."""
+        return {str(version): count for version, count in sorted(Counter(self._running.values()).items())}
