@@ -37,7 +37,7 @@ def test_small_integers_come_back_from_as_few_bytes_as_they_take(
 
 
 def test_other_constants_come_back() -> None:
-    numbers = np.float32([1.5, -0.0, 3e38])
+    numbers = np.array([1.5, -0.0, 3e38], np.float32)
     np.testing.assert_array_equal(elements(floats("x", numbers)), numbers)
     whole = np.array([[2**31 - 1], [-(2**31)]])
     np.testing.assert_array_equal(elements(words("x", whole)), whole)
