@@ -19,7 +19,7 @@ from edge_runtime.errors import ArtefactError, ConfigError
 from server.rollout_config import RolloutConfig
 
 FOLDER = "release"  # in the run directory
-_KEPT = ("input", "output", "metrics", "minimum")  # of what the export's manifest says
+_KEPT = ("input", "output", "minimum")  # of what the export's manifest says
 _TEXTS = (MANIFEST, SIGNATURE, RELEASE, RELEASE_SIGNATURE)
 
 
@@ -74,8 +74,11 @@ def make_release(config: RolloutConfig, model_name: str, directory: Path) -> Rel
     folder = directory / FOLDER
     folder.mkdir()
     shutil.copyfile(directory / model, folder / model)
+    kind = files[model]["format"]
     kept: dict[str, Any] = {name: exported[name] for name in _KEPT if name in exported}
-    write_manifest(folder, {files[model]["format"]: folder / model}, kept)
+    metrics = exported.get("metrics", {})
+    kept["metrics"] = {name: value for name, value in metrics.items() if name.startswith(f"{kind}.")}
+    write_manifest(folder, {kind: folder / model}, kept)
     now_s = time.time()
     version = config.version or int(now_s)
     signed = sign_artefact(folder, Path(config.key), now_s=now_s, about={"name": model_name, "version": version})

@@ -28,7 +28,8 @@ def roll_out(
     `exported` is its `final.deploy`: what could not be exported and checked is not rolled out. A failure here must not
     cost the trained model: it is told in the field `error`.
     """
-    if reason := exported.get("skipped") or exported.get("error"):
+    reason = exported.get("skipped") or exported.get("error") or "no file passed the gate"
+    if not exported.get("files"):
         return {"error": f"there is no checked artefact: {reason}"}
     try:
         release = make_release(config.rollout, config.model.name or "model", store.directory)

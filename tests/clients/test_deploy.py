@@ -20,6 +20,7 @@ from clients.app import app
 from clients.deploy import ArtefactConfig, running
 from edge_runtime.deploy.artefact import write_manifest
 from edge_runtime.deploy.offer import RECORD, RUNNING, STYPE, Ask, Report, pack_files, parse_report, unpack_files
+from edge_runtime.deploy.trust.keys import MANIFEST_LABEL, read_private, sign
 from edge_runtime.deploy.trust.publish import make_release_key, make_root_key, sign_artefact
 from edge_runtime.errors import ArtefactError, ConfigError, PeerError
 from simulations.grid import assume_identity
@@ -173,19 +174,21 @@ def test_what_is_not_right_is_refused_with_the_reason_and_the_old_model_runs(nod
 def test_a_model_that_asks_for_gigabytes_is_refused_and_the_old_one_runs(
     node: Node, publisher: Publisher, tmp_path: Path
 ) -> None:
-    """Even when it is signed: the publisher's machine may have the memory, or its key."""
+    """Even when it is signed: our own command would not sign it, but somebody may have the key."""
     node.offer(publisher.release(1))
-    harmless = publisher.release(3)
+    files = publisher.release(3)
     folder = tmp_path / "bomb"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(bomb())
-    (folder / "golden.safetensors").write_bytes(harmless["golden.safetensors"])
-    files = {"onnx_fp32": folder / "model.onnx", "golden": folder / "golden.safetensors"}
-    write_manifest(folder, files, {"golden": {"file": "golden.safetensors", "tolerance": {"model.onnx": 100.0}}})
-    sign_artefact(folder, publisher.folder / "release.key", now_s=time.time(), about={"version": 3})
-    report = node.offer({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert report.version == 1
-    assert "fails its trial" in report.reason
+    (folder / "golden.safetensors").write_bytes(files["golden.safetensors"])
+    listed = {"onnx_fp32": folder / "model.onnx", "golden": folder / "golden.safetensors"}
+    golden = {"file": "golden.safetensors", "tolerance": {"model.onnx": 100.0}}
+    write_manifest(folder, listed, {"golden": golden, "version": 3})
+    manifest = (folder / "manifest.json").read_bytes()
+    signature = sign(read_private(publisher.folder / "release.key"), MANIFEST_LABEL, manifest)
+    report = node.offer(files | {"model.onnx": bomb(), "manifest.json": manifest, "manifest.sig": signature})
+    assert (report.version, report.floor) == (1, 1)
+    assert "ConstantOfShape" in report.reason
     assert node.answers == 1
 
 

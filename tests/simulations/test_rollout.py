@@ -214,10 +214,14 @@ def test_what_was_not_checked_is_not_rolled_out(fleet: Fleet) -> None:
     try:
         with fleet.grid() as grid:
             link = Link(grid, grid.clock, grid.pause)
-            for exported in ({"error": "a runtime"}, {"skipped": "no data"}):
+            for exported, reason in (
+                ({"error": "a runtime"}, "a runtime"),
+                ({"skipped": "no data"}, "no data"),
+                ({"files": {}, "formats": {}}, "no file passed the gate"),
+            ):
                 record = roll_out(link, fleet.config(1), exported, store, print)
-                assert record == {"error": f"there is no checked artefact: {next(iter(exported.values()))}"}
-            record = roll_out(link, fleet.config(1), {}, store, print)
+                assert record == {"error": f"there is no checked artefact: {reason}"}
+            record = roll_out(link, fleet.config(1), {"files": {"model_int8.onnx": {}}}, store, print)
             assert "manifest.json" in record["error"]
     finally:
         store.close()
@@ -226,4 +230,4 @@ def test_what_was_not_checked_is_not_rolled_out(fleet: Fleet) -> None:
 
 def test_what_is_rolled_out_must_be_exported() -> None:
     with pytest.raises(ConfigError, match="must be one of deploy"):
-        load_scenario("mnist", ["rollout.enabled=true", "rollout.format=tflite"])
+        load_scenario("mnist", ["rollout.enabled=true", "rollout.format=tflite", "deploy.formats=onnx"])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.deploy.run.backend import Spec
-from edge_runtime.errors import ArtefactError, MissingPackageError
+from edge_runtime.errors import ArtefactError, EdgeRuntimeError, MissingPackageError
 
 # The smallest model: one number, and no operator. tflite-runtime can be imported beside NumPy 2, and only fails to run.
 PROBE = base64.b64decode(
@@ -69,7 +69,10 @@ class LiteRtBackend:
             self._shape = x.shape
             self._steps = np.empty(self._shape, np.float32)
         self._model.set_tensor(self._source, self._quantised(x))
-        self._model.invoke()
+        try:
+            self._model.invoke()
+        except RuntimeError as error:  # a token outside its table, say
+            raise EdgeRuntimeError(f"LiteRT stopped: {str(error).splitlines()[0]}") from error
         output: NDArray[Any] = self._model.get_tensor(self._result)
         if self._to is None:
             return output

@@ -1,4 +1,4 @@
-"""SHA-2 by the interpreter's own modules: `hashlib` maps OpenSSL into the process, 4 MB that a device never uses."""
+"""SHA-256 by the interpreter's own modules: `hashlib` maps OpenSSL into the process, 4 MB that a device never uses."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Hash(Protocol):
         """The digest so far, in lower-case hex."""
 
 
-def new_hash(kind: str) -> Hash:
-    """An empty "sha256" or "sha512"; OpenSSL's (eight times as fast) where the process has loaded that already."""
-    # _sha2 since Python 3.12, _sha256 and _sha512 before it; some distributions build none of them.
-    names = ("hashlib",) if "_hashlib" in sys.modules else ("_sha2", f"_{kind}", "hashlib")
+def new_sha256() -> Hash:
+    """An empty one; OpenSSL's (eight times as fast) where the process has loaded that already."""
+    # _sha2 since Python 3.12, _sha256 before it; some distributions build neither.
+    names = ("hashlib",) if "_hashlib" in sys.modules else ("_sha2", "_sha256", "hashlib")
     for name in names:
         try:
-            return cast(Hash, getattr(importlib.import_module(name), kind)())
+            return cast(Hash, importlib.import_module(name).sha256())
         except ImportError:
             continue
-    raise ImportError(f"this Python has no {kind}")
+    raise ImportError("this Python has no SHA-256")
 
 
 def sha256_hex(*chunks: bytes | memoryview) -> str:
@@ -37,7 +37,7 @@ def sha256_hex(*chunks: bytes | memoryview) -> str:
 
 def sha256_of(chunks: Iterable[bytes | memoryview]) -> str:
     """The digest of the chunks, one after another."""
-    digest = new_hash("sha256")
+    digest = new_sha256()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()

@@ -5,13 +5,12 @@ release key signs manifests. Devices hold the root's public key alone. A release
 statement with a higher serial: a device that saw it takes none with a lower one.
 
 A signature (RFC 8032) is over label + NUL + message, and its file names the key: {"key": id, "signature": hex}.
-`cryptography` is loaded by who signs, verifies or installs; a process that only opens a model checks without it.
+`cryptography` is loaded when a signature is made or checked, not before: it takes 8 MB.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +91,6 @@ def check_signature(public: bytes, label: bytes, message: bytes, signature: byte
 
 
 def _verified(public: bytes, signature: bytes, message: bytes) -> bool:
-    """By the library where the process has loaded it, as who signs and installs does; else by our own, 8 MB smaller."""
-    if "cryptography" not in sys.modules:
-        from edge_runtime.deploy.trust import ed25519
-
-        return ed25519.verify(public, signature, message)
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

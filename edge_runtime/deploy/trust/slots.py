@@ -162,8 +162,6 @@ class Slots:
                 text and the journal say why. What `source` itself raises comes through.
 
         """
-        import cryptography  # noqa: F401 - what an installer believes, the library has checked
-
         source = directory_source(source) if isinstance(source, (str, Path)) else source
         with locked(self.folder / "install.lock", wait=False):
             self._sweep()

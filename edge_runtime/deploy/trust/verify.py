@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.deploy.trust.digest import new_hash
+from edge_runtime.deploy.trust.digest import new_sha256
 from edge_runtime.deploy.trust.keys import (
     MANIFEST_LABEL,
     MAX_SIGNATURE_BYTES,
@@ -99,7 +99,7 @@ def exact_chunks(source: Source, name: str, entry: FileEntry) -> Iterator[bytes]
         ArtefactError: they are not the manifest's. No more than its size was passed on.
 
     """
-    digest, left, held = new_hash("sha256"), entry.nbytes, b""
+    digest, left, held = new_sha256(), entry.nbytes, b""
     for chunk in source(name):
         left -= len(chunk)
         if left < 0:

@@ -295,7 +295,7 @@ HEAVY = [
     ("code", "allowed"),
     [
         ("from edge_runtime.deploy.runner import Runner; Runner.open({model!r})", set()),
-        ("from edge_runtime.deploy.runner import Runner; Runner.open({model!r}, root_key={root!r})", set()),
+        ("from edge_runtime.deploy.runner import Runner; Runner.open({model!r}, root_key={root!r})", {"cryptography"}),
         ("import edge_runtime.deploy.trust.verify, edge_runtime.deploy.trust.keys", set()),
     ],
 )
