@@ -2,7 +2,7 @@
 
     inference_child.py RUNTIME FILE INPUT.npy
 
-Prints a JSON line after loading: milliseconds to load, MB of the process after the first inference, the output. For
+Prints a JSON line after loading: CPU milliseconds to load, MB of the process after the first inference, the output. For
 each line with a number on stdin it prints CPU microseconds per inference, over at least that many CPU seconds. It
 imports nothing that the runtime does not need, for the process is what is measured.
 """
@@ -100,9 +100,9 @@ RUNTIMES: dict[str, Callable[[], Load]] = {
 def main(runtime: str, file: str, inputs: str) -> None:
     x = np.load(inputs)
     load = RUNTIMES[runtime]()
-    start = time.perf_counter()
+    start = time.process_time()
     predict = load(Path(file))
-    loaded = time.perf_counter() - start
+    loaded = time.process_time() - start
     given = quantised(x, getattr(predict, "given", None))
     output = real(predict(given), getattr(predict, "made", None))
     about = {"load_ms": 1e3 * loaded, "rss_mb": rss_bytes() / 1e6, "output": np.ravel(output).tolist()}

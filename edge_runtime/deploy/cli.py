@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge_runtime.config import key, parse_bytes, pick, section
 from edge_runtime.errors import ConfigError, MissingPackageError
@@ -16,11 +16,14 @@ from edge_runtime.train.config import DATASETS, DataConfig, ModelConfig, TrainCo
 
 if TYPE_CHECKING:
     from edge_runtime.deploy.compress.search import Found, Tried
+    from edge_runtime.deploy.exporter import Prepared
     from edge_runtime.deploy.graph.float_model import FloatModel
+    from edge_runtime.deploy.parity import Expected
     from edge_runtime.train.batches import Examples
     from edge_runtime.train.loop import State
 
 ROWS = 50  # of a calibration batch
+EXIT_REFUSED = 3  # a file is not good enough to be released; as for a run that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +62,67 @@ def export_command(parser: argparse.ArgumentParser) -> None:
 def _export(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from edge_runtime.deploy.exporter import export
+    from edge_runtime.deploy import parity
+    from edge_runtime.deploy.exporter import FORMATS, file_name, prepare, write_files
 
-    settings, state, out = _read(options)
     formats = tuple(name.strip() for name in options.formats.split(",") if name.strip())
+    if not formats or set(formats) - set(FORMATS):
+        raise ConfigError(f"--formats {options.formats}: must be some of {', '.join(FORMATS)}")
+    settings, state, out = _read(options)
     train, test = _examples(settings)
     model = _float_model(options.model, settings, state, train)
-    inputs = np.asarray(train.x[: options.calibration])
-    calibration = [inputs[start : start + ROWS] for start in range(0, len(inputs), ROWS)]
-    bits = options.weight_bits
-    released = model
+    released, bits = model, options.weight_bits
     if options.target_size:
         found = _fitted(options, model, train, test, formats, settings.seed)
         released, bits = found.model, found.levers.bits or 8
-    artefact = export(
+    inputs = np.asarray(train.x[: options.calibration])
+    prepared = prepare(
         released,
-        formats=formats,
+        None,
+        [inputs[start : start + ROWS] for start in range(0, len(inputs), ROWS)],
         precision=options.precision,
-        calibration=calibration,
-        out=out,
         calibrate=options.calibrate,
         weight_bits=bits,
-        batch=options.batch,
     )
-    dropped = _report(artefact, model, test, formats, options.precision, options.max_drop)
-    sys.stdout.write(f"{out}: {released.parameters:,} parameters\n")
-    return 3 if dropped else 0
+    expected = _expected(model, prepared, test, options.max_drop)
+    contents = {name: prepared.contents(name, options.batch) for name in formats}
+    if options.target_size:  # the float32 file beside an INT8 one would not fit
+        contents = {name: {options.precision: of[options.precision]} for name, of in contents.items()}
+    rows = [
+        parity.measured(file_name(name, precision), name, precision, content, expected)
+        for name, of in contents.items()
+        for precision, content in of.items()
+    ]
+    passed = {(row.format, row.precision) for row in rows if row.refused is None}
+    kept = {
+        name: {precision: content for precision, content in of.items() if (name, precision) in passed}
+        for name, of in contents.items()
+    }
+    kept = {name: of for name, of in kept.items() if of}
+    if kept:
+        write_files(prepared, kept, out)
+    sys.stdout.write(
+        f"{parity.table(rows)}\n"
+        f"{len(test):,} held-out examples; {prepared.float_model.parameters:,} parameters, the original has "
+        f"{model.parameters:,}\n{out}: {len(passed)} of {len(rows)} files released\n"
+    )
+    return 0 if len(passed) == len(rows) else EXIT_REFUSED
+
+
+def _expected(model: FloatModel, prepared: Prepared, test: Examples, max_drop: float) -> Expected:
+    """What files of `prepared` are held against: their own graph's answers, and the accuracy of the original."""
+    import numpy as np
+
+    from edge_runtime.deploy.graph.evaluate import predict
+    from edge_runtime.deploy.graph.rounding import predict_rounded
+    from edge_runtime.deploy.parity import Expected
+
+    y = np.asarray(test.y)
+    defined = {"fp32": predict(prepared.float_model, test.x)}
+    if prepared.quantised is not None:
+        defined["int8"] = predict_rounded(prepared.quantised, test.x)
+    classes = y.astype(np.int64) if y.dtype.kind in "iu" else None
+    return Expected(np.asarray(test.x), classes, predict(model, test.x), defined, max_drop)
 
 
 def _read(options: argparse.Namespace) -> tuple[RunSettings, State, Path]:
@@ -181,34 +219,3 @@ def _say(row: Tried) -> None:
     right = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
     sys.stdout.write(f"{row.parameters:>10,} {row.nbytes:>9,} {right:>10}  {row.levers}: {row.note}\n")
     sys.stdout.flush()
-
-
-def _report(
-    artefact: Any, model: FloatModel, test: Examples, formats: tuple[str, ...], precision: str, max_drop: float
-) -> bool:
-    """Run every file over the held-out examples, as a device would; True if one has lost more than `max_drop`."""
-    import numpy as np
-
-    from edge_runtime.deploy.graph.evaluate import predict
-    from edge_runtime.deploy.runner import Runner
-    from edge_runtime.train.metrics import accuracy
-
-    classes = np.asarray(test.y).dtype.kind in "iu"
-    before = accuracy(predict(model, test.x), np.asarray(test.y)) if classes else 0.0
-    dropped = False
-    for name in formats:
-        path = artefact.paths[f"{name}_{precision}"]
-        line = f"{path}: {path.stat().st_size:,} bytes"
-        if classes:
-            runner = Runner.open(path)
-            right = accuracy(np.concatenate([runner.predict(x) for x in _batches(test.x)]), np.asarray(test.y))
-            line += f", {100 * right:.1f} % on {len(test):,} held-out examples, float32 original {100 * before:.1f} %"
-            if 100 * (before - right) > max_drop:
-                dropped = True
-                line += f": more than {max_drop:g} points lost, not to be released"
-        sys.stdout.write(line + "\n")
-    return dropped
-
-
-def _batches(x: Any) -> Any:
-    return (x[start : start + ROWS] for start in range(0, len(x), ROWS))

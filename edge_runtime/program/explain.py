@@ -6,6 +6,8 @@ from edge_runtime.config import text_bytes
 from edge_runtime.program.program import PlanPoint, Program
 
 MOST_NAMES = 8
+# Ops that look at the whole batch, and who does it.
+_MIXES = (("batch_norm", "batch norm"), ("fake_quant", "rounding of activations"))
 
 
 def explain(program: Program) -> str:
@@ -38,8 +40,12 @@ def explain(program: Program) -> str:
 
 
 def _notes(program: Program) -> list[str]:
-    split = any(op.name == "batch_norm" for phase in program.phases if phase.kind == "accumulate" for op in phase.ops)
-    return ["note        batch norm sees micro-batches: not what the whole batch would give"] if split else []
+    split = {op.name for phase in program.phases if phase.kind == "accumulate" for op in phase.ops}
+    notes = [f"{one} sees micro-batches: not what the whole batch would give" for name, one in _MIXES if name in split]
+    bits = {op.ints[-1] for phase in program.phases for op in phase.ops if op.name == "fake_quant_weight"}
+    if bits:
+        notes.insert(0, f"computes with weights rounded to {', '.join(map(str, sorted(bits)))} bits")
+    return [f"note        {one}" for one in notes]
 
 
 def _rows(program: Program) -> str:

@@ -8,6 +8,7 @@ before it is added.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,21 +51,22 @@ class Rounding:
     def __init__(self, module: nn.Module, bits: int | Mapping[str, int], *, activations: bool) -> None:
         self._module, self._activations = module, activations
         self._bits = _bits(module, bits)
-        if activations:
-            for layer in module.modules():
-                if isinstance(layer, _ENTERED):
-                    layer.register_forward_pre_hook(self._enter)
 
     def __call__(self, *inputs: Tensor) -> Any:
         parameters = dict(self._module.named_parameters())
         rounded = {name: round_weight(parameters[name], bits) for name, bits in self._bits.items()}
-        output = functional_call(self._module, rounded, inputs)
         if not (self._activations and self._module.training):
-            return output
+            return functional_call(self._module, rounded, inputs)
+        with contextlib.ExitStack() as hooks:  # for this call alone: the module is the user's
+            for layer in self._module.modules():
+                if isinstance(layer, _ENTERED):
+                    hooks.enter_context(layer.register_forward_pre_hook(_enter))
+            output = functional_call(self._module, rounded, inputs)
         return round_activation(output) if isinstance(output, Tensor) else tuple(map(round_activation, output))
 
-    def _enter(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (round_activation(inputs[0]), *inputs[1:]) if self._module.training else inputs
+
+def _enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (round_activation(inputs[0]), *inputs[1:])
 
 
 def _bits(module: nn.Module, asked: int | Mapping[str, int]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """INT8 models on two architectures, which must give the same bits.
 
-    python infer.py make FOLDER        where PyTorch is: a `.hedgerow` file of each model, inputs, and this CPU's outputs
+    python infer.py make FOLDER        where PyTorch is: a `.hedgerow` file of each model, inputs, and the outputs here
     python infer.py run FOLDER         on each machine, without PyTorch: every ISA of its CPU must give those outputs
 
 All of these models compute in integers, so there is no tolerance.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,10 @@ def test_own_model(tmp_path):
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["final"]["accuracy"] > 0.6
     assert sum(row["dropped"] for row in run["rounds"]) > 0
+
+
+def test_federated_distillation():
+    line = [sys.executable, "-P", EXAMPLES / "federated_distillation.py"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    best_alone = float(re.search(r"clients alone [\d.]+ to ([\d.]+);", done.stdout)[1])
+    assert float(re.search(r"server ([\d.]+)$", done.stdout.strip())[1]) > best_alone + 0.05

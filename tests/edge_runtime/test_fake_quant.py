@@ -23,9 +23,13 @@ from edge_runtime.ir.graph import Graph
 from edge_runtime.kernels import native
 from edge_runtime.passes import fake_quant
 from edge_runtime.passes.fake_quant import with_fake_quant
+from edge_runtime.train.batches import Batches
+from edge_runtime.train.config import DataConfig
+from edge_runtime.train.loop import LocalTrainer, State
 from edge_runtime.train.torch_qat import Rounding
 from edge_runtime.train.torch_trainer import TorchTrainer
 from simulations import models
+from simulations.datasets import DIGITS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning")  # torch.export's own
 
@@ -249,6 +253,15 @@ def test_bits_by_weight_name() -> None:
             build(1)
 
 
+def test_explain_says_that_it_rounds_and_that_parts_of_a_batch_have_ranges_of_their_own() -> None:
+    x = inputs("digits", 4)
+    whole = er.build(made("digits"), x, batch_size=4, qat_bits={"conv.weight": 4}).explain()
+    assert "note        computes with weights rounded to 4, 8 bits" in whole
+    assert "micro-batches" not in whole
+    parts = er.build(made("digits"), x, batch_size=4, micro_batch=2, qat_bits=8).explain()
+    assert "note        rounding of activations sees micro-batches: not what the whole batch would give" in parts
+
+
 def test_adapters_are_refused() -> None:
     with pytest.raises(ConfigError, match="qat_bits: must be 0 with a lora_rank"):
         er.build(made("lenet"), inputs("lenet", 2), qat_bits=8, lora_rank=2)
@@ -284,3 +297,33 @@ def test_pytorchs_recurrent_layers_see_their_weights_rounded() -> None:
     rounding(x)[0].sum().backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in gru.parameters())
     torch.testing.assert_close(rounding(x), expected(x))
+
+
+@pytest.mark.parametrize("kind", ["engine", "torch"])
+def test_two_bits_fail_without_and_hold_with_it(kind: str) -> None:
+    """A small network on real digits, judged as it is deployed: 2-bit weights, 8-bit activations."""
+    data = DataConfig(name="digits", clients=1, partition="iid")
+    train, test = DIGITS.client_split(data, 1, 0), DIGITS.test_split(data, 1)
+
+    def fitted(bits: int, epochs: int, start: State | None) -> State:
+        torch.manual_seed(0)
+        module, rule = models.DigitsCNN(), er.Adam(lr=5e-3)
+        trainer: LocalTrainer = TorchTrainer(module, optimizer=rule, qat_bits=bits)
+        if kind == "engine":
+            trainer = er.Trainer(er.build(module, train.x[:1], optimizer=rule, qat_bits=bits))
+        if start is not None:
+            trainer.load_state_dict(start)
+        schedule = er.schedules.Cosine(steps=epochs * -(-len(train) // 32))
+        trainer.fit(Batches(train, 32, np.random.default_rng(0)), epochs, schedule=schedule)
+        return trainer.state_dict()
+
+    def accuracy(state: State) -> float:
+        model = fold(captured_model(models.DigitsCNN(), test.x, state))
+        ranges = calibrate(model, [train.x[:100]])
+        return float(
+            (predict_rounded(deployed.quantise(model, ranges, weight_bits=2), test.x).argmax(1) == test.y).mean()
+        )
+
+    state = fitted(0, 10, None)
+    assert accuracy(state) < 0.8
+    assert accuracy(fitted(2, 6, state)) > 0.9

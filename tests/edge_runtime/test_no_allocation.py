@@ -38,15 +38,22 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize(("model", "threads"), [*((model, 1) for model in MODELS), ("lenet", 2), ("char_gru", 2)])
-def test_a_training_step_allocates_nothing(model: str, threads: int, hook: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "threads", "qat_bits"),
+    [*((model, 1, 0) for model in MODELS), ("lenet", 2, 0), ("char_gru", 2, 0), ("lenet", 2, 4)],
+)
+def test_a_training_step_allocates_nothing(model: str, threads: int, qat_bits: int, hook: Path, tmp_path: Path) -> None:
     import torch
 
     from simulations import models
 
     x, _ = batch(model)
     program = er.build(
-        getattr(models, model)(), torch.tensor(x[:1]), optimizer=er.SGD(lr=0.01, momentum=0.9), batch_size=BATCH
+        getattr(models, model)(),
+        torch.tensor(x[:1]),
+        optimizer=er.SGD(lr=0.01, momentum=0.9),
+        batch_size=BATCH,
+        qat_bits=qat_bits,
     )
     program.save(tmp_path / "program")
     command = [sys.executable, "-P", __file__, model, str(threads), str(tmp_path / "program"), str(hook)]
@@ -83,7 +90,8 @@ def train(model: str, threads: str, path: str, hook: str) -> None:
 
         def run(*arguments: object) -> int:
             count = ctypes.c_int64()
-            result = call(address, ctypes.byref(count), *arguments, *[None] * (6 - len(arguments)))
+            words = [word.value if isinstance(word, ctypes.c_int64) else word for word in arguments]
+            result = call(address, ctypes.byref(count), *words, *[None] * (6 - len(words)))
             counts.append(count.value)
             return int(result)
 

@@ -353,9 +353,9 @@ def test_any_bytes_are_refused(suffix: str, content: bytes) -> None:
     assert refused(content, suffix)
 
 
-def test_a_megabyte_of_nothing_costs_no_more_than_its_own_size() -> None:
-    """As many empty nodes as fit: the worst that Protocol Buffers do to whoever makes objects of them."""
-    body = b"\x0a\0" * (1 << 19)
+def test_many_empty_nodes_cost_no_more_than_their_number() -> None:
+    """The worst that Protocol Buffers do to whoever makes objects of them: two bytes each."""
+    body = b"\x0a\0" * (1 << 15)
     content = b"\x3a" + bytes([0x80 | len(body) & 127, 0x80 | len(body) >> 7 & 127, len(body) >> 14]) + body
     tracemalloc.start()
     try:

@@ -74,7 +74,8 @@ def sensitivity(model: FloatModel, x: NDArray[np.generic], y: Labels, bits: Sequ
 
     Args:
         model: folded.
-        x, y: inputs (n, ...) and the classes that are right, of the output's shape but for its last dim.
+        x: inputs (n, ...).
+        y: the classes that are right, of the output's shape but for its last dim.
         bits: widths, each from 2 to 8.
 
     """

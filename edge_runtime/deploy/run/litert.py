@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.deploy.run.backend import Spec
-from edge_runtime.errors import ArtefactError, MissingPackageError
+from edge_runtime.errors import ArtefactError, EdgeRuntimeError, MissingPackageError
 
 # The smallest model: one number, and no operator. tflite-runtime can be imported beside NumPy 2, and only fails to run.
 PROBE = base64.b64decode(
@@ -45,8 +49,9 @@ class LiteRtBackend:
     def __init__(self, model: bytes, *, threads: int = 1) -> None:
         interpreter = _interpreter()
         try:
-            self._model = interpreter(model_content=model, num_threads=threads)
-            self._model.allocate_tensors()
+            with _without_notices():
+                self._model = interpreter(model_content=model, num_threads=threads)
+                self._model.allocate_tensors()
             source, result = self._model.get_input_details()[0], self._model.get_output_details()[0]
         except Exception as error:  # LiteRT raises ValueError, RuntimeError and IndexError for what it cannot run
             raise ArtefactError(f"LiteRT refuses the model: {str(error).splitlines()[0]}") from error
@@ -64,7 +69,10 @@ class LiteRtBackend:
             self._shape = x.shape
             self._steps = np.empty(self._shape, np.float32)
         self._model.set_tensor(self._source, self._quantised(x))
-        self._model.invoke()
+        try:
+            self._model.invoke()
+        except RuntimeError as error:  # a token outside its table, say
+            raise EdgeRuntimeError(f"LiteRT stopped: {str(error).splitlines()[0]}") from error
         output: NDArray[Any] = self._model.get_tensor(self._result)
         if self._to is None:
             return output
@@ -90,6 +98,20 @@ def _spec(details: dict[str, Any]) -> Spec:
     shape = tuple(map(int, signature if len(signature) else details["shape"]))
     whole = details["dtype"] in (np.int64, np.int32)
     return Spec(details["name"], "i64" if whole else "f32", shape)
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """LiteRT writes to file descriptor 2 that it has made a delegate, and has no switch for it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @functools.cache

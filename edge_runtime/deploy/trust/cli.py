@@ -109,6 +109,8 @@ def _manifest(folder: Path, root: str | None) -> Manifest:
     if root is None:
         _say(f"skip signatures: without --root, {MANIFEST} is believed as it stands")
         return parse_manifest(read_bounded(source, MANIFEST, MAX_MANIFEST_BYTES), str(folder / MANIFEST))
+    import cryptography  # noqa: F401 - checks the signatures, once it is loaded
+
     signed = signed_manifest(source, public_key(root))
     release = signed.release
     _say(f"ok   release key {key_id(release.public)}, serial {release.serial}: signed by the root key")

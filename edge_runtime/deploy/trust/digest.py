@@ -1,4 +1,4 @@
-"""SHA-256 by the interpreter's own module: `hashlib` maps OpenSSL into the process, 3 MB that a device never uses."""
+"""SHA-256 by the interpreter's own modules: `hashlib` maps OpenSSL into the process, 4 MB that a device never uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Hash(Protocol):
 
 
 def new_sha256() -> Hash:
-    """An empty SHA-256; OpenSSL's (eight times as fast) where the process has loaded that already."""
+    """An empty one; OpenSSL's (eight times as fast) where the process has loaded that already."""
     # _sha2 since Python 3.12, _sha256 before it; some distributions build neither.
     names = ("hashlib",) if "_hashlib" in sys.modules else ("_sha2", "_sha256", "hashlib")
     for name in names:

@@ -84,6 +84,11 @@ class Manifest:
         """The listed files together."""
         return sum(entry.nbytes for entry in self.files.values())
 
+    def models(self, suffix: str) -> list[str]:
+        """The files of that suffix that have golden vectors."""
+        tolerance = self.golden.tolerance if self.golden else {}
+        return [name for name in self.files if name.endswith(suffix) and name in tolerance]
+
 
 def canonical(value: Any) -> bytes:
     """The one text of a JSON value.

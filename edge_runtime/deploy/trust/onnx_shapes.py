@@ -172,7 +172,7 @@ def _gemm(call: Call) -> list[Shape]:
 def _window(call: Call, kernel: Ints) -> Ints:
     """The output's sizes where a window of `kernel` moves over the dims after batch and channels."""
     spatial = call.shape()[2:]
-    many = len(spatial)
+    many, up = len(spatial), call.attribute("ceil_mode", (0,))[0]
     strides, dilations = (call.attribute(name, (1,) * many) for name in ("strides", "dilations"))
     pads = call.attribute("pads", (0,) * (2 * many))
     if call.node.attributes.get("auto_pad") is not None and call.node.attributes["auto_pad"].text not in ("", "NOTSET"):
@@ -182,8 +182,7 @@ def _window(call: Call, kernel: Ints) -> Ints:
     sizes = []
     for i, size in enumerate(spatial):
         room = size + pads[i] + pads[i + many] - dilations[i] * (kernel[i] - 1) - 1
-        # Rounded up, where the operator may do that.
-        sizes.append(-(-room // strides[i]) + 1)
+        sizes.append((-(-room // strides[i]) if up else room // strides[i]) + 1)
     return tuple(sizes)
 
 

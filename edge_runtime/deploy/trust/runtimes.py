@@ -27,7 +27,7 @@ def wanted_model(manifest: Manifest, suffixes: Sequence[str]) -> str:
     """
     _check_minimum(manifest, "hedgerow", ("hedgerow",))
     for suffix in suffixes:
-        names = model_names(manifest, suffix)
+        names = manifest.models(suffix)
         if names and has_runtime(suffix):
             _check_minimum(manifest, suffix[1:], PACKAGES[suffix])
             return min(names, key=lambda name: (manifest.files[name].nbytes, name))
@@ -37,12 +37,6 @@ def wanted_model(manifest: Manifest, suffixes: Sequence[str]) -> str:
 def has_runtime(suffix: str) -> bool:
     """Whether this device can run files of that suffix."""
     return suffix in BACKENDS and any(map(_version, PACKAGES[suffix]))
-
-
-def model_names(manifest: Manifest, suffix: str) -> list[str]:
-    """The model files of that suffix that have golden vectors."""
-    tolerance = manifest.golden.tolerance if manifest.golden else {}
-    return [name for name in manifest.files if name.endswith(suffix) and name in tolerance]
 
 
 def _check_minimum(manifest: Manifest, key: str, packages: Sequence[str]) -> None:

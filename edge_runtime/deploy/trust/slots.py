@@ -17,26 +17,21 @@ A lower version never comes from outside: what a server wants back, it signs aga
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.deploy.artefact import verified_bytes
 from edge_runtime.deploy.runner import Runner
-from edge_runtime.deploy.trust import sandbox
 from edge_runtime.deploy.trust.digest import sha256_hex
+from edge_runtime.deploy.trust.disk import attempt, remove, sync_folder, write_file
 from edge_runtime.deploy.trust.health import Health, Verdict
 from edge_runtime.deploy.trust.journal import append_event, read_events
 from edge_runtime.deploy.trust.keys import public_key
 from edge_runtime.deploy.trust.manifest import MANIFEST, Golden, Manifest, parse_manifest
-from edge_runtime.deploy.trust.runtimes import model_names, wanted_model
-from edge_runtime.deploy.trust.sandbox import Limits, Trial
 from edge_runtime.deploy.trust.state import STATE, State, Trust, locked, read_state, write_state
 from edge_runtime.deploy.trust.verify import (
     SignedManifest,
@@ -47,6 +42,10 @@ from edge_runtime.deploy.trust.verify import (
     signed_manifest,
 )
 from edge_runtime.errors import ArtefactError
+
+if TYPE_CHECKING:
+    # A process that only runs a model never starts another one: what a trial takes is loaded by the trial.
+    from edge_runtime.deploy.trust.sandbox import Limits, Trial
 
 SUFFIXES = (".hedgerow", ".tflite", ".onnx")  # what a device would rather run
 MAX_ARTEFACT_BYTES = 256 << 20
@@ -97,7 +96,8 @@ class Slots:
         self._root_key = public_key(root_key)
         self._suffixes, self._limits, self._max_bytes = tuple(suffixes), limits, max_bytes
         self._clock, self._after_step = clock, after_step
-        (self.folder / "slots").mkdir(parents=True, exist_ok=True)
+        place = self.folder / "slots"
+        attempt("made", place, lambda: place.mkdir(parents=True, exist_ok=True))
 
     # What is there.
 
@@ -234,14 +234,16 @@ class Slots:
         floor = state.floor - 1 if repairs else state.floor
         check_fresh(signed, max(self._clock(), state.time_s), floor=floor, serial=state.serial)
         self._after_step("manifest")
+        from edge_runtime.deploy.trust.runtimes import wanted_model
+
         model, golden = wanted_model(manifest, self._suffixes), golden_of(manifest)
         self._check_room(sum(manifest.files[name].nbytes for name in (golden.file, model)))
         incoming = self.folder / "incoming"
-        _done("made", incoming, incoming.mkdir)
+        attempt("made", incoming, incoming.mkdir)
         for name, text in signed.texts.items():
-            _write_file(incoming / name, [text])
+            write_file(incoming / name, [text])
         for name in (golden.file, model):
-            _write_file(incoming / name, exact_chunks(source, name, manifest.files[name]))
+            write_file(incoming / name, exact_chunks(source, name, manifest.files[name]))
             self._after_step(f"received {name}")
         trial = self._try(Slot(incoming, incoming / model, manifest))
         self._note("tried", version=manifest.version, difference=trial.difference, latency_s=trial.latency_s)
@@ -250,10 +252,10 @@ class Slots:
         while name in state.named:
             name += "+"
         place = self.folder / "slots" / name
-        shutil.rmtree(place, ignore_errors=True)  # of an install that ended between rename and switch
-        _done("synced", incoming, lambda: _sync_folder(incoming))
-        _done("moved", incoming, lambda: incoming.rename(place))
-        _done("synced", place.parent, lambda: _sync_folder(place.parent))
+        remove(place)  # of an install that ended between rename and switch
+        attempt("synced", incoming, lambda: sync_folder(incoming))
+        attempt("moved", incoming, lambda: incoming.rename(place))
+        attempt("synced", place.parent, lambda: sync_folder(place.parent))
         self._after_step("placed")
         return name
 
@@ -296,6 +298,8 @@ class Slots:
         return None
 
     def _try(self, slot: Slot) -> Trial:
+        from edge_runtime.deploy.trust import sandbox
+
         golden = golden_of(slot.manifest)
         files, name = slot.manifest.files, slot.model.name
         return sandbox.try_model(
@@ -323,16 +327,16 @@ class Slots:
             self._note("refused", reason=str(error), **about)
             raise
         finally:
-            shutil.rmtree(self.folder / "incoming", ignore_errors=True)
+            remove(self.folder / "incoming")
 
     def _sweep(self) -> None:
         """Remove what nothing names: half an artefact, and slots before the previous one."""
-        shutil.rmtree(self.folder / "incoming", ignore_errors=True)
+        remove(self.folder / "incoming")
         with self._changing():
             kept = self.state.named
             for path in (self.folder / "slots").iterdir():
                 if path.name not in kept:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove(path)
             for part in self.folder.glob(f".{STATE}.*.part"):
                 part.unlink(missing_ok=True)
 
@@ -342,13 +346,13 @@ class Slots:
             manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
         except OSError as error:
             raise ArtefactError(f"{folder}: cannot be read ({error.strerror})") from error
-        held = [name for suffix in self._suffixes for name in model_names(manifest, suffix) if (folder / name).exists()]
+        held = [name for suffix in self._suffixes for name in manifest.models(suffix) if (folder / name).exists()]
         if not held:
             raise ArtefactError(f"{folder}: holds no model; roll back, or install again")
         return Slot(folder, folder / held[0], manifest)
 
     def _write(self, state: State) -> None:
-        _done("written", self.folder / STATE, lambda: write_state(self.folder / STATE, state))
+        attempt("written", self.folder / STATE, lambda: write_state(self.folder / STATE, state))
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -373,32 +377,3 @@ def golden_of(manifest: Manifest) -> Golden:
     if manifest.golden is None:
         raise ArtefactError(f"{manifest.name} {manifest.version}: has no golden vectors; `hedgerow sign` makes them")
     return manifest.golden
-
-
-def _write_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write and force to the disk. What fails is told apart: the source's errors come through, the disk's are ours."""
-    with path.open("xb", buffering=0) as file:
-        for chunk in chunks:
-            _done("written", path, partial(_write_all, file, chunk))
-        _done("written", path, lambda: os.fsync(file.fileno()))
-
-
-def _write_all(file: FileIO, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _done(what: str, path: Path, step: Callable[[], object]) -> None:
-    try:
-        step()
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be {what} ({error.strerror})") from error

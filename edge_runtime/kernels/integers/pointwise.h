@@ -68,6 +68,12 @@ Status dequantize_s8(const Call& call) {
   const float scale = call.real(0);
   const auto* x = reinterpret_cast<const int8_t*>(call.u8(0));
   float* y = call.f32(1);
+  if (C == 1 || S == 1) {
+    ForRanges(call, N * C * S, 0.1, kLine, [=](Index first, Index last) {
+      for (Index i = first; i < last; ++i) y[i] = static_cast<float>(x[i] - zero) * scale;
+    });
+    return kOk;
+  }
   ForRanges(call, N, static_cast<double>(C * S) * 0.3, 1, [=](Index first, Index last) {
     for (Index n = first; n < last; ++n) {
       const int8_t* from = x + n * C * S;

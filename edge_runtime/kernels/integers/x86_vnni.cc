@@ -120,6 +120,20 @@ struct Isa : PairsOfPlaces {
   static constexpr Index kGroup = 4, kNarrowest = 8, kWidest = 64;
   static constexpr Index MostPixels(Index channels) { return channels == 64 ? 6 : 12; }
 
+  // As that of PairsOfPlaces, all channels at once.
+  static HEDGEROW_INLINE void Depthwise(const Index* places, Index pairs, const int8_t* x, const uint8_t* block,
+                                        const Target& target, int8_t* y) {
+    auto bytes = [](const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); };
+    __m512i sum[1] = {_mm512_load_si512(block)};
+    const uint8_t* w = block + kBlockHead;
+    for (Index t = 0; t < pairs; ++t, w += 64) {
+      const __m128i a = bytes(x + places[2 * t]), b = bytes(x + places[2 * t + 1]);
+      const __m256i turns = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
+      sum[0] = _mm512_dpwssd_epi32(sum[0], _mm512_cvtepi8_epi16(turns), _mm512_load_si512(w));
+    }
+    Zmm::Finish<1>({}, block, target).Store(sum, y);
+  }
+
   template <Index kPixels, Index kChannels>
   static void Tile(const Patch& patch, const uint8_t* x, const uint8_t* block, const Target& target, int8_t* y) {
     if constexpr (kChannels == 8) {

@@ -14,7 +14,7 @@ from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.graph.quantised import Quant, QuantisedModel
 from edge_runtime.deploy.run import litert
 from edge_runtime.deploy.runner import Runner
-from edge_runtime.errors import ArtefactError, MissingPackageError
+from edge_runtime.errors import ArtefactError, EdgeRuntimeError, MissingPackageError
 from edge_runtime.ir.graph import Graph, Node, Value
 
 BATCH = 997
@@ -47,6 +47,19 @@ def test_answers_do_not_change_with_the_next_call():
     kept = first.copy()
     runner.predict(np.full((2, 5), 7, np.float32))
     np.testing.assert_array_equal(first, kept)
+
+
+def test_a_token_outside_its_table_is_told():
+    values = {"x": Value("x", (BATCH, 2), "i64"), "y": Value("y", (BATCH, 2, 3)), "w": Value("w", (4, 3))}
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    nodes = (Node("embedding", ("w", "x"), ("y",)),)
+    model = FloatModel(Graph(values, ("x",), ("w",), nodes, ("y",)), {"w": table}, BATCH)
+    runner = Runner.of(write_tflite(model), ".tflite")
+    np.testing.assert_array_equal(runner.predict(np.array([[3, 0]])), [table[[3, 0]]])
+    for token in (4, -1, 2**40):
+        with pytest.raises(EdgeRuntimeError, match="LiteRT stopped"):
+            runner.predict(np.array([[0, token]]))
+    np.testing.assert_array_equal(runner.predict(np.array([[1, 2]])), [table[[1, 2]]])
 
 
 def test_a_file_that_is_none():

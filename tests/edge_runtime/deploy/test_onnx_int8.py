@@ -10,17 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_runtime.deploy.formats.onnx import write_onnx
+from edge_runtime.deploy.formats.onnx.stored import packed, packed_bits, unpacking_table
 from edge_runtime.deploy.graph.calibrate import calibrate
 from edge_runtime.deploy.graph.captured import captured_model
 from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.graph.fold import fold
-from edge_runtime.deploy.graph.quantise import quantise
+from edge_runtime.deploy.graph.quantise import quantise, weight_quant
 from edge_runtime.deploy.graph.quantised import QuantisedModel
 from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.deploy.run import onnx_runtime
@@ -94,16 +97,31 @@ def test_weights_alone_as_integers(name: str, bits: int) -> None:
     np.testing.assert_allclose(Runner.of(content, ".onnx").predict(x), predict_rounded(q, x), rtol=1e-4, atol=1e-4)
     graph = onnx.load_from_string(content).graph
     assert "QuantizeLinear" not in {node.op_type for node in graph.node}
-    kinds = [one.data_type for one in graph.initializer]
-    assert kinds.count(onnx.TensorProto.INT4 if bits == 4 else onnx.TensorProto.INT8) == len(q.quants)
+    whole = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    largest = max(len(one.raw_data) for one in graph.initializer if one.data_type in whole)
+    weight = max((q.model.weights[name] for name in q.quants), key=np.size)
+    assert 8 * largest == {8: 8, 5: 8, 4: 4, 2: 2}[bits] * weight.size
 
 
 def test_bits_by_name() -> None:
     q, x = quantised("lenet", weight_bits={"f1.weight": 4, "f2.weight": 2})
     content = write_onnx(q)
     assert differences(q, x, content).max() < 2.5
-    weights = {tuple(one.dims): one.data_type for one in onnx.load_from_string(content).graph.initializer}
-    assert (weights[120, 400], weights[84, 120]) == (onnx.TensorProto.INT4, onnx.TensorProto.INT8)
+    sizes = {len(one.raw_data) for one in onnx.load_from_string(content).graph.initializer}
+    assert {120 * 400 // 2, 84 * 120 // 4, 16 * 6 * 25} <= sizes
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@given(size=st.integers(1, 3000), seed=st.integers(0, 99))
+def test_integers_that_share_bytes_come_back(bits: int, size: int, seed: int) -> None:
+    quant = weight_quant(np.ones((1, 1), np.float32), bits)
+    width = packed_bits(quant, size)
+    assert width >= bits
+    if width < 8:
+        content = np.random.default_rng(seed).integers(quant.low, quant.high + 1, size)
+        bytes_ = packed(content, width)
+        assert bytes_.nbytes * 8 == size * width
+        np.testing.assert_array_equal(unpacking_table(width)[bytes_].reshape(-1), content)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +132,9 @@ def test_int8_files_are_a_fraction_of_the_float_ones(name: str, at_most: float) 
     assert len(write_onnx(q)) <= at_most * len(write_onnx(q.model))
 
 
-def test_four_bit_weights_take_half_of_eight() -> None:
-    assert len(write_onnx(quantised("mlp", weight_bits=4)[0])) < 0.53 * len(write_onnx(quantised("mlp")[0]))
+@pytest.mark.parametrize(("bits", "share"), [(4, 0.54), (3, 0.54), (2, 0.33)])
+def test_fewer_bits_take_fewer_bytes(bits: int, share: float) -> None:
+    assert len(write_onnx(quantised("mlp", weight_bits=bits)[0])) < share * len(write_onnx(quantised("mlp")[0]))
 
 
 def test_weights_of_a_gru_are_integers() -> None:

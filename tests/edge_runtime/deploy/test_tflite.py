@@ -192,6 +192,15 @@ def test_what_tflite_cannot_hold_is_named():
     with pytest.raises(UnsupportedOpError, match=r"TFLite has no relu_grad \(relu_grad at model.py:7: y = f\(x\)\)"):
         write_tflite(strange)
 
+    computed = graph_of(
+        Node("mean", ("x",), ("v",), {"dims": (0,), "keepdim": False}),
+        Node("linear", ("x", "w", "v"), ("y",), source="model.py:8"),
+        values=[Value("v", (6,)), Value("w", (6, 6))],
+        weights={"w": np.ones((6, 6), np.float32)},
+    )
+    with pytest.raises(UnsupportedOpError, match=r"no v that is computed \(linear at model.py:8\)"):
+        write_tflite(computed)
+
     token = Value("token", (1, 6))
     repeated = Value("t", (BATCH, 6))
     nodes = (

@@ -90,7 +90,7 @@ CASES = {
     "mean of the image": (Of(lambda x, c, out: out(c(x).mean((2, 3))), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), IMAGE),
     "mean of channels": (Of(lambda x, c: c(x).mean(1, keepdim=True), nn.Conv2d(3, 4, 3)), IMAGE),
     "mean of rows": (Of(lambda x, c: c(x).mean(3), nn.Conv2d(3, 4, 3)), IMAGE),
-    "sum": (Of(lambda x, c: c(x).sum((1, 3)), nn.Conv2d(3, 4, 3)), IMAGE),
+    "sum": (Of(lambda x, pool: pool(x).sum((1, 3)), nn.MaxPool2d(2)), IMAGE),
     "relu": (nn.ReLU(), ROW),
     "relu6": (Of(lambda x: functional.relu6(4 * x)), ROW),
     "sigmoid": (nn.Sigmoid(), ROW),

@@ -11,7 +11,7 @@ __all__ = ["write_engine"]
 
 
 def write_engine(model: FloatModel | QuantisedModel, *, batch: int = 1) -> bytes:
-    """The file of a model for `batch` rows at a time.
+    """The file of a model for `batch` rows at a time; 0 is 1, for a runner cuts any batch to what its file takes.
 
     Nodes that compute in integers become integer ops, on int8 activations with the channels last; all others stay
     float32, with conversions between. Weights with a grid are stored as integers either way.
@@ -21,4 +21,4 @@ def write_engine(model: FloatModel | QuantisedModel, *, batch: int = 1) -> bytes
 
     """
     quantised = model if isinstance(model, QuantisedModel) else QuantisedModel(model, {})
-    return encode(lower(quantised, batch))
+    return encode(lower(quantised, batch or 1))

@@ -19,6 +19,7 @@ from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.engine.reference import FORWARD
 from edge_runtime.ir.graph import Shape
 
+TABLES = ("relu", "relu6", "clip", "scale", "sigmoid", "tanh", "gelu", "silu", "exp")
 EXACT_DEPTH = 65536  # a sum of so many products of bytes, and a bias, fit 32 bits
 
 Row = Callable[[Lowering, Block], bool]
@@ -111,7 +112,7 @@ def _binary(one: Lowering, block: Block) -> bool:
     if any(quant.axis is not None for quant in quants):
         return False
     whole = [name for name in node.inputs if one.shape(name) == shape and name not in one.state]
-    channels = one.held(whole[0]) if whole else layout.natural(shape)
+    channels = one.held(whole[0]) if whole else one.natural(block.output)
     if any(name not in whole for name in node.inputs) and not layout.fits(channels, shape):
         channels = 1
     a, b = (_operand(one, name, shape, channels, moved=name not in whole) for name in node.inputs)
@@ -144,7 +145,7 @@ def _operand(one: Lowering, name: str, shape: Shape, channels: int, *, moved: bo
     return y
 
 
-@row("relu", "relu6", "clip", "scale", "sigmoid", "tanh")
+@row(*TABLES)
 def _unary(one: Lowering, block: Block) -> bool:
     node = block.node
     x, y = one.quants[node.inputs[0]], one.quants[block.output]
@@ -241,7 +242,7 @@ def _moved(one: Lowering, block: Block) -> bool:
             padded = (1,) * (len(after) - len(before)) + before
             steps = (0,) * (len(after) - len(before)) + steps
             steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))
-    order = layout.natural(after)
+    order = one.natural(block.output)
     y = one.buffer(math.prod(after))
     one.copy(one.bytes_of(source, held), y, after, steps, layout.strides(order, after), first)
     return _on_grid(one, y, source, block.output, order)
@@ -252,7 +253,7 @@ def _pad(one: Lowering, block: Block) -> bool:
     node, source = block.node, block.node.inputs[0]
     before, after = one.shape(source), one.shape(block.output)
     zero = zero_of(one.quants[source])
-    order = layout.natural(after)
+    order = one.natural(block.output)
     held = one.held(source) if layout.fits(one.held(source), before) else 1
     steps = layout.strides(order, after)
     y = one.buffer(math.prod(after))
@@ -266,7 +267,7 @@ def _pad(one: Lowering, block: Block) -> bool:
 @row("cat")
 def _cat(one: Lowering, block: Block) -> bool:
     node, after = block.node, one.shape(block.output)
-    order, dim = layout.natural(after), block.node.attributes["dim"]
+    order, dim = one.natural(block.output), block.node.attributes["dim"]
     steps, y, first = layout.strides(order, after), one.buffer(math.prod(after)), 0
     for name in node.inputs:
         before = one.shape(name)

@@ -20,11 +20,6 @@ def normal(channels: int, shape: Shape) -> int:
     return 1 if channels == math.prod(shape[1:]) else channels
 
 
-def natural(shape: Shape) -> int:
-    """How int8 kernels like it: channels last for images."""
-    return normal(shape[1], shape) if len(shape) == 4 else 1
-
-
 def fits(channels: int, shape: Shape) -> bool:
     """Whether `strides` can tell where an index is."""
     return channels == 1 or (len(shape) > 1 and channels == shape[1])

@@ -8,7 +8,7 @@ has no such op here is done in float32 between two conversions, which is what it
 
 from __future__ import annotations
 
-from edge_runtime.deploy.formats.engine.integer_rows import INTEGER
+from edge_runtime.deploy.formats.engine.integer_rows import INTEGER, TABLES
 from edge_runtime.deploy.formats.engine.lowering import Lowering
 from edge_runtime.deploy.formats.engine.place import placed
 from edge_runtime.deploy.graph.blocks import Block, blocks
@@ -36,8 +36,12 @@ def lower(quantised: QuantisedModel, rows: int) -> EngineModel:
 
 
 def _is_integer(one: Lowering, block: Block) -> bool:
-    known = block.node.op in INTEGER and block.output in one.quants
-    return known and is_integer(block.node, one.graph, one.quants)
+    """Whether it computes in integers, or is a function of one value between two grids, which is a table."""
+    node = block.node
+    if node.op not in INTEGER or block.output not in one.quants:
+        return False
+    table = node.op in TABLES and node.inputs[0] in one.quants and node.inputs[0] not in one.state
+    return table or is_integer(node, one.graph, one.quants)
 
 
 def _check_bits(one: Lowering, block: Block) -> None:

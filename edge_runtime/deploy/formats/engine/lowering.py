@@ -12,13 +12,15 @@ from edge_runtime.deploy.graph.blocks import Block
 from edge_runtime.deploy.graph.quantised import Quant, QuantisedModel
 from edge_runtime.deploy.run.engine_file import Constant
 from edge_runtime.errors import UnsupportedOpError
-from edge_runtime.ir.graph import Shape
+from edge_runtime.ir.graph import Graph, Shape
 from edge_runtime.ir.ops import OPS
 from edge_runtime.program.epilogues import ENDINGS
 from edge_runtime.program.native_op import ABSENT
 from edge_runtime.program.packed import RANK, ROWS, Site, merged
 
 ACTS = {"relu": 1, "relu6": 2}
+IMAGE_OPS = ("conv2d", "max_pool2d", "avg_pool2d", "mean")
+ELEMENTWISE = ("add", "mul", "relu", "relu6", "clip", "scale", "sigmoid", "tanh", "gelu", "silu", "exp")
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Lowering:
         self.graph = self.quantised.model.at(self.rows)
         self.quants = self.quantised.quants
         self.state = set(self.graph.state)
+        self._images = _images(self.graph)
         self._raw: dict[str, int] = {}
         self._f32: dict[str, int] = {}
         self._s8: dict[str, dict[int, int]] = {}  # by name, then by channels
@@ -85,7 +88,12 @@ class Lowering:
 
     def held(self, name: str) -> int:
         """The order in which the value is there on its grid, or would best be made."""
-        return next(iter(self._s8.get(name, ())), layout.natural(self.shape(name)))
+        return next(iter(self._s8.get(name, ())), self.natural(name))
+
+    def natural(self, name: str) -> int:
+        """How its readers like it: channels last where an image op is among them."""
+        shape = self.shape(name)
+        return layout.normal(shape[1], shape) if name in self._images and len(shape) == 4 else 1
 
     def give_bytes(self, name: str, channels: int, buffer: int) -> int:
         self._s8.setdefault(name, {})[layout.normal(channels, self.shape(name))] = buffer
@@ -184,3 +192,13 @@ def zero_of(quant: Quant) -> int:
 
 def scale_of(quant: Quant) -> float:
     return float(quant.scale[0])
+
+
+def _images(graph: Graph) -> set[str]:
+    """Values that an image op reads, or an elementwise one on the way to it."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        elementwise = node.op in ELEMENTWISE and node.outputs[0] in found
+        if node.op in IMAGE_OPS or elementwise:
+            found.update(node.inputs)
+    return found

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from edge_runtime.deploy.formats.onnx.stored import Stored, encoding
+from edge_runtime.deploy.formats.onnx.stored import Stored, encoding, packed, packed_bits, unpacking_table
 from edge_runtime.deploy.graph.float_model import Weights
 from edge_runtime.deploy.graph.quantise import is_integer
 from edge_runtime.deploy.graph.quantised import Quant
@@ -78,7 +77,10 @@ class Emitter:
         """Add a node of several outputs; "" for those that are not wanted."""
         names = [self._fresh() if one else "" for one in wanted]
         last = max(i for i, name in enumerate(names) if name)
-        self._nodes.append(helper.make_node(op, list(inputs), names[: last + 1], **attributes))
+        # Named, because ONNX Runtime names what it makes of nodes after them, and trips over two of one name.
+        self._nodes.append(
+            helper.make_node(op, list(inputs), names[: last + 1], next(filter(None, names)), **attributes)
+        )
         return names
 
     def once(self, op: str, *inputs: str, **attributes: int) -> str:
@@ -131,12 +133,18 @@ class Emitter:
         return self.node("DequantizeLinear", integers, *self._grid(quant), **axis)
 
     def integers(self, stored: Stored) -> str:
-        """The name of a weight's integers; those of 4 bits are unpacked to int8, also when the model is loaded."""
+        """The name of a weight's integers; those that share bytes are looked up when the model is loaded."""
         assert stored.quant is not None
         offset, dtype = encoding(stored.quant)
-        packed = np.dtype(ml_dtypes.int4) if stored.quant.bits == 4 and stored.quant.symmetric else dtype
-        name = self.constant((stored.content + offset).astype(packed), alone=True)
-        return name if packed == dtype else self.node("Cast", name, to=helper.np_dtype_to_tensor_dtype(dtype))
+        width = packed_bits(stored.quant, stored.content.size)
+        if width >= 8:
+            return self.constant((stored.content + offset).astype(dtype), alone=True)
+        places = self.node("Cast", self.constant(packed(stored.content, width), alone=True), to=TensorProto.INT32)
+        return self.node(
+            "Reshape",
+            self.node("Gather", self.constant(unpacking_table(width)), places),
+            self.constant(list(stored.content.shape)),
+        )
 
     def target(self, shape: Shape) -> str:
         """`shape` as the second input of Reshape."""

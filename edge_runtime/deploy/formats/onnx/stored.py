@@ -59,3 +59,26 @@ def encoding(quant: Quant) -> tuple[int, np.dtype[Any]]:
     if quant.bits == 32:
         return 0, np.dtype(np.int32)
     return (0, np.dtype(np.int8)) if quant.symmetric else (128, np.dtype(np.uint8))
+
+
+SMALLEST_PACKED = 512  # elements; below that, the nodes that unpack it take more than they save
+
+
+def packed_bits(quant: Quant, size: int) -> int:
+    """Bits that each of `size` integers takes in the file: 2 or 4 where they fit and fill whole bytes, else 8 or 32."""
+    if not quant.symmetric or size < SMALLEST_PACKED:
+        return max(8, quant.bits)
+    return next((width for width in (2, 4) if quant.bits <= width and size * width % 8 == 0), max(8, quant.bits))
+
+
+def packed(content: NDArray[np.generic], width: int) -> NDArray[np.uint8]:
+    """Several integers of `width` bits a byte, the first one lowest, each 2^(width-1) higher than it is."""
+    digits = (content.astype(np.int32).reshape(-1, 8 // width) + (1 << width - 1)).astype(np.uint32)
+    whole: NDArray[np.uint8] = (digits << np.arange(0, 8, width, dtype=np.uint32)).sum(1).astype(np.uint8)
+    return whole
+
+
+def unpacking_table(width: int) -> NDArray[np.int8]:
+    """(256, 8 / width): of each byte, the integers that `packed` put into it."""
+    digits = np.arange(256)[:, None] >> np.arange(0, 8, width) & (1 << width) - 1
+    return (digits - (1 << width - 1)).astype(np.int8)

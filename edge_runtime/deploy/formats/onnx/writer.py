@@ -18,7 +18,6 @@ from edge_runtime.ir.graph import Graph, Node
 
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
 OPSET = 13  # the first whose DequantizeLinear takes one scale per channel
-OPSET_OF_4_BITS = 21
 IR_VERSION = 10  # the highest that onnxruntime 1.20, our oldest, reads
 _DTYPES = {"f32": TensorProto.FLOAT, "i64": TensorProto.INT64}
 
@@ -26,8 +25,8 @@ _DTYPES = {"f32": TensorProto.FLOAT, "i64": TensorProto.INT64}
 def write_onnx(model: FloatModel | QuantisedModel, *, batch: int = 0) -> bytes:
     """The file; equal models give equal bytes.
 
-    A quantised model's weights are int8 with DequantizeLinear behind them; those of 4 bits are stored in 4, all others
-    below 8 as small int8 numbers. There is never external data.
+    A quantised model's weights are int8 with DequantizeLinear behind them; those of 2, 3 or 4 bits share bytes, and are
+    int8 once the model is loaded. There is never external data.
 
     Args:
         model: in evaluation mode; batch norms may be folded or not.
@@ -43,8 +42,6 @@ def write_onnx(model: FloatModel | QuantisedModel, *, batch: int = 0) -> bytes:
         if node.op not in ROWS:
             raise UnsupportedOpError(f"{node.op} cannot be written as ONNX, at {node.source or 'an unknown line'}")
     opset = max([OPSET, *(NEEDS.get(node.op, OPSET) for node in graph.nodes)])
-    if any(quants[name].bits == 4 for name in graph.state if name in quants):
-        opset = max(opset, OPSET_OF_4_BITS)
     emitter = Emitter(graph, floats.weights, quants, 0 if batch else floats.batch, opset)
     emitter.start(INPUT)
     for node in graph.nodes:

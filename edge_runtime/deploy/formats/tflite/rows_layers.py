@@ -98,10 +98,7 @@ def _window(s: Site) -> dict[str, int]:
 @row("batch_norm_apply")
 def _batch_norm(s: Site) -> None:
     """What folding left over: a multiplication and an addition for each channel."""
-    parameters = [s.constant_input(place) for place in range(1, 5)]
-    if any(one is None for one in parameters):
-        raise s.refuse("TFLite has no batch norm with computed parameters")
-    gamma, beta, mean, var = (np.asarray(one, np.float64) for one in parameters)
+    gamma, beta, mean, var = (s.parameter(place).astype(np.float64) for place in range(1, 5))
     by = gamma / np.sqrt(var + s.a["eps"])
     order = s.order(0)
     per_channel = [1 if dim != 1 else len(by) for dim in order]

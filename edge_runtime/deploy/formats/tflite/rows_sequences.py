@@ -92,12 +92,7 @@ def _lstm(s: Site) -> None:
 
 
 def _bias(s: Site, place: int, size: int) -> Array:
-    if not s.has(place):
-        return np.zeros(size, np.float32)
-    content = s.constant_input(place)
-    if content is None:
-        raise s.refuse("TFLite has no layer whose bias is computed")
-    return content
+    return s.parameter(place) if s.has(place) else np.zeros(size, np.float32)
 
 
 def _is_zero(s: Site, place: int) -> bool:

@@ -66,10 +66,7 @@ def _group_norm(s: Site) -> None:
     x = s.op("RESHAPE", [s.take(0, order), s.const(np.array((first, *split[1:])))], split)
     shape = ordered(s.shape(0), order)
     y = s.op("RESHAPE", [_normalised(s, x, split, axes), s.const(np.array((first, *shape[1:])))], shape)
-    parameters = [s.constant_input(place) for place in (1, 2)]
-    if any(one is None for one in parameters):
-        raise s.refuse("TFLite has no group norm with computed parameters")
-    _affine(s, y, [s.const(np.reshape(one, per_channel)) for one in parameters if one is not None], shape, order)
+    _affine(s, y, [s.const(s.parameter(place).reshape(per_channel)) for place in (1, 2)], shape, order)
 
 
 def _normalised(s: Site, x: int, shape: Shape, axes: tuple[int, ...]) -> int:

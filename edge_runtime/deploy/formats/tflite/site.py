@@ -77,6 +77,12 @@ class Site:
     def shape(self, place: int) -> Shape:
         return self._values.shapes[self.node.inputs[place]]
 
+    def parameter(self, place: int) -> Array:
+        """The content of an input that has to be known."""
+        if (content := self.constant_input(place)) is None:
+            raise self.refuse(f"TFLite takes no {self.node.inputs[place]} that is computed")
+        return content
+
     def has(self, place: int) -> bool:
         return place < len(self.node.inputs)
 
@@ -107,17 +113,17 @@ class Site:
         return self._values.read(source, self.kind, order), shape, order
 
     def weight(self, place: int, order: Order, columns: Callable[[Array], Array] = lambda w: w) -> int:
+        self.parameter(place)
         return self._values.weight(self.node.inputs[place], order, columns, integer=self.integer)
 
     def weight_rows(self, place: int, rows: slice | Array) -> int:
         """Some rows of a weight of two dims, float32."""
+        self.parameter(place)
         return self._values.weight(self.node.inputs[place], (0, 1), lambda w: w, integer=False, rows=rows)
 
     def bias(self, place: int) -> int:
         """Of a layer whose input 0 meets the weight 1; zeros where there is none, for a convolution must have one."""
-        content = self.constant_input(place) if self.has(place) else np.zeros(self.shape(1)[0], np.float32)
-        if content is None:
-            raise self.refuse("TFLite has no layer whose bias is computed")
+        content = self.parameter(place) if self.has(place) else np.zeros(self.shape(1)[0], np.float32)
         if not self.integer:
             return self.const(content)
         scale = (self.quant(0).scale * self.quant(1).scale).astype(np.float32)

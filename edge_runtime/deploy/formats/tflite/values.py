@@ -133,10 +133,7 @@ class Values:
         rows: slice | Array = slice(None),
     ) -> int:
         """These rows of a layer's weight, in `order` after `columns`; stored as integers where it has a grid."""
-        content = self.constants.get(name)
-        if content is None:
-            raise UnsupportedOpError(f"TFLite has no layer whose weight is computed ({name})")
-        quant = self.quants.get(name)
+        content, quant = self.constants[name], self.quants.get(name)
         if quant is None:
             return self.file.constant(columns(content)[rows].transpose(order))
         if quant.axis == 0:

@@ -104,6 +104,21 @@ def test_a_bound_on_accuracy_holds_where_it_is_measured(
     assert measure(model, digits.x, digits.y, chosen).accuracy >= table.accuracy - 0.03
 
 
+def test_training_with_rounding_takes_the_chosen_widths(
+    table: Sensitivity, model: FloatModel, digits: Examples
+) -> None:
+    """The names are the module's own."""
+    chosen = choose_bits(table, target_bytes=table.nbytes({}) * 2 // 5, widths=ALL)
+    assert {2, 3} & set(chosen.values())
+    train = DIGITS.client_split(DataConfig(name="digits", clients=1, partition="iid"), 1, 0)
+    trainer = er.Trainer(er.build(DigitsCNN(), train.x[:1], optimizer=er.Adam(lr=2e-3), qat_bits=chosen))
+    trainer.load_state_dict(dict(model.weights))
+    trainer.fit(Batches(train, 32, np.random.default_rng(0)), 3)
+    after = fold(captured_model(DigitsCNN(), train.x, trainer.state_dict()))
+    before = measure(model, digits.x, digits.y, chosen).accuracy
+    assert measure(after, digits.x, digits.y, chosen).accuracy > before - 0.005
+
+
 def test_two_and_three_bits_are_for_those_who_ask(table: Sensitivity) -> None:
     least = choose_bits(table, max_drop=100.0)
     assert set(least.values()) == {4}
