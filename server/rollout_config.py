@@ -14,7 +14,7 @@ class RolloutConfig:
     """The artefact is signed and offered stage by stage; see server/rollout.py for what halts it."""
 
     enabled: bool = key(False)
-    format: str = key("onnx", choices=tuple(SUFFIXES))
+    format: str = key("engine", choices=tuple(SUFFIXES))
     stages: tuple[str, ...] = key(("10", "50", "100"))  # per cent of the devices that can take it
     max_failures: float = key(0.1, low=0, high=1)  # share of a stage that may fail, or of all that may fall back
     deadline_s: float = key(300.0, above=0, high=604_800)  # for each answer
