@@ -11,8 +11,9 @@ the first one is still on trial.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from edge_runtime.deploy.trust.slots import SUFFIXES as PREFERRED
 from edge_runtime.deploy.trust.state import Trust
 from edge_runtime.errors import ArtefactError, ConfigError, PeerError
 
+_LOG = logging.getLogger(__name__)
 DECLINED = "no roll-outs are taken here: the node config has no artefact-root-key and artefact-path"
 
 
@@ -60,7 +62,12 @@ def running(context: Context) -> dict[str, int]:
     """The version that this node runs, as a figure for its replies; nothing on a node that takes no artefacts."""
     if not context.node_config.get("artefact-path"):
         return {}
-    slot = ArtefactConfig.from_node_config(context.node_config).slots().current()
+    slots = ArtefactConfig.from_node_config(context.node_config).slots()
+    try:
+        slot = slots.current()
+    except ArtefactError as error:  # no reason to train no more
+        _LOG.warning("the artefact of this node cannot be told: %s", error)
+        slot = None
     return {RUNNING: slot.version if slot else 0}
 
 
@@ -76,8 +83,16 @@ def answer_artefact(message: Message, context: Context) -> Message:
     if not isinstance(record, ConfigRecord) or asked not in [ask.value for ask in Ask]:
         raise PeerError("message has no record of a roll-out, and other questions are not answered here")
     config = ArtefactConfig.from_node_config(context.node_config)
-    report = _ANSWERS[Ask(asked)](config, message, record) if config.path else Report(reason=DECLINED)
+    report = _answer(Ask(asked), config, message, record) if config.path else Report(reason=DECLINED)
     return Message(RecordDict({RECORD: ConfigRecord(report.record())}), reply_to=message)
+
+
+def _answer(asked: Ask, config: ArtefactConfig, message: Message, record: ConfigRecord) -> Report:
+    """Whatever is wrong with what is asked, the model before it goes on running, and the report says why."""
+    try:
+        return _ANSWERS[asked](config, message, record)
+    except ArtefactError as error:
+        return _report(config, str(error))
 
 
 def _state(config: ArtefactConfig, message: Message, record: ConfigRecord) -> Report:
@@ -85,20 +100,16 @@ def _state(config: ArtefactConfig, message: Message, record: ConfigRecord) -> Re
 
 
 def _install(config: ArtefactConfig, message: Message, record: ConfigRecord) -> Report:
-    """Whatever is wrong with the offer, the model before it goes on running, and the report says why."""
     arrays = message.content.get("files")
     array = arrays.get(RECORD) if isinstance(arrays, ArrayRecord) else None
-    try:
-        if array is None or array.stype != STYPE:
-            raise ArtefactError(f"the offer brings no files of type {STYPE}")
-        if len(array.data) > config.max_size:
-            raise ArtefactError(f"the offer is of {len(array.data)} bytes; at most {config.max_size} are taken here")
-        files = unpack_files(array.data)
-        suffix = next((suffix for suffix in PREFERRED if any(name.endswith(suffix) for name in files.names)), "")
-        slots = config.slots(suffix)
-        version = slots.install(files.chunks).version
-    except ArtefactError as error:
-        return _report(config, str(error))
+    if array is None or array.stype != STYPE:
+        raise ArtefactError(f"the offer brings no files of type {STYPE}")
+    if len(array.data) > config.max_size:
+        raise ArtefactError(f"the offer is of {len(array.data)} bytes; at most {config.max_size} are taken here")
+    files = unpack_files(array.data)
+    suffix = next((suffix for suffix in PREFERRED if any(name.endswith(suffix) for name in files.names)), "")
+    slots = config.slots(suffix)
+    version = slots.install(files.chunks).version
     trial = next((event for event in reversed(slots.events()) if event.get("event") == "tried"), {"version": 0})
     return _report(config, trial=trial if trial.get("version") == version else {})
 
@@ -108,7 +119,7 @@ def _check(config: ArtefactConfig, message: Message, record: ConfigRecord) -> Re
     try:
         config.slots().open()
     except ArtefactError as error:
-        return _report(config, str(error))
+        return replace(_report(config, str(error)), version=0, digest="")  # what stands there runs no more
     return _report(config)
 
 
@@ -118,11 +129,8 @@ def _roll_back(config: ArtefactConfig, message: Message, record: ConfigRecord) -
     if slot is None or slot.version != record.get("version"):
         return _report(config)
     if state.previous is None and state.trust is Trust.CONFIRMED:
-        return _report(config, "there is no model to go back to, and this one has proved healthy here")
-    try:
-        slots.fall_back("the roll-out was halted")
-    except ArtefactError as error:
-        return _report(config, str(error))
+        raise ArtefactError("there is no model to go back to, and this one has proved healthy here")
+    slots.fall_back("the roll-out was halted")
     return _report(config)
 
 
@@ -137,17 +145,16 @@ _ANSWERS: Mapping[Ask, Callable[[ArtefactConfig, Message, ConfigRecord], Report]
 def _report(config: ArtefactConfig, reason: str = "", trial: Mapping[str, Any] | None = None) -> Report:
     """What runs here and what is taken, as it stands now, and how a trial went."""
     slots = config.slots()
-    slot, digest = None, ""
     try:
-        if slot := slots.current():
-            digest = manifest_digest((slot.folder / MANIFEST).read_bytes())
-    except (ArtefactError, OSError) as error:  # somebody has been in the folder
-        slot, reason = None, reason or str(error)
+        slot, floor = slots.current(), slots.state.floor
+        manifest = (slot.folder / MANIFEST).read_bytes() if slot else b""
+    except (ArtefactError, OSError) as error:  # somebody has been in the folder: nothing is taken until that is mended
+        return Report(reason=reason or str(error))
     figures = {name: float(trial[name]) for name in ("difference", "latency_s") if trial and name in trial}
     return Report(
         version=slot.version if slot else 0,
-        digest=digest,
-        floor=slots.state.floor,
+        digest=manifest_digest(manifest) if slot else "",
+        floor=floor,
         formats=tuple(name for name, suffix in SUFFIXES.items() if has_runtime(suffix)),
         max_bytes=config.max_size,
         reason=reason,

@@ -133,6 +133,7 @@ SENT: Mapping[Ask, tuple[frozenset[Place], Place | None]] = {
     Ask.CHECK: (frozenset({Place.INSTALLED, Place.SILENT}), None),
     Ask.ROLL_BACK: (frozenset({Place.INSTALLED, Place.SILENT}), Place.ORDERED_BACK),
 }
+MOST_SHOWN = 200  # characters of a device's reason where it stands for many; all of it is in the events
 FAILED = frozenset({Place.REFUSED, Place.SILENT, Place.ROLLED_BACK})
 
 
@@ -280,13 +281,10 @@ class Rollout:
         return ""
 
     def _commonest(self, nodes: Iterable[int]) -> str:
-        failed = (self.devices[node] for node in nodes if self.devices[node].place in FAILED)
-        reasons = Counter(device.reason for device in failed if device.reason)
-        return "most say: " + reasons.most_common(1)[0][0] if reasons else "no reasons were given"
+        return _commonest_reason(self.devices[node] for node in nodes if self.devices[node].place in FAILED)
 
     def _why_nobody(self) -> str:
-        reasons = Counter(device.reason for device in self.devices.values() if device.reason)
-        return "no device can take it" + (f"; most say: {reasons.most_common(1)[0][0]}" if reasons else "")
+        return f"no device can take it; {_commonest_reason(self.devices.values())}"
 
     def _closed(self, percent: int, fresh: Sequence[int]) -> Stage:
         places = Counter(self.devices[node].place for node in fresh)
@@ -301,6 +299,14 @@ class Rollout:
             good=not self.halted,
             latency_s=round(median(seconds), 6) if seconds else None,
         )
+
+
+def _commonest_reason(devices: Iterable[Device]) -> str:
+    reasons = Counter(device.reason for device in devices if device.reason)
+    if not reasons:
+        return "none says why"
+    reason = reasons.most_common(1)[0][0]
+    return "most say: " + (reason if len(reason) <= MOST_SHOWN else reason[: MOST_SHOWN - 3] + "...")
 
 
 def _first(item: tuple[int | None, int]) -> int:

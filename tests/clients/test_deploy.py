@@ -227,6 +227,26 @@ def test_a_model_that_was_damaged_since_gives_way_to_the_one_before(node: Node, 
     assert node.answers == 1
 
 
+def test_a_damaged_model_with_none_before_it_no_longer_runs(node: Node, publisher: Publisher) -> None:
+    node.offer(publisher.release(1))
+    slot = ArtefactConfig.from_node_config(node.config).slots().current()
+    assert slot is not None
+    slot.model.write_bytes(b"")
+    report = node.ask(Ask.CHECK)
+    assert (report.version, report.floor) == (0, 1)
+    assert report.reason
+
+
+def test_a_damaged_folder_costs_no_training_and_takes_nothing(node: Node, publisher: Publisher) -> None:
+    node.offer(publisher.release(1))
+    (Path(str(node.config["artefact-path"])) / "state.json").write_bytes(b"{")
+    assert running(Context(1, 7, dict(node.config), RecordDict(), {})) == {RUNNING: 0}
+    for ask in Ask:
+        report = node.ask(ask, 1, pack_files(publisher.release(2)))
+        assert (report.version, report.formats) == (0, ())
+        assert "is damaged" in report.reason
+
+
 def test_too_little_memory_for_a_trial_is_a_refusal(node: Node, publisher: Publisher) -> None:
     tight = Node({**node.config, "artefact-memory": "48 MiB"})
     report = tight.offer(publisher.release(1))
