@@ -25,7 +25,7 @@ from processes import save
 from edge_runtime import plugins
 from edge_runtime.deploy.compress.binary import binarise
 from edge_runtime.deploy.compress.channels import prune_channels
-from edge_runtime.deploy.compress.distil import student
+from edge_runtime.deploy.compress.distil import distil, student
 from edge_runtime.deploy.compress.finetune import Tuning, finetune
 from edge_runtime.deploy.compress.low_rank import factored
 from edge_runtime.deploy.compress.prune import prune
@@ -33,6 +33,7 @@ from edge_runtime.deploy.compress.report import before_after
 from edge_runtime.deploy.compress.scores import taylor
 from edge_runtime.deploy.compress.search import Goal, search
 from edge_runtime.deploy.exporter import export
+from edge_runtime.deploy.graph.evaluate import predict
 from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.runner import Runner
 from edge_runtime.train.batches import Batches, Examples
@@ -77,12 +78,16 @@ def main() -> None:
         latency = _latencies(files, np.asarray(test.x[:1]))
         rows = [Row(**{**asdict(row), "latency_us": latency[row.lever]}) for row in rows]
         print(_table(rows))
+        students = _students(original, train, test)
         bars = _search(original, train, test, Path(folder) / "search", options.seed)
     for bar in bars:
         print(bar)
     if options.out:
         save(
-            options.out, {"benchmark": "compress", "seed": options.seed}, list(map(asdict, rows)), list(map(str, bars))
+            options.out,
+            {"benchmark": "compress", "seed": options.seed, "students": students},
+            list(map(asdict, rows)),
+            list(map(str, bars)),
         )
     if not all(bar.holds for bar in bars):
         raise SystemExit(1)
@@ -178,6 +183,25 @@ def _table(rows: list[Row]) -> str:
             f"{sizes} {row.zlib_bytes / 1000:6.1f}k {row.latency_us:6.1f}"
         )
     return "\n".join(lines)
+
+
+def _students(original: FloatModel, train: Examples, test: Examples) -> dict[str, dict[str, float]]:
+    """A LeNet of a quarter of the channels, from scratch: from labels, and with the original as teacher; 6 epochs."""
+    figures: dict[str, dict[str, float]] = {}
+    for labels in (len(train), 400):
+        own = train.rows(slice(labels))
+        small = prune_channels(student(lenet(), train.x[:1]), 0.75)
+        epochs = 6 * len(train) // labels
+        alone = finetune(small, own, Tuning(epochs, lr=3e-3), threads=1)
+        with_labels = finetune(small, own, Tuning(epochs, lr=3e-3), teacher=original, threads=1)
+        on_all = distil(small, original, train.x, Tuning(6, lr=3e-3))
+        figures[f"{labels} labels"] = row = {
+            name: 100 * accuracy(predict(model, test.x), np.asarray(test.y))
+            for name, model in (("labels", alone), ("and teacher", with_labels), ("teacher on all inputs", on_all))
+        }
+        said = ", ".join(f"{name} {right:.1f}" for name, right in row.items())
+        print(f"student of {small.parameters:,} parameters, {labels:,} labels: {said} %")
+    return figures
 
 
 def _search(original: FloatModel, train: Examples, test: Examples, folder: Path, seed: int) -> list[Bar]:
