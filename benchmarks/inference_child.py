@@ -9,6 +9,7 @@ imports nothing that the runtime does not need, for the process is what is measu
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ Load = Callable[[Path], Predict]
 
 
 def engine() -> Load:
+    importlib.import_module("edge_runtime.deploy.run.engine")  # which a runner would import late
     from edge_runtime.deploy.runner import Runner
 
     return lambda path: Runner.open(path)._backend.predict  # verified first, as on a device

@@ -29,8 +29,8 @@ HR_API void hr_requantize_columns_s8(size_t rows, size_t columns, const int32_t*
 // sizes that no op takes. A layer's bias holds what its input's zero point adds, - zero_point * (the sum of w).
 HR_API size_t hr_conv_s8_packed_bytes(size_t outputs, size_t rows, size_t depth);
 HR_API size_t hr_depthwise_s8_packed_bytes(size_t channels, size_t places);
-// w: (outputs, rows, depth), or (channels, places), without -128. Return 0, or -1 when `bytes` is not what the functions
-// above give, or w holds -128; then nothing is written.
+// w: (outputs, rows, depth), or (channels, places), without -128. Return 0, or -1 when `bytes` is not what the
+// functions above give, or w holds -128; then nothing is written.
 HR_API int32_t hr_conv_s8_pack(size_t outputs, size_t rows, size_t depth, const int8_t* w, const int32_t* bias,
                                const float* multiplier, void* packed, size_t bytes);
 HR_API int32_t hr_depthwise_s8_pack(size_t channels, size_t places, const int8_t* w, const int32_t* bias,

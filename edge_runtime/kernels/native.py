@@ -10,11 +10,9 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +84,7 @@ def _core() -> ctypes.CDLL:
             ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
             ("hr_op_code", [text], ctypes.c_int32),
             ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
+            ("hr_session_run", [pointer, pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
             ("hr_session_free", [pointer], None),
             ("hr_team_create", [ctypes.c_int32], pointer),
             ("hr_team_threads", [pointer], ctypes.c_int32),
@@ -173,18 +172,6 @@ class Team:
         return int(_core().hr_team_threads(self.handle))
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What `NativeProgram.run` was given, and hands to the core."""
-
-    arena: NDArray[np.uint8]
-    first: int
-    count: int
-    team: Team | None
-    arguments: tuple[Any, ...]
-    bad: ctypes.c_int64
-
-
 class NativeProgram:
     """A table of ops, checked once against an arena's size, then run as often as wanted.
 
@@ -214,11 +201,8 @@ class NativeProgram:
             where = f"op {bad.value}" if bad.value >= 0 else "op table"
             raise ProgramError(f"{where}: {(why.value or b'').decode()}")
         weakref.finalize(self, _core().hr_session_free, self._session)
-        # A function of its own, whose arguments ctypes takes as they are: to convert them takes longer than a small
-        # model does, and they are the same from run to run.
-        self._run = _core()["hr_session_run"]
-        self._run.restype = ctypes.c_int32
-        self._last: _Run | None = None
+        self._run = _core().hr_session_run
+        self._checked: tuple[NDArray[np.uint8] | None, int] = (None, 0)  # the last arena, and its address
 
     def run(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> tuple[int, int]:
         """Run ops `first` to `first + count - 1` in order, up to the first that fails; without the GIL.
@@ -230,16 +214,13 @@ class NativeProgram:
             ValueError: the arena is not uint8, contiguous, writable, 64-byte aligned and long enough.
 
         """
-        run = self._last  # read and written whole: another thread may run with another arena
-        if run is None or run.arena is not arena or run.first != first or run.count != count or run.team is not team:
-            self._last = run = self._prepared(arena, first, count, team)
-        status: int = self._run(*run.arguments)
-        return (status, run.bad.value) if status else (0, -1)  # 0 is Status.OK
-
-    def _prepared(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None) -> _Run:
-        bad, pointer, i64 = ctypes.c_int64(), ctypes.c_void_p, ctypes.c_int64
-        where = (pointer(self._session), pointer(team.handle if team else None), pointer(self._address_of(arena)))
-        return _Run(arena, first, count, team, (*where, i64(first), i64(count), pointer(ctypes.addressof(bad))), bad)
+        checked = self._checked  # read and written whole: another thread may run with another arena
+        if checked[0] is not arena:
+            self._checked = checked = (arena, self._address_of(arena))
+        bad = ctypes.c_int64()
+        handle = team.handle if team else None
+        status = self._run(self._session, handle, checked[1], first, count, ctypes.byref(bad))
+        return int(status), bad.value
 
     def bound(self, arena: NDArray[np.uint8], first: int, count: int, team: Team | None = None) -> Callable[[], int]:
         """`run` with these arguments, as a call that gives the status alone, in the least time that Python takes.

@@ -50,7 +50,8 @@ def module_named(text: str, seed: int) -> torch.nn.Module:
     file, colon, function = text.rpartition(":")
     if not colon:
         return make_module(ModelConfig(name=text), seed)
-    sys.path.append(str(Path.cwd()))  # the user's own module usually stands in the folder they are in
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the user's own module usually stands in the folder they are in
     if not file.endswith(".py"):
         return make_module(ModelConfig(entry=text), seed)
     try:

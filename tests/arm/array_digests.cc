@@ -1,6 +1,7 @@
-// Runs the kernels of c_api_arrays.h and c_api_context.h, and a Program's ops on signed bytes, on made-up arrays, on every
-// ISA of this CPU, and prints one digest a family of all that they wrote. The digests of every ISA, CPU and architecture are the same: one that differs is a wrong kernel, and
-// the exit code then is 1. Inputs end where a page that nobody may touch begins, so a read past one's end is a crash.
+// Runs the kernels of c_api_arrays.h and c_api_context.h, and a Program's ops on signed bytes, on made-up arrays, on
+// every ISA of this CPU, and prints one digest a family of all that they wrote. The digests of every ISA, CPU and
+// architecture are the same: one that differs is a wrong kernel, and the exit code then is 1. Inputs end where a page
+// that nobody may touch begins, so a read past one's end is a crash.
 //
 // Build it with the core's own sources, statically for an emulator without a system root (`-cpu cortex-a53` and others).
 #include <sys/mman.h>
@@ -274,7 +275,9 @@ void IntegerOp(const char* name, std::initializer_list<size_t> inputs, const Arr
   Take(arena.data() + out, y);
 }
 
-int64_t Between(int64_t low, int64_t high) { return low + static_cast<int64_t>(Random() % static_cast<uint64_t>(high - low + 1)); }
+int64_t Between(int64_t low, int64_t high) {
+  return low + static_cast<int64_t>(Random() % static_cast<uint64_t>(high - low + 1));
+}
 
 // A layer's random constants: w of -127 to 127, and a multiplier that spreads most sums over a byte.
 struct Layer {
@@ -297,10 +300,12 @@ void Windows() {
     const int64_t c = i % 10 ? Between(1, 40) : Between(1, 2) * 64, o = i % 4 ? Between(1, 36) : Between(1, 4) * 48;
     const int64_t oh = (h + 2 * ph - kh) / sh + 1, ow = (w + 2 * pw - kw) / sw + 1, zero = Between(-128, 127);
     const auto channels = static_cast<size_t>(c), outputs = static_cast<size_t>(o);
-    const auto rows = static_cast<size_t>(kh), depth = static_cast<size_t>(kw * c), places = static_cast<size_t>(kh * kw);
+    const auto rows = static_cast<size_t>(kh), depth = static_cast<size_t>(kw * c);
+    const auto places = static_cast<size_t>(kh * kw);
     const auto x = static_cast<size_t>(n * h * w * c), y = static_cast<size_t>(n * oh * ow);
     const Layer conv(outputs, rows * depth), depthwise(channels, places);
-    Array<uint8_t> one(hr_conv_s8_packed_bytes(outputs, rows, depth)), two(hr_depthwise_s8_packed_bytes(channels, places));
+    Array<uint8_t> one(hr_conv_s8_packed_bytes(outputs, rows, depth));
+    Array<uint8_t> two(hr_depthwise_s8_packed_bytes(channels, places));
     if (hr_conv_s8_pack(outputs, rows, depth, conv.w.data(), conv.bias.data(), conv.multiplier.data(), one.data(),
                         one.size()) != 0 ||
         hr_depthwise_s8_pack(channels, places, depthwise.w.data(), depthwise.bias.data(), depthwise.multiplier.data(),

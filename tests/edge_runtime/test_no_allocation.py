@@ -90,8 +90,7 @@ def train(model: str, threads: str, path: str, hook: str) -> None:
 
         def run(*arguments: object) -> int:
             count = ctypes.c_int64()
-            words = [word.value if isinstance(word, ctypes.c_int64) else word for word in arguments]
-            result = call(address, ctypes.byref(count), *words, *[None] * (6 - len(words)))
+            result = call(address, ctypes.byref(count), *arguments, *[None] * (6 - len(arguments)))
             counts.append(count.value)
             return int(result)
 

@@ -3,7 +3,8 @@
 Sizes depend on shapes and bits alone, so they are had before any training: for each combination of rank, bits and
 ranking, the smallest share of channels is cut with which every file fits. Those candidates are trained for a short
 while and the better ones for longer (successive halving; Jamieson and Talwalkar 2016). All choices are made on a
-validation part of the training examples; the held-out ones are used once, on the model that was chosen.
+validation part of the training examples; the held-out ones are used once, on the model that was chosen. Training
+examples that the original has seen flatter it, and so the accuracies on that part are to be compared, not believed.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Levers:
     together: bool = False
     energy: float = 1.0
     bits: int = 8
+
+    @property
+    def untouched(self) -> bool:
+        """Whether this is the original, exported as any model is."""
+        return self.cut == 0 and self.energy == 1 and self.bits in (0, 8)
 
     def __str__(self) -> str:
         parts = [f"{self.bits}-bit weights"] if self.bits else []
@@ -163,6 +169,8 @@ class _Candidate:
     model: FloatModel
     nbytes: int
     accuracy: float = 0.0
+    start: FloatModel | None = None  # before its last training, which was done as `tuning` says
+    tuning: Tuning | None = None
 
 
 class _Search:
@@ -181,6 +189,7 @@ class _Search:
         self._model, self._test, self._goal, self._effort, self._say = model, test, goal, effort, say
         labels = _classes(train) if train.y.ndim == 1 else None
         fitting, judging = hold_out(len(train), VALIDATION, np.random.default_rng(effort.seed), labels)
+        self._train_all = train
         self._fit, self._judge = train.rows(np.sort(fitting)), train.rows(np.sort(judging))
         self._calibration = [self._fit.x[start : start + 50] for start in range(0, CALIBRATION_ROWS, 50)]
         self._calibration = [one for one in self._calibration if len(one)]
@@ -189,6 +198,7 @@ class _Search:
             "taylor": taylor(model, Batches(self._fit.rows(slice(2000)), 50)),
             "magnitude": magnitude(model),
         }
+        self._can_cut = not all(group.blocked for group in channel_groups(model))
         self._cuts: dict[Any, tuple[FloatModel, Mapping[str, Spectrum]]] = {}
         self._tried: list[Tried] = []
 
@@ -196,12 +206,15 @@ class _Search:
         candidates = self._candidates()
         if not candidates:
             return self._nothing()
+        if whole := next((one for one in candidates if one.levers.untouched), None):
+            self._note(Tried(whole.levers, whole.model.parameters, whole.nbytes, None, "fits as it is"))
+            return self._released(whole)
         for epochs, survivors in zip(self._effort.epochs, self._effort.survivors, strict=True):
             candidates = sorted(candidates, key=lambda one: -one.accuracy)[:survivors]
             for one in candidates:
                 self._train(one, epochs)
         best = max(candidates, key=lambda one: one.accuracy)
-        return self._released(best) if best.accuracy >= 0 else self._nothing()
+        return self._released(self._refitted(best)) if best.accuracy >= 0 else self._nothing()
 
     def _nothing(self) -> Found:
         sized = [one for one in self._tried if one.nbytes]
@@ -231,14 +244,12 @@ class _Search:
     def _combinations(self) -> Iterator[Levers]:
         bits = BITS if self._goal.precision == "int8" else (0,)
         cuts: list[tuple[str, bool]] = [("taylor", True), ("taylor", False), ("magnitude", False)]
-        if all(group.blocked for group in channel_groups(self._model)):
-            cuts = cuts[:1]
-        for one, energy, (ranked, together) in itertools.product(bits, ENERGIES, cuts):
+        for one, energy, (ranked, together) in itertools.product(bits, ENERGIES, cuts if self._can_cut else cuts[:1]):
             yield Levers(0.0, ranked, together, energy, one)
 
     def _least_cut(self, start: Levers) -> _Candidate | None:
         """The least share of channels with which all files fit, by bisection; if there is none, a row says why."""
-        low, high = -1, STEPS
+        low, high = -1, STEPS if self._can_cut else 1
         best: _Candidate | None = None
         while high - low > 1:
             step = (low + high) // 2 if best or low >= 0 else 0
@@ -291,25 +302,38 @@ class _Search:
         ready = prepared.quantised or prepared.float_model
         return max(len(write(ready, name, goal.batch)) for name in goal.formats)
 
-    def _fits(self, model: FloatModel, one: _Candidate) -> bool:
-        return self._real_nbytes(model, one.levers.bits) <= self._goal.target_bytes
-
     # How good they are.
 
     def _train(self, one: _Candidate, epochs: int) -> None:
-        """Train a candidate on; of the ways to do it, the one that is best after it stays."""
-        before = one.model
-        right = accuracy(self._predict(before, one.levers.bits, self._judge.x), _classes(self._judge))
-        best = (right, before, "no better with more training") if self._fits(before, one) else (-1.0, before, "")
+        """Train a candidate on; of the ways to do it, the one that is best after it stays.
+
+        A candidate is never judged untrained beside a trained one: the original has most likely seen the validation
+        examples, and what has been trained least remembers them best.
+        """
+        one.start, one.accuracy = one.model, -1.0
         for tuning in self._tunings(one, epochs):
-            tuned = finetune(before, self._fit, tuning, teacher=self._teacher if tuning.alpha else None)
+            tuned = finetune(one.start, self._fit, tuning, teacher=self._teacher if tuning.alpha else None)
+            nbytes = self._real_nbytes(tuned, one.levers.bits)
             right = accuracy(self._predict(tuned, one.levers.bits, self._judge.x), _classes(self._judge))
-            if right > best[0] and self._fits(tuned, one):
-                best = (right, tuned, f"{epochs} epochs {_way(tuning)}")
-        one.accuracy, one.model, way = best
-        one.nbytes = self._real_nbytes(one.model, one.levers.bits)
-        right_or_none = one.accuracy if one.accuracy >= 0 else None
-        self._note(Tried(one.levers, one.model.parameters, one.nbytes, right_or_none, way or "does not fit"))
+            if nbytes > self._goal.target_bytes:
+                self._note(Tried(one.levers, tuned.parameters, nbytes, right, "does not fit"))
+            elif right > one.accuracy:
+                one.accuracy, one.model, one.nbytes, one.tuning = right, tuned, nbytes, tuning
+        if one.tuning is not None and one.accuracy >= 0:
+            note = f"{epochs} epochs {_way(one.tuning)}"
+            self._note(Tried(one.levers, one.model.parameters, one.nbytes, one.accuracy, note))
+
+    def _refitted(self, one: _Candidate) -> _Candidate:
+        """The chosen one, its last training done again on all training examples."""
+        assert one.start is not None
+        assert one.tuning is not None
+        teacher = teacher_logits(self._model, self._train_all.x) if one.tuning.alpha else None
+        model = finetune(one.start, self._train_all, one.tuning, teacher=teacher)
+        nbytes = self._real_nbytes(model, one.levers.bits)
+        if nbytes > self._goal.target_bytes:
+            return one
+        self._note(Tried(one.levers, model.parameters, nbytes, None, "chosen, trained on all examples"))
+        return dataclasses.replace(one, model=model, nbytes=nbytes)
 
     def _tunings(self, one: _Candidate, epochs: int) -> Iterator[Tuning]:
         last = epochs == self._effort.epochs[-1]

@@ -36,7 +36,8 @@ struct Cut {
   Cut(const ImageGeometry& s, Index channels, Index most) : channels(channels) {
     // Most layers fit whole, and a division takes as long as a small layer's sums. In double: a stride may be huge.
     const Index all_rows = (s.OH - 1) * s.sh + s.kh, all_columns = (s.OW - 1) * s.sw + s.kw;
-    if (static_cast<double>(all_rows) * static_cast<double>(all_columns) * static_cast<double>(channels) <= kBandBytes) {
+    const double pixels = static_cast<double>(all_rows) * static_cast<double>(all_columns);
+    if (pixels * static_cast<double>(channels) <= kBandBytes) {
       rows = s.OH, columns = s.OW, field_rows = all_rows, field_columns = all_columns, across = down = 1;
       return;
     }

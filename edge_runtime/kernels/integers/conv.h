@@ -111,7 +111,8 @@ void Conv(const Call& call, const ImageGeometry& s, Index outputs, int zero, con
   const Index bands = s.N * cut.Bands();
   const bool shares = call.threads() > 1 && bands < 2 * call.threads();
   const Index wide = shares ? RoundUp(EvenPart(outputs, Isa::kWidest), kBlock) : outputs;
-  const Index parts = shares ? (outputs + wide - 1) / wide : 1, units = bands * parts, block_bytes = ConvBlockBytes(s.kh, s.kw * s.C);
+  const Index parts = shares ? (outputs + wide - 1) / wide : 1, units = bands * parts;
+  const Index block_bytes = ConvBlockBytes(s.kh, s.kw * s.C);
   const double products = static_cast<double>(s.N * s.OH * s.OW) * static_cast<double>(s.kh * s.kw * s.C * outputs);
   ForRanges(call, units, products * kNsPerProduct / static_cast<double>(units), 1, [=](Index first, Index last) {
     alignas(64) typename Isa::Element field[kMostProducts + 1 + kBandSlack];
@@ -138,7 +139,8 @@ Status conv2d_s8(const Call& call) {
 // A convolution of an image that is one row high, with a pixel for each row of x.
 Status linear_s8(const Call& call) {
   const Index M = call.size(0), O = call.size(1), K = call.size(2);
-  Conv(call, ImageGeometry{1, 1, M, K, 1, 1, 1, 1, 0, 0, 1, M}, O, 0, Rounding(call.size(3), call.size(4), call.size(5)));
+  const Rounding rounding(call.size(3), call.size(4), call.size(5));
+  Conv(call, ImageGeometry{1, 1, M, K, 1, 1, 1, 1, 0, 0, 1, M}, O, 0, rounding);
   return kOk;
 }
 

@@ -28,8 +28,9 @@ HEDGEROW_INLINE __m128i RoundSixteen(__m256i low, __m256i high, __m256 m, __m256
 
 HEDGEROW_INLINE __m128i RoundEight(__m256i sum, __m256 multiplier, const Rounding& rounding) {
   const __m256i whole = WholeEight(sum, multiplier, rounding);
-  const __m128i words = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)),
-                                       _mm_set1_epi16(static_cast<int16_t>(rounding.zero)));
+  const __m128i four = _mm256_castsi256_si128(whole), others = _mm256_extracti128_si256(whole, 1);
+  const __m128i zero = _mm_set1_epi16(static_cast<int16_t>(rounding.zero));
+  const __m128i words = _mm_adds_epi16(_mm_packs_epi32(four, others), zero);
   return _mm_max_epi8(_mm_packs_epi16(words, words), _mm_set1_epi8(rounding.LowByte()));
 }
 
@@ -79,7 +80,8 @@ struct PairsOfPlaces {
       low = _mm256_add_epi32(low, _mm256_madd_epi16(left, load(w)));
       high = _mm256_add_epi32(high, _mm256_madd_epi16(right, load(w + 32)));
     }
-    StoreSome(y, RoundSixteen(low, high, MultiplierOf(block, 0), MultiplierOf(block, 1), target.rounding), target.channels);
+    const __m256 m = MultiplierOf(block, 0), n = MultiplierOf(block, 1);
+    StoreSome(y, RoundSixteen(low, high, m, n, target.rounding), target.channels);
   }
 };
 

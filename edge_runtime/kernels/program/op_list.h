@@ -88,9 +88,9 @@
 #define HEDGEROW_INTEGER_OPS(X)                                                                                   \
   X(quantize_s8, "N C S z@", "x=NCS y:u8=NSC", "scale", Any)                                                      \
   X(dequantize_s8, "N C S z@", "x:u8=NSC y=NCS", "scale", Any)                                                    \
-  X(conv2d_s8, "N H W C O " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwO", "", ConvS8)                       \
-  X(depthwise_s8, "N H W C " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwC", "", DepthwiseS8)                 \
-  X(linear_s8, "M O K y@ a@ b@", "x:u8=MK w:packed=d y:u8=MO", "", LinearS8)                                          \
+  X(conv2d_s8, "N H W C O " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwO", "", ConvS8)                  \
+  X(depthwise_s8, "N H W C " HEDGEROW_CONV_S8_INTS, "x:u8=NHWC w:packed=d y:u8=NhwC", "", DepthwiseS8)            \
+  X(linear_s8, "M O K y@ a@ b@", "x:u8=MK w:packed=d y:u8=MO", "", LinearS8)                                      \
   X(add_s8, "n z@ z@ z@ a@ b@", "a:u8=n b:u8=n y:u8=n", "a_scale b_scale", BoundsS8)                              \
   X(mul_s8, "n z@ z@ z@ a@ b@", "a:u8=n b:u8=n y:u8=n", "scale", BoundsS8)                                        \
   X(max_pool_s8, "N H W C k l s t p* q* a@ b@", "x:u8=NHWC y:u8=NhwC", "", MaxPoolS8)                             \

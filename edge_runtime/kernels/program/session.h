@@ -16,8 +16,8 @@ struct Session {
 Session* CreateSession(const Op* ops, int64_t count, int64_t arena_bytes, int64_t* bad_op, const char** why);
 void FreeSession(Session* session);
 
-// Runs ops [first, first + count) in order, until one does not return kOk. The arena is
-// aligned to 64 bytes and as long as CreateSession was told. `team` may be nullptr.
+// Runs ops [first, first + count) in order, until one does not return kOk. The arena is aligned to 64 bytes and as long
+// as CreateSession was told. `team` may be nullptr.
 Status RunSession(const Session& session, const OpKernels& kernels, Team* team, uint8_t* arena, int64_t first,
                   int64_t count, int64_t* bad_op);
 

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+from torch import nn
 
 from edge_runtime import plugins
 from edge_runtime.deploy.compress.channels import prune_channels
@@ -165,6 +166,7 @@ def test_a_search_meets_its_size_and_keeps_its_word(tmp_path):
     rows: list[Tried] = []
     found = search(trained(), train, test, Goal(4000, ("engine", "onnx"), max_drop=5.0), QUICK, rows.append)
     assert list(found.tried) == rows
+    assert rows[-1].note == "chosen, trained on all examples"
     assert found.drop <= 5.0
     artefact = export(
         found.model,
@@ -179,10 +181,11 @@ def test_a_search_meets_its_size_and_keeps_its_word(tmp_path):
         assert abs((said.argmax(1) == test.y).mean() - found.accuracy) < 0.02
 
 
-def test_a_model_that_fits_is_left_as_it_is_or_better():
+def test_a_model_that_fits_is_left_as_it_is():
     train, test = digits()
     found = search(trained(), train, test, Goal(1_000_000, ("engine",)), QUICK)
-    assert found.levers.cut == 0
+    assert found.levers.untouched
+    assert found.model is trained()
     assert found.accuracy >= right(trained(), test) - 0.01
 
 
@@ -193,6 +196,10 @@ def test_a_search_is_honest_about_what_it_cannot_do():
     assert all(one.note == "does not fit" for one in refused.value.tried)
     with pytest.raises(SearchError, match=r"the best model of at most 1,800 bytes .* points below"):
         search(trained(), train, test, Goal(1800, ("engine",), max_drop=0.0), QUICK)
+    flat = train.x.reshape(len(train), 64)
+    one_layer = student(nn.Linear(64, 10), flat[:1])  # its only channels are its output
+    with pytest.raises(SearchError, match=r"the least is \d+ \(4-bit weights"):
+        search(one_layer, Examples(flat, train.y), Examples(flat, train.y), Goal(100, ("engine",)), QUICK)
     values = Examples(train.x, train.y.astype(np.float32))
     with pytest.raises(ConfigError, match="targets are float32"):
         search(trained(), values, test, Goal(4000))

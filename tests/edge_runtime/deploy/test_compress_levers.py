@@ -86,7 +86,7 @@ def without_channels(model: FloatModel, share: float) -> FloatModel:
             continue
         stay = {group: np.arange(round(share * one.size), one.size)}
         for use in channels.uses:
-            if use.makes:
+            if use.axis == 0:  # rows and numbers per channel; columns are of what reads them
                 gone = np.setdiff1d(np.arange(len(weights[use.weight])), channels.indices(use.runs, stay))
                 weights[use.weight][gone] = 0
     return model.with_weights(weights)
@@ -115,6 +115,8 @@ def test_channels_are_followed_through_joins_gates_and_norms(folded: bool):
     assert groups[("a.weight", "deep.weight", "excite.weight")] == ""
     assert groups[("b.weight", "deep.weight", "excite.weight")] == ""
     assert groups[("out.weight",)] == "they are the model's output"
+    empty = without_channels(model, 0.4)
+    np.testing.assert_allclose(predict(prune_channels(empty, 0.4), x), predict(empty, x), atol=1e-5)
     pruned = prune_channels(model, {"a.weight": 0.5, "b.weight": 0.4, "squeeze.weight": 0.4})
     shapes = {name: w.shape for name, w in pruned.weights.items()}
     assert shapes["deep.weight"] == (4, 1, 3, 3)

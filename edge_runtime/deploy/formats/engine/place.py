@@ -67,6 +67,7 @@ def _in_place(
 ) -> tuple[list[Step], tuple[Value, int]]:
     """The same steps, with outputs in the buffers of inputs that nothing reads later, where the op allows it."""
     last_use = {one: place for place, step in enumerate(steps) for one in step.buffers}
+    last_use[y[1]] = len(steps)
     same: dict[int | str, int | str] = {}
     changed = []
     for place, step in enumerate(steps):
