@@ -290,7 +290,7 @@ def test_devices_take_a_signed_artefact_and_keep_it_over_a_restart(tmp_path: Pat
     settings = {**SETTINGS, "server.rounds": 1}
     first = {
         "rollout.enabled": True, "rollout.key": str(key), "rollout.version": 7, "rollout.stages": "100",
-        "rollout.health_s": 0.0, "rollout.deadline_s": 90.0,
+        "deploy.formats": "onnx", "rollout.format": "onnx", "rollout.health_s": 0.0, "rollout.deadline_s": 90.0,
     }  # fmt: skip
     with started(tmp_path / "before", 2, root_key=root) as running:
         run = running.run_whole(tmp_path / "first", {**settings, **first})

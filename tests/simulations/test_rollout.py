@@ -60,7 +60,13 @@ class Fleet:
         return self.folder / "keys" / "root.key.pub"
 
     def config(self, version: int, **settings: Any) -> ServerConfig:
-        given = {"enabled": True, "version": version, "key": str(self.folder / "keys" / "release.key"), **settings}
+        given = {
+            "enabled": True,
+            "format": "onnx",
+            "version": version,
+            "key": str(self.folder / "keys" / "release.key"),
+            **settings,
+        }
         stages = {"rollout.stages": ",".join(map(str, STAGES)), "rollout.max_failures": 0.2, "rollout.deadline_s": 60.0}
         return from_flat(ServerConfig, stages | {f"rollout.{name}": value for name, value in given.items()})
 
@@ -185,7 +191,8 @@ def test_an_older_or_altered_artefact_is_refused_by_all_and_the_old_one_runs(fle
 def test_a_whole_run_ends_on_its_devices(tmp_path: Path) -> None:
     settings = [
         "data.name=digits", "data.clients=3", "data.partition=iid", "model.name=digits_cnn", "server.rounds=1",
-        "server.cohort=3", "server.min_updates=2", "server.workers=1", "rollout.enabled=true",
+        "server.cohort=3", "server.min_updates=2", "server.workers=1", "deploy.formats=onnx", "rollout.enabled=true",
+        "rollout.format=onnx",
     ]  # fmt: skip
     finished = simulate(load_scenario("mnist", settings, str(tmp_path / "run")))
     rollout = finished.final["rollout"]
