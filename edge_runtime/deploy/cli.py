@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.train.loop import State
 
 ROWS = 50  # of a calibration batch
+MIXED, MIXED_ROWS = "mixed", 1000  # training examples that layers are measured on
 EXIT_REFUSED = 3  # a file is not good enough to be released; as for a run that failed
 
 
@@ -49,7 +50,12 @@ def export_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="batch size of the files, 0 for any (default: the format's own)")
     parser.add_argument("--calibration", type=int, default=200, help="training examples that give the ranges")
     parser.add_argument("--calibrate", default="minmax", choices=("minmax", "percentile", "entropy", "mse"))
-    parser.add_argument("--weight-bits", type=int, default=8, help="2 to 8; fewer is smaller, not faster")
+    parser.add_argument(
+        "--weight-bits",
+        default="8",
+        metavar="BITS",
+        help='2 to 8, or "mixed": each layer 8 or 4, by what it was measured to cost; fewer is smaller, not faster',
+    )
     parser.add_argument(
         "--target-size", metavar="BYTES", help='such as "30KB": compress until every file is that small'
     )
@@ -72,10 +78,13 @@ def _export(options: argparse.Namespace) -> int:
     settings, state, out = _read(options)
     train, test = _examples(settings)
     model = _float_model(options.model, settings, state, train)
-    released, bits = model, options.weight_bits
+    released = model
+    bits: int | dict[str, int]
     if options.target_size:
         found = _fitted(options, model, train, test, formats, settings.seed)
         released, bits = found.model, found.levers.bits or 8
+    else:
+        bits = _weight_bits(options, model, train)
     inputs = np.asarray(train.x[: options.calibration])
     prepared = prepare(
         released,
@@ -108,6 +117,25 @@ def _export(options: argparse.Namespace) -> int:
         f"{model.parameters:,}\n{out}: {len(passed)} of {len(rows)} files released\n"
     )
     return 0 if len(passed) == len(rows) else EXIT_REFUSED
+
+
+def _weight_bits(options: argparse.Namespace, model: FloatModel, train: Examples) -> int | dict[str, int]:
+    """What `--weight-bits` says; measured layer by layer on training examples where it says "mixed"."""
+    if options.weight_bits != MIXED:
+        if not options.weight_bits.isdecimal():
+            raise ConfigError(f"--weight-bits {options.weight_bits}: must be 2 to 8, or {MIXED}")
+        return int(options.weight_bits)
+    import numpy as np
+
+    from edge_runtime.deploy.compress.sensitivity import RUNNABLE, choose_bits, sensitivity, to_text
+
+    y = np.asarray(train.y[:MIXED_ROWS])
+    if y.dtype.kind not in "iu":
+        raise ConfigError(f"--weight-bits {MIXED}: needs classes, and these targets are numbers")
+    table = sensitivity(model, np.asarray(train.x[:MIXED_ROWS]), y.astype(np.int64), RUNNABLE)
+    chosen = choose_bits(table, max_drop=options.max_drop)
+    sys.stdout.write(to_text(table, chosen))
+    return chosen
 
 
 def _expected(model: FloatModel, prepared: Prepared, test: Examples, max_drop: float) -> Expected:

@@ -106,3 +106,18 @@ except SystemExit:
 assert "torch" not in sys.modules and "onnx" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_mixed_widths_are_measured_layer_by_layer(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"--weights {weights} --data digits --weight-bits {{}} --max-drop 3 --out {tmp_path}"
+    sizes = {}
+    for bits in ("8", "mixed"):
+        assert main(["export", "digits_cnn", *line.format(bits).split()]) == 0
+        sizes[bits] = (tmp_path / "model_int8.onnx").stat().st_size
+    said = capsys.readouterr().out
+    assert re.search(r"hidden\.weight +5376 .*\*", said), "the largest layer is narrowed"
+    assert sizes["mixed"] < 0.75 * sizes["8"]
+    assert main(["export", "digits_cnn", *line.format("some").split()]) == 2
+    assert "must be 2 to 8, or mixed" in capsys.readouterr().err
