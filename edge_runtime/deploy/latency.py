@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +41,9 @@ def cost_of(model: bytes, suffix: str, row: NDArray[np.generic], *, wall_s: floa
         ArtefactError: it does not run, or not within `wall_s` seconds; then there is no figure.
 
     """
+    import subprocess  # these two are the parent's alone: the child measures its own memory
+    import tempfile
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / f"{MODEL}{suffix}").write_bytes(model)
