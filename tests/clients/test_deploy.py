@@ -152,13 +152,14 @@ def test_what_is_not_right_is_refused_with_the_reason_and_the_old_model_runs(nod
     node.offer(publisher.release(5))
     good, other = publisher.release(6), publisher.release(7)
     expired = publisher.release(8, days=1, now_s=time.time() - 86400 - 30)
-    flipped = good["manifest.sig"][:-10] + b"0" + good["manifest.sig"][-9:]
+    flipped = bytearray(good["manifest.sig"])
+    flipped[-10] = ord("1" if flipped[-10] == ord("0") else "0")
     offers = {
         "changed or cut short": good | {"model.onnx": linear(9.0)},
         "longer than": good | {"model.onnx": good["model.onnx"] + b"\0"},
         "brings no model.onnx": {name: content for name, content in good.items() if name != "model.onnx"},
         "brings no manifest.sig": {name: content for name, content in good.items() if name != "manifest.sig"},
-        "manifest.sig": good | {"manifest.sig": flipped},
+        "manifest.sig": good | {"manifest.sig": bytes(flipped)},
         "or never signed": good | {"manifest.json": other["manifest.json"]},
         "is not above 5": publisher.release(4),
         "has expired": expired,

@@ -48,7 +48,7 @@ SMALL = {
 
 # What Flower adds, both nodes together: a run's bundle of some 100 kB to each, per message some ten requests with their
 # headers, records and object trees, and polls and heartbeats all the time.
-BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 350_000, 15_000, 3_000
+BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 400_000, 15_000, 3_000
 
 
 def free_port() -> int:
