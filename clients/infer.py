@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.config import parse_bytes
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ def infer_command(parser: argparse.ArgumentParser) -> None:
         "- reads one row of numbers a line from standard input and answers at once",
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    parser.add_argument(
+        "--max-memory", metavar="BYTES", help='such as "8 MiB", for a .hedgerow file; it is refused if it needs more'
+    )
+    parser.add_argument(
+        "--root", metavar="KEY", help="the publisher's root key (.pub): the file must be signed under it"
+    )
     parser.add_argument("--scores", action="store_true", help="all outputs of a row, not the class of the highest")
     parser.add_argument("--out", metavar="FILE.npy", help="write all outputs to a file instead of lines")
     parser.set_defaults(run=_infer)
@@ -43,7 +50,8 @@ def _infer(options: argparse.Namespace) -> int:
 
     if options.threads < 1:
         raise ConfigError(f"--threads {options.threads}: must be at least 1")
-    runner = Runner.open(options.model, threads=options.threads)
+    bound = parse_bytes(options.max_memory, "--max-memory") or None
+    runner = Runner.open(options.model, threads=options.threads, max_memory=bound, root_key=options.root)
     if options.data == "-":
         if options.out:
             raise ConfigError("--out needs data that ends; standard input is answered line by line")

@@ -221,8 +221,8 @@ def names_that_fit(patterns: Sequence[str] | str, known: Sequence[str]) -> set[s
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
-def parse_bytes(budget: int | str | None) -> int:
-    """A budget in bytes; 0 for None.
+def parse_bytes(budget: int | str | None, what: str = "memory_budget") -> int:
+    """A budget in bytes; 0 for None. `what` it is a budget of, for the error.
 
     >>> parse_bytes("8 MiB"), parse_bytes("40 MB"), parse_bytes(1000), parse_bytes(None)
     (8388608, 40000000, 1000, 0)
@@ -231,7 +231,7 @@ def parse_bytes(budget: int | str | None) -> int:
         return 0
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(budget))
     if not found or found[2].lower() not in _UNITS or float(found[1]) * _UNITS[found[2].lower()] < 1:
-        raise ConfigError(f"memory_budget = {budget!r}: must be bytes, or a text such as '8 MiB' or '40 MB'")
+        raise ConfigError(f"{what} = {budget!r}: must be bytes, or a text such as '8 MiB' or '40 MB'")
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 

@@ -231,7 +231,9 @@ def _fitted(
 ) -> Found:
     from edge_runtime.deploy.compress.search import Effort, Goal, search
 
-    goal = Goal(parse_bytes(options.target_size), formats, options.precision, options.batch, options.max_drop)
+    goal = Goal(
+        parse_bytes(options.target_size, "--target-size"), formats, options.precision, options.batch, options.max_drop
+    )
     sys.stdout.write(f"searching for at most {goal.target_bytes:,} bytes as {', '.join(formats)}\n{_HEADER}\n")
     epochs = max(options.epochs, 1)
     effort = Effort(epochs=(1, max(epochs // 4, 1), epochs), seed=seed)

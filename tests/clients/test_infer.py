@@ -84,3 +84,12 @@ def test_bad_data_and_changed_files_are_refused(
     (tmp_path / "model.onnx").write_bytes(b"x")
     assert main(["infer", str(tmp_path / "model.onnx"), str(folder / "x.npy")]) == 3
     assert main(["infer", str(folder / "model_int8.onnx"), str(folder / "x.npy"), "--threads", "0"]) == 2
+
+
+def test_bounds_and_signatures_are_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["infer", str(folder / "model_int8.hedgerow"), str(folder / "x.npy")]
+    assert main([*line, "--max-memory", "8 MiB"]) == 0
+    assert main([*line, "--max-memory", "64"]) == 3
+    assert "64" in capsys.readouterr().err
+    assert main([*line, "--root", "ab" * 32]) == 3
+    assert "release-key.json" in capsys.readouterr().err
