@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.deploy.run.backend import Spec
-from edge_runtime.deploy.run.engine_file import ALIGNMENT, MAX_ARENA_BYTES, Constant, EngineModel, EngineOp, Port, decode, elements
+from edge_runtime.deploy.run.engine_file import (
+    ALIGNMENT,
+    MAX_ARENA_BYTES,
+    Constant,
+    EngineModel,
+    EngineOp,
+    Port,
+    decode,
+    elements,
+)
 from edge_runtime.errors import ArtefactError, BudgetError, EdgeRuntimeError, ProgramError
 from edge_runtime.kernels import int8
 from edge_runtime.kernels.native import OP_DTYPE, NativeProgram, Status, Team, op_code
