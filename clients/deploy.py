@@ -130,7 +130,7 @@ def _roll_back(config: ArtefactConfig, message: Message, record: ConfigRecord) -
         return _report(config)
     if state.previous is None and state.trust is Trust.CONFIRMED:
         raise ArtefactError("there is no model to go back to, and this one has proved healthy here")
-    slots.fall_back("the roll-out was halted")
+    slots.fall_back(slot, "the roll-out was halted")
     return _report(config)
 
 

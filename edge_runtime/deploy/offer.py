@@ -71,7 +71,8 @@ def parse_report(record: Mapping[str, object]) -> Report:
     for field in fields(Report):
         value = record.get(field.name)
         if not _READ[str(field.type)](value):
-            raise PeerError(f"report: {field.name} = {str(value)[:80]!r} is no {field.type}")
+            said = str(value if isinstance(value, int | float) else type(value).__name__)  # not a text of its megabytes
+            raise PeerError(f"report: {field.name} = {said[:80]} is no {field.type}")
         read[field.name] = value
     names = tuple(name for name in read["formats"].split(",") if name in SUFFIXES)
     return Report(**read | {"formats": names})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,20 @@ def test_a_device_of_another_publisher_takes_nothing(node: Node, publisher: Publ
     assert "release-key.sig" in report.reason
 
 
-@pytest.mark.parametrize("blob", [b"", b"\0" * 8, struct.pack("<Q", 2**40) + b"{}", b"not a blob at all"])
+HUGE = b'{"a":{"dtype":"U8","shape":[0,1180591620717411303424],"data_offsets":[0,0]}}'
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"\0" * 8,
+        struct.pack("<Q", 2**40) + b"{}",
+        b"not a blob at all",
+        struct.pack("<Q", 1) + b"5",
+        struct.pack("<Q", len(HUGE)) + HUGE,
+    ],
+)
 def test_a_malformed_offer_is_a_refusal_and_no_crash(node: Node, blob: bytes) -> None:
     report = node.ask(Ask.INSTALL, 1, blob)
     assert report.version == 0
@@ -291,6 +305,16 @@ def test_a_report_is_within_bounds_or_the_peers_error(changes: dict[str, Any]) -
     assert 0 <= report.latency_s < float("inf")
     assert set(report.formats) <= {"onnx", "tflite", "engine"}
     assert parse_report(report.record()) == report
+
+
+def test_a_report_of_megabytes_is_not_repeated() -> None:
+    record = Report().record() | {"version": bytes(4 << 20)}
+    tracemalloc.start()
+    with pytest.raises(PeerError, match="version = bytes is no int"):
+        parse_report(record)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
 
 
 @given(st.dictionaries(st.text('a.é/\0"', max_size=9), st.binary(max_size=300), max_size=6))

@@ -287,6 +287,17 @@ def test_a_clock_that_was_set_back_does_not_bring_the_past_back(publisher: Publi
         slots.install(publisher.folder / "v6")
 
 
+def test_a_time_that_no_key_reaches_does_not_close_the_device_for_good(publisher: Publisher, tmp_path: Path) -> None:
+    """Were it believed, every later release would count as expired."""
+    later = Publisher(tmp_path / "later")
+    shutil.copytree(publisher.keys, later.keys)
+    folder = later.release(5, scaled(5), created=2**53)
+    slots = Slots(tmp_path / "device", publisher.root, clock=lambda: NOW)
+    with pytest.raises(ArtefactError, match="the signer's clock"):
+        slots.install(folder)
+    assert slots.install(publisher.folder / "v6").version == 6
+
+
 def test_a_release_key_that_was_replaced_signs_no_more(publisher: Publisher, tmp_path: Path) -> None:
     newer = Publisher(tmp_path / "newer")
     shutil.copytree(publisher.keys, newer.keys)

@@ -142,6 +142,29 @@ def test_a_bomb_of_hundred_bytes() -> None:
     assert refused(content, ".onnx")
 
 
+SQUARES = [helper.make_node("Mul", [f"s{i}", f"s{i}"], [f"s{i + 1}"]) for i in range(14)]
+NONE, ONE = np.zeros(0, np.int64), np.ones(1, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "said"),
+    [
+        # Each doubles the digits: forty would be a number of terabytes.
+        ([*SQUARES, node("Relu", "x")], {"s0": np.full(64, 3 << 60)}, "more than 64 bits"),
+        ([node("Unsqueeze", "x", axes=[0] * 2_000)], {}, "more than 8 dims"),
+        ([helper.make_node("Mul", ["e", "e"], ["f"]), node("Relu", "x")], {"e": NONE}, "Mul does not fit"),
+        ([helper.make_node("Mul", ["e"], ["f"]), node("Relu", "x")], {"e": ONE}, "Mul does not fit"),
+        ([helper.make_node("Identity", ["e"], []), node("Relu", "x")], {"e": ONE}, "Identity does not fit"),
+    ],
+    ids=["squares of squares", "a million dims", "nothing times nothing", "one factor", "no output"],
+)
+def test_numbers_that_become_sizes_stay_small(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], said: str
+) -> None:
+    with pytest.raises(ArtefactError, match=said):
+        check_model(model(nodes, constants).SerializeToString(), ".onnx")
+
+
 def sized_by_what_is_given() -> onnx.ModelProto:
     made = model([node("Expand", "x", "size")], shape=(1,))
     made.graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
@@ -317,6 +340,38 @@ def computed_pad(b: Builder) -> None:
 )  # fmt: skip
 def test_a_tflite_file_that_no_device_needs(content: bytes, said: str) -> None:
     with pytest.raises(ArtefactError, match=said):
+        check_model(content, ".tflite")
+
+
+class SharedOperator(tfl.OperatorT):
+    """Stands in the file once, however often a graph lists it."""
+
+    place: int | None = None
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the schema's name
+        if self.place is None:
+            self.place = super().Pack(builder)
+        return self.place
+
+
+def test_operators_that_share_their_inputs_are_counted_before_they_are_kept() -> None:
+    builder = Builder()
+    builder.graph.operators = [SharedOperator(opcodeIndex=0, inputs=[0] * 1_000, outputs=[2])] * 20_000
+    content = builder.content()
+    tracemalloc.start()
+    with pytest.raises(ArtefactError, match="inputs and outputs"):
+        check_model(content, ".tflite")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(content) < 100_000
+    assert peak_bytes < 40 << 20
+
+
+def test_a_table_of_many_fields_is_refused_for_many_tables_may_share_its_description() -> None:
+    """A vtable of 65 fields, and the one table that uses it."""
+    vtable = struct.pack("<HH65H", 134, 4, *[0] * 65)
+    content = struct.pack("<I4s", 8 + len(vtable), b"TFL3") + vtable + struct.pack("<i", len(vtable))
+    with pytest.raises(ArtefactError, match="more than 64 fields"):
         check_model(content, ".tflite")
 
 

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.deploy.run.backend import Spec
-from edge_runtime.deploy.run.engine_file import ALIGNMENT, Constant, EngineModel, EngineOp, Port, decode, elements
+from edge_runtime.deploy.run.engine_file import (
+    ALIGNMENT,
+    MAX_ARENA_BYTES,
+    Constant,
+    EngineModel,
+    EngineOp,
+    Port,
+    decode,
+    elements,
+)
 from edge_runtime.errors import ArtefactError, BudgetError, EdgeRuntimeError, ProgramError
 from edge_runtime.kernels import int8
 from edge_runtime.kernels.native import OP_DTYPE, NativeProgram, Status, Team, op_code
@@ -114,6 +123,9 @@ def _regions(model: EngineModel) -> tuple[dict[Names, Region], int]:
             if names not in regions:
                 regions[names] = Region(end, nbytes, fill)
                 end += _aligned(nbytes)
+                # Layers may share their weights, and each is packed for itself.
+                if end > 2 * MAX_ARENA_BYTES:
+                    raise ArtefactError(f"malformed: once unpacked it takes more than {2 * MAX_ARENA_BYTES} bytes")
     return regions, end
 
 

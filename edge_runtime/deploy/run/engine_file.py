@@ -197,7 +197,7 @@ def _check_scale(one: Constant, constants: Mapping[str, Constant]) -> None:
     if (
         scale is None
         or scale.dtype != "f32"
-        or scale.size not in (1, one.shape[0])
+        or scale.size not in (1, *one.shape[:1])
         or one.dtype not in ("s8", "s4", "s2")
     ):
         raise ArtefactError(f"malformed header: {one.name!r} has no scale that fits it")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.errors import ArtefactError
 
+MAX_FIELDS = 64  # of one table; many tables may share a description of it
 _U32, _I32, _U16 = struct.Struct("<I"), struct.Struct("<i"), struct.Struct("<H")
 
 
@@ -28,6 +29,8 @@ class Table:
         size, table_size = self._read(_U16, vtable), self._read(_U16, vtable + 2)
         if size < 4 or size % 2 or vtable + size > len(content) or start + table_size > len(content):
             raise ArtefactError(f"{what}: a table reaches outside the file")
+        if size > 4 + 2 * MAX_FIELDS:
+            raise ArtefactError(f"{what}: a table of more than {MAX_FIELDS} fields")
         self._fields = struct.unpack_from(f"<{size // 2 - 2}H", content, vtable + 4)
         if max(self._fields, default=0) >= max(table_size, 1):
             raise ArtefactError(f"{what}: a field lies outside its table")

@@ -139,7 +139,7 @@ def parse_manifest(content: bytes, what: str = MANIFEST) -> Manifest:
             if name not in fields and needed:
                 raise ValueError("is missing")
             read[name] = reader(fields[name]) if name in fields else None
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ArtefactError(f"{what}: {name} {error}") from error
     golden: Golden | None = read["golden"]
     if golden and not {golden.file, *golden.tolerance} <= read["files"].keys():

@@ -7,7 +7,8 @@ int64), the numbers are followed too; a size that cannot be told beforehand is r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from edge_runtime.deploy.trust.onnx_model import MAX_KNOWN, MAX_RANK, OnnxModel, OnnxNode, Shape
@@ -88,7 +89,8 @@ def shapes_of(model: OnnxModel, max_elements: int) -> Mapping[str, Shape]:
         for name, shape in zip(node.outputs, _outputs(node, values), strict=False):
             if name:
                 _add(values, name, shape, max_elements, node.op)
-        _follow(node, values)
+        with _fitting(node):
+            _follow(node, values)
     if missing := [name for name in model.outputs if name not in values.shapes] or not model.outputs:
         raise ArtefactError(f"ONNX: nothing makes the output {missing}")
     return values.shapes
@@ -97,7 +99,7 @@ def shapes_of(model: OnnxModel, max_elements: int) -> Mapping[str, Shape]:
 def _add(values: Values, name: str, shape: Shape, most: int, what: str) -> None:
     if name in values.shapes or not name:
         raise ArtefactError(f"ONNX: the value {name[:80]!r} is made twice, or has no name")
-    if len(shape) > MAX_RANK or any(size < 0 for size in shape) or math.prod(shape) > most:
+    if len(shape) > MAX_RANK or any(not 0 <= size <= most for size in shape) or math.prod(shape) > most:
         raise ArtefactError(f"ONNX: {what} gives {shape}; a device takes {most} elements at most")
     values.shapes[name] = shape
 
@@ -108,13 +110,19 @@ def _outputs(node: OnnxNode, values: Values) -> list[Shape]:
         raise ArtefactError(f"ONNX: the operator {node.op[:80]!r} is not allowed")
     if missing := [name for name in node.inputs if name and name not in values.shapes]:
         raise ArtefactError(f"ONNX: {node.op} reads {missing[0][:80]!r} before it is made")
-    try:
+    with _fitting(node):
         made = rule(Call(node, values))
-    except (ValueError, IndexError, KeyError, ZeroDivisionError) as error:
-        raise ArtefactError(f"ONNX: {node.op} does not fit its inputs: {error}") from error
     if len(node.outputs) > len(made):
         raise ArtefactError(f"ONNX: {node.op} has more outputs than is allowed")
     return made
+
+
+@contextmanager
+def _fitting(node: OnnxNode) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise ArtefactError(f"ONNX: {node.op} does not fit its inputs: {error}") from error
 
 
 # Rules.
@@ -293,6 +301,8 @@ def _squeeze(call: Call) -> list[Shape]:
 def _unsqueeze(call: Call) -> list[Shape]:
     shape = list(call.shape())
     numbers = call.ints(1) if call.given(1) else call.attribute("axes", ())
+    if len(shape) + len(numbers) > MAX_RANK:
+        raise ValueError(f"it gives more than {MAX_RANK} dims")
     for axis in sorted(_axis(number, len(shape) + len(numbers)) for number in numbers):
         shape.insert(axis, 1)
     return [tuple(shape)]
@@ -382,6 +392,9 @@ def _follow(node: OnnxNode, values: Values) -> None:
     elif node.op in ("Concat", "Mul", "Identity", "Squeeze", "Unsqueeze") and known and known[0] is not None:
         found = _computed(node.op, known)
     if found is not None and len(found) <= MAX_KNOWN:
+        # A chain of squares would soon be numbers of gigabytes.
+        if any(not -(1 << 63) <= number < 1 << 63 for number in found):
+            raise ValueError("it gives a number of more than 64 bits")
         values.ints[node.outputs[0]] = found
 
 

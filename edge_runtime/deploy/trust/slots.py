@@ -96,6 +96,7 @@ class Slots:
         self._root_key = public_key(root_key)
         self._suffixes, self._limits, self._max_bytes = tuple(suffixes), limits, max_bytes
         self._clock, self._after_step = clock, after_step
+        self._opened: str | None = None  # the slot that this process runs; another one may install
         place = self.folder / "slots"
         attempt("made", place, lambda: place.mkdir(parents=True, exist_ok=True))
 
@@ -122,12 +123,15 @@ class Slots:
             ArtefactError: neither is whole.
 
         """
+        name = self.state.current
+        if name is None:
+            return None
+        self._opened = name
         try:
-            slot = self.current()
-            return Runner.open(slot.model, threads=threads, root_key=self._root_key) if slot else None
+            return Runner.open(self._slot(name).model, threads=threads, root_key=self._root_key)
         except ArtefactError as error:
-            slot = self.rollback(f"cannot be opened: {error}")
-        return Runner.open(slot.model, threads=threads, root_key=self._root_key)
+            slot = self._left(name, f"cannot be opened: {error}", to_none=False)
+        return Runner.open(slot.model, threads=threads, root_key=self._root_key) if slot else None
 
     def start(self) -> Slot | None:
         """The slot to run, as a service asks when it starts.
@@ -139,14 +143,17 @@ class Slots:
             state = self.state
             if state.trust is not Trust.CONFIRMED:
                 self._write(replace(state, starts=state.starts + 1))
+        self._opened = name = state.current
+        if name is None:
+            return None
         if state.trust is not Trust.CONFIRMED and state.starts >= MAX_STARTS:
-            return self.fall_back(f"started {state.starts} times without proving healthy")
+            return self._left(name, f"started {state.starts} times without proving healthy")
         try:
-            slot = self.current()
+            slot = self._slot(name)
         except ArtefactError as error:
-            return self.fall_back(str(error))
-        if slot is not None and state.trust is Trust.SWITCHED and (reason := self._self_test(slot)):
-            return self.fall_back(reason)
+            return self._left(name, str(error))
+        if state.trust is Trust.SWITCHED and (reason := self._self_test(slot)):
+            return self._left(name, reason)
         return slot
 
     # What changes it.
@@ -179,30 +186,34 @@ class Slots:
                 self._write(State(name, old.previous if repairs else old.current, Trust.SWITCHED, 0, *seen))
             self._note("switched", version=version)
             self._after_step("switched")
-            slot = self._slot(name)
+            self._opened, slot = name, self._slot(name)
             if reason := self._self_test(slot):
-                self.fall_back(reason)
+                self._left(name, reason)
                 raise ArtefactError(f"version {version} was rolled back: {reason}")
             self._sweep()
             self._after_step("swept")
             return slot
 
     def judge(self, health: Health) -> Verdict:
-        """Confirm the slot on trial if its window is healthy; roll it back if it is not. Nothing once confirmed."""
+        """Confirm the slot on trial if its window is healthy; roll it back if it is not. Nothing once confirmed.
+
+        The window is of the slot that this object started, opened or installed last. Where another process has put
+        another one in its place since, nothing changes: that one has a window of its own to prove.
+        """
         verdict, reason = health.judge()
-        if self.state.trust is Trust.CONFIRMED or verdict is Verdict.WAIT:
+        state = self.state
+        name = self._opened or state.current
+        if name is None or state.trust is Trust.CONFIRMED or verdict is Verdict.WAIT:
             return verdict
         if verdict is Verdict.BAD:
-            self.fall_back(reason)
+            self._left(name, reason)
         else:
-            self.confirm(reason)
+            self._confirmed(name, reason)
         return verdict
 
     def confirm(self, reason: str = "by hand") -> None:
         """End the trial of the current slot."""
-        with self._changing():
-            self._write(replace(self.state, trust=Trust.CONFIRMED, starts=0))
-        self._note("confirmed", reason=reason)
+        self._confirmed(self.state.current, reason)
 
     def rollback(self, reason: str) -> Slot:
         """Run the previous slot again. The version floor stays, so that what was rolled back can't be replayed.
@@ -211,16 +222,17 @@ class Slots:
             ArtefactError: there is no previous slot, or it is damaged; the current one stays.
 
         """
-        with self._changing():
-            state = self.state
-            if state.previous is None:
-                raise ArtefactError(f"{self.folder}: there is no previous slot to roll back to ({reason})")
-            slot = self._slot(state.previous)
-            verified_bytes(slot.model, self._root_key)
-            self._write(replace(state, current=state.previous, previous=None, trust=Trust.CONFIRMED, starts=0))
-        self._note("rolled back", to=slot.version, reason=reason)
-        self._after_step("rolled back")
+        slot = self._left(self.state.current, reason, to_none=False)
+        if slot is None:
+            raise ArtefactError(f"{self.folder}: there is no slot to roll back to ({reason})")
         return slot
+
+    def fall_back(self, slot: Slot, reason: str) -> Slot | None:
+        """Roll back from `slot`, on a device that never had another model to none; what runs now.
+
+        Nothing changes where it is no longer the current one.
+        """
+        return self._left(slot.folder.name, reason)
 
     # How an install goes.
 
@@ -284,18 +296,40 @@ class Slots:
         except ArtefactError as error:
             return f"self-test: {error}"
         with self._changing():
-            self._write(replace(self.state, trust=Trust.ON_TRIAL))
+            state = self.state
+            if state.current == slot.folder.name and state.trust is Trust.SWITCHED:
+                self._write(replace(state, trust=Trust.ON_TRIAL))
         self._after_step("self-tested")
         return ""
 
-    def fall_back(self, reason: str) -> Slot | None:
-        """Roll back; on a device that never had another model, to none."""
-        if self.state.previous is not None:
-            return self.rollback(reason)
+    def _left(self, name: str | None, reason: str, *, to_none: bool = True) -> Slot | None:
+        """Go from the slot `name` to the one before it; what runs now.
+
+        Processes find out about a bad slot at the same time. The first one leaves it; whoever comes later finds
+        another one current, and must not leave that as well.
+        """
         with self._changing():
-            self._write(replace(self.state, current=None, trust=Trust.CONFIRMED, starts=0))
-        self._note("rolled back", to=None, reason=reason)
-        return None
+            state = self.state
+            if state.current != name:
+                return self._slot(state.current) if state.current else None
+            if state.previous is None and not to_none:
+                raise ArtefactError(f"{self.folder}: there is no previous slot to roll back to ({reason})")
+            slot = self._slot(state.previous) if state.previous else None
+            if slot is not None:
+                verified_bytes(slot.model, self._root_key)
+            self._write(replace(state, current=state.previous, previous=None, trust=Trust.CONFIRMED, starts=0))
+        self._note("rolled back", to=slot.version if slot else None, reason=reason)
+        if slot is not None:
+            self._after_step("rolled back")
+        return slot
+
+    def _confirmed(self, name: str | None, reason: str) -> None:
+        with self._changing():
+            state = self.state
+            if state.current != name:
+                return
+            self._write(replace(state, trust=Trust.CONFIRMED, starts=0))
+        self._note("confirmed", reason=reason)
 
     def _try(self, slot: Slot) -> Trial:
         from edge_runtime.deploy.trust import sandbox

@@ -34,7 +34,7 @@ def read_tensors(content: bytes, what: str) -> dict[str, Array]:
     """
     try:
         return _read(content)
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise ArtefactError(f"{what}: is no safetensors file: {str(error)[:200] or 'nested too deep'}") from error
 
 

@@ -71,9 +71,7 @@ def read_tflite(content: bytes, max_elements: int) -> TfliteModel:
         buffer.only(0)  # 1 and 2 place contents behind the tables
     codes = [_code(one) for one in model.tables(1, "TFLite operator codes", MAX_OPERATORS)]
     tensors = tuple(_tensor(one, buffers, max_elements) for one in graphs[0].tables(0, "TFLite tensors", MAX_TENSORS))
-    operators = tuple(_operator(one, codes) for one in graphs[0].tables(3, "TFLite operators", MAX_OPERATORS))
-    if sum(len(one.inputs) + len(one.outputs) for one in operators) > MAX_LINKS:
-        raise ArtefactError(f"TFLite: its operators have more than {MAX_LINKS} inputs and outputs")
+    operators = _operators(graphs[0], codes)
     return TfliteModel(tensors, operators, _links(graphs[0], 1), _links(graphs[0], 2))
 
 
@@ -100,6 +98,18 @@ def _tensor(table: Table, buffers: list[Table], max_elements: int) -> TfliteTens
     short = kind in _INTS and count <= MAX_KNOWN
     ints = tuple(map(int, np.frombuffer(content.tobytes(), _INTS[kind]))) if short else None
     return TfliteTensor(shape, True, ints)
+
+
+def _operators(graph: Table, codes: list[int]) -> tuple[TfliteOperator, ...]:
+    found, links = [], 0
+    for table in graph.tables(3, "TFLite operators", MAX_OPERATORS):
+        one = _operator(table, codes)
+        links += len(one.inputs) + len(one.outputs)
+        # Counted as they come: operators may share one vector, so a small file can name it very often.
+        if links > MAX_LINKS:
+            raise ArtefactError(f"TFLite: its operators have more than {MAX_LINKS} inputs and outputs")
+        found.append(one)
+    return tuple(found)
 
 
 def _operator(table: Table, codes: list[int]) -> TfliteOperator:

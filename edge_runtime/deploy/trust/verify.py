@@ -66,6 +66,9 @@ def check_fresh(signed: SignedManifest, now_s: float, *, floor: int = 0, serial:
     manifest, release = signed.manifest, signed.release
     if release.serial < serial:
         raise ArtefactError(f"{RELEASE}: serial {release.serial} was replaced by {serial}; sign with the newer key")
+    # A device takes `created` for a time that has come: one beyond all keys would make every later release expired.
+    if manifest.created >= release.expires:
+        raise ArtefactError(f"{MANIFEST}: is of a time when its release key has expired; set the signer's clock")
     if now_s >= release.expires:
         raise ArtefactError(f"{RELEASE}: has expired; the root key must sign a new one")
     if manifest.expires is not None and now_s >= manifest.expires:

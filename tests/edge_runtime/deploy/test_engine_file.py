@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from edge_runtime.deploy.formats.engine import layout
 from edge_runtime.deploy.formats.engine.encode import encode, floats, small, words
-from edge_runtime.deploy.run.engine_file import EngineModel, Port, decode, elements, stored_bytes
+from edge_runtime.deploy.run import engine
+from edge_runtime.deploy.run.engine_file import Constant, EngineModel, EngineOp, Port, decode, elements, stored_bytes
 from edge_runtime.errors import ArtefactError
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden").glob("*.hedgerow"))
@@ -59,3 +61,28 @@ def test_a_model_of_nothing_is_a_file_and_another_version_is_refused() -> None:
     assert decode(file) == model
     with pytest.raises(ArtefactError, match="damaged"):
         decode(file.replace(b'"version":1', b'"version":2'))
+
+
+@pytest.mark.parametrize(("scales", "fits"), [([2.0], True), ([2.0, 3.0], False)])
+def test_a_scaled_number_without_dims_has_one_scale_or_is_refused(scales: list[float], fits: bool) -> None:
+    port = Port("x", "f32", (1, 4), 0)
+    constants = {"s": floats("s", np.float32(scales)), "w": Constant("w", "s8", (), b"\1", "s")}
+    file = encode(EngineModel(port, port, 64, constants, ()))
+    if fits:
+        assert decode(file).constants["w"].shape == ()
+    else:
+        with pytest.raises(ArtefactError, match="no scale that fits"):
+            decode(file)
+
+
+def test_layers_that_share_weights_are_counted_before_there_is_memory_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few KB that would take 130."""
+    monkeypatch.setattr(engine, "MAX_ARENA_BYTES", 1 << 15)
+    port, multiplier = Port("x", "f32", (1, 1), 0), floats("m", np.ones(1, np.float32))
+    biases = [words(f"b{i}", np.zeros(1, np.int32)) for i in range(16)]
+    constants = {one.name: one for one in (small("w", np.ones((1, 512), np.int8), 2), multiplier, *biases)}
+    ops = tuple(EngineOp("linear_s8", (0, "w", one.name, "m", 512), (1, 1, 512, 0, -128, 127)) for one in biases)
+    found = EngineModel(port, port, 576, constants, ops)
+    engine.EngineBackend(encode(replace(found, ops=ops[:2])))
+    with pytest.raises(ArtefactError, match="once unpacked"):
+        engine.EngineBackend(encode(found))

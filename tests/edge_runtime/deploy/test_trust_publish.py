@@ -248,6 +248,7 @@ anything = st.recursive(
 
 @given(name=st.sampled_from([*RIGHT, "expires", "input", "golden", "minimum", "metrics"]), value=anything)
 @example(name="version", value=10**400)
+@example(name="metrics", value={"accuracy": 10**400})
 def test_any_value_in_any_field(name: str, value: object) -> None:
     """It is refused, or read; nothing else is raised."""
     try:

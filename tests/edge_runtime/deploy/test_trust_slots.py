@@ -204,6 +204,17 @@ def test_a_confirmed_model_is_no_longer_judged(second: Slots, publisher: Publish
     assert answers(second) == 2
 
 
+@pytest.mark.parametrize("health", [watched(), watched(errors=2)], ids=["good", "bad"])
+def test_the_health_of_one_model_is_no_verdict_on_another(first: Slots, publisher: Publisher, health: Health) -> None:
+    """The service runs version 2 when another process installs version 3."""
+    first.install(publisher.folder / "v2")
+    first.open()
+    Slots(first.folder, publisher.root).install(publisher.folder / "v3")
+    first.judge(health)
+    assert first.state.trust is Trust.ON_TRIAL
+    assert answers(first) == 3
+
+
 def test_a_model_that_keeps_taking_its_service_down_is_rolled_back(second: Slots, publisher: Publisher) -> None:
     versions = [slot.version for _ in range(4) if (slot := second.start())]
     assert versions == [2, 2, 2, 1]
@@ -353,6 +364,29 @@ def test_a_roll_back_does_not_wait_for_an_installer(second: Slots, publisher: Pu
 
     assert second.install(source).version == 3
     assert second.rollback("and again").version == 1
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_slot_is_left_once_whoever_finds_it_bad(first: Slots, publisher: Publisher, damaged: bool) -> None:
+    """A service goes back while the installer still tests what it switched to."""
+
+    def meanwhile(step: str) -> None:
+        if step == "switched":
+            slot = first.current()
+            assert slot is not None
+            if damaged:
+                slot.model.write_bytes(b"")
+            first.fall_back(slot, "the service")
+            assert first.fall_back(slot, "another service") == first.current()
+
+    installer = Slots(first.folder, publisher.root, after_step=meanwhile)
+    if damaged:
+        with pytest.raises(ArtefactError, match="was rolled back"):
+            installer.install(publisher.folder / "v2")
+    else:
+        installer.install(publisher.folder / "v2")
+    assert first.state.trust is Trust.CONFIRMED
+    assert answers(first) == 1
 
 
 def test_a_source_that_breaks_off_is_told_apart_from_ours(first: Slots, publisher: Publisher) -> None:
