@@ -20,10 +20,11 @@ from edge_runtime.deploy.graph.captured import captured_model
 from edge_runtime.deploy.graph.evaluate import Evaluator, predict
 from edge_runtime.deploy.graph.float_model import FloatModel, at_batch
 from edge_runtime.deploy.graph.fold import fold, hard_activations
-from edge_runtime.deploy.graph.quantise import MOVES, activation_quant, is_integer, quantise, weight_quant
+from edge_runtime.deploy.graph.quantise import activation_quant, is_integer, quantise, weight_quant
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.errors import ConfigError, NumericsError, UnsupportedOpError
+from edge_runtime.ir.grids import MOVES
 from simulations import models
 
 IMAGES = ["lenet", "resnet8", "mobilenet_v2_small", "mlp", "watch_cnn", "digits_cnn"]
