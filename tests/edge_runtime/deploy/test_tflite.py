@@ -63,8 +63,9 @@ def test_integers_agree_with_the_rounded_graph(name):
     step = float(quantised.quants[quantised.model.graph.outputs[0]].scale[0])
     for batch in (1, 0):
         got = Runner.of(write_tflite(quantised, batch=batch), ".tflite").predict(x)
-        assert (got.argmax(-1) == expected.argmax(-1)).mean() > 0.995
-        assert abs(got - expected).max() <= 2.01 * step
+        off = abs(got - expected) / step
+        assert off.max() <= 2.01
+        assert (off > 0.5).mean() < 0.05
 
 
 @pytest.mark.parametrize("name", NAMES)
