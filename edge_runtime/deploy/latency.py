@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.deploy.trust.trial import peak_rss_bytes
 from edge_runtime.errors import ArtefactError
 
 WALL_S = 60.0
@@ -75,15 +76,6 @@ def _measure(folder: Path, suffix: str) -> Cost:
     runner = Runner.of((folder / f"{MODEL}{suffix}").read_bytes(), suffix)
     latency_us = median_us(lambda: runner.predict(row))
     return Cost(latency_us, peak_rss_bytes())
-
-
-def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """The most memory that this process had at once since it began to run its program.
-
-    Not getrusage's ru_maxrss: in a process that another started, that is at least what the other one had.
-    """
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def median_us(run: Callable[[], object]) -> float:

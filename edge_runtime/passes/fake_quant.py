@@ -13,22 +13,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from edge_runtime.errors import ConfigError
 from edge_runtime.ir.builder import Builder
 from edge_runtime.ir.graph import Graph, Node
+from edge_runtime.ir.grids import ACTIVATION_BITS, INTEGER_OPS, MOVES, WEIGHTS, bits_by_weight, layer_weights
 from edge_runtime.ir.verify import verify
-
-# Where each op reads a weight that is stored as integers.
-WEIGHTS = {"conv2d": (1,), "linear": (1,), "embedding": (0,), "gru": (2, 3), "lstm": (3, 4)}
-# What gives the numbers it is given, or zeros: they are on a grid already.
-MOVES = ("max_pool2d", "reshape", "transpose", "slice", "pad", "expand")
-# Ops whose inputs and outputs are integers on the device.
-ROUNDED = (
-    "conv2d", "linear", "add", "mul", "relu", "relu6", "clip", "scale", "sigmoid", "tanh", "mean", "avg_pool2d", "cat",
-    *MOVES,
-)  # fmt: skip
-
-ACTIVATION_BITS = 8
 
 _LAYERS = ("conv2d", "linear")
 _NORMS = ("batch_norm", "batch_norm_apply")
@@ -50,7 +38,7 @@ def with_fake_quant(graph: Graph, weight_bits: int | Mapping[str, int], activati
         ConfigError: bits outside 2 to 8, or names of no weight.
 
     """
-    bits = _bits(graph, weight_bits)
+    bits = bits_by_weight(layer_weights(graph), weight_bits)
     rounded = _activations(graph) if activations else frozenset()
     b = Builder(Graph(graph.values, graph.inputs, graph.state, (), graph.outputs), batch=_batch(graph))
     on_grid: dict[str, str] = {}  # of each value that is rounded, the rounded one
@@ -79,18 +67,6 @@ def with_fake_quant(graph: Graph, weight_bits: int | Mapping[str, int], activati
     return verify(b.finish([read(name) for name in graph.outputs]))
 
 
-def _bits(graph: Graph, asked: int | Mapping[str, int]) -> dict[str, int]:
-    """Of each weight of a layer that is a tensor of the model as it is, not made from others."""
-    read = (node.inputs[place] for node in graph.nodes for place in WEIGHTS.get(node.op, ()))
-    names = dict.fromkeys(name for name in read if name in graph.state)
-    given = dict.fromkeys(names, asked) if isinstance(asked, int) else asked
-    if unknown := sorted(set(given) - set(names)):
-        raise ConfigError(f"weight_bits: {unknown[0]} is no weight of a layer; there are {', '.join(names)}")
-    if wrong := [name for name, one in given.items() if not 2 <= one <= 8]:
-        raise ConfigError(f"weight_bits of {wrong[0]} = {given[wrong[0]]}: must be from 2 to 8")
-    return {name: given.get(name, 8) for name in names}
-
-
 def _activations(graph: Graph) -> frozenset[str]:
     """The values that get a grid of their own."""
     batch = _batch(graph)
@@ -101,7 +77,7 @@ def _activations(graph: Graph) -> frozenset[str]:
         layer = node.op in _LAYERS
         if node.op in _GONE:
             same[output] = same.get(node.inputs[0], node.inputs[0])
-        if node.op not in (*ROUNDED, *_NORMS) or (layer and node.inputs[1] not in graph.state):
+        if node.op not in (*INTEGER_OPS, *_NORMS) or (layer and node.inputs[1] not in graph.state):
             continue
         given = node.inputs[:1] if layer or node.op in _NORMS else node.inputs
         floats = [same.get(name, name) for name in given if graph.values[name].dtype == "f32"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.ir.grids import bits_by_weight
 
 _ENTERED = (nn.Conv2d, nn.Linear, nn.GRU, nn.LSTM)
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -82,9 +82,4 @@ def _bits(module: nn.Module, asked: int | Mapping[str, int]) -> dict[str, int]:
             case _:
                 own = []
         names += [known[id(one)] for one in own]
-    given = dict.fromkeys(names, asked) if isinstance(asked, int) else asked
-    if unknown := sorted(set(given) - set(names)):
-        raise ConfigError(f"qat_bits: {unknown[0]} is no weight of a layer; there are {', '.join(names)}")
-    if wrong := [name for name, one in given.items() if not 2 <= one <= 8]:
-        raise ConfigError(f"qat_bits of {wrong[0]} = {given[wrong[0]]}: must be from 2 to 8")
-    return {name: given.get(name, 8) for name in names}
+    return bits_by_weight(names, asked, "qat_bits")

@@ -48,10 +48,9 @@ def rounded_accuracy(out: Path, bits: int) -> float:
     return float((logits.argmax(1) == test.y).mean())
 
 
-@pytest.mark.parametrize("trainer", ["engine", "torch"])
-def test_the_last_rounds_make_a_model_that_two_bits_hold(tmp_path: Path, trainer: str) -> None:
-    plain = run(tmp_path / "plain", f"train.trainer={trainer}")
-    qat = run(tmp_path / "qat", f"train.trainer={trainer}", "deploy.qat_rounds=5", "deploy.qat_bits=2")
+def test_the_last_rounds_make_a_model_that_two_bits_hold(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    qat = run(tmp_path / "qat", "deploy.qat_rounds=5", "deploy.qat_bits=2")
     assert plain["rounds"][4]["loss"] == qat["rounds"][4]["loss"]  # until then they are the same
     assert plain["rounds"][5]["loss"] != qat["rounds"][5]["loss"]
     before, after = (rounded_accuracy(tmp_path / name, 2) for name in ("plain", "qat"))
@@ -59,6 +58,14 @@ def test_the_last_rounds_make_a_model_that_two_bits_hold(tmp_path: Path, trainer
     assert after > 0.88
     # What the server reports of those rounds is of rounded weights.
     assert qat["final"]["accuracy"] == pytest.approx(after, abs=0.03)
+
+
+def test_the_torch_trainer_rounds_in_the_last_rounds_too(tmp_path: Path) -> None:
+    few = ("train.trainer=torch", "server.rounds=2", "data.clients=2", "server.cohort=2", "server.min_updates=2")
+    plain = run(tmp_path / "plain", *few)
+    qat = run(tmp_path / "qat", *few, "deploy.qat_rounds=1", "deploy.qat_bits=2")
+    assert plain["rounds"][0]["loss"] == qat["rounds"][0]["loss"]
+    assert plain["rounds"][1]["loss"] != qat["rounds"][1]["loss"]
 
 
 def test_under_secure_aggregation_nothing_else_changes(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from edge_runtime.deploy.graph.evaluate import predict
 from edge_runtime.deploy.graph.float_model import FloatModel
-from edge_runtime.deploy.graph.quantise import STORED, quantise, weight_quant
+from edge_runtime.deploy.graph.quantise import quantise, weight_quant
 from edge_runtime.errors import ConfigError
+from edge_runtime.ir.grids import layer_weights
+from edge_runtime.train.metrics import accuracy
 
 RUNNABLE = (8, 4)  # widths that runtimes compute with; 3 and 2 are for storage and transport
 SCALE_BYTES = 4
@@ -83,7 +85,7 @@ def sensitivity(model: FloatModel, x: NDArray[np.generic], y: Labels, bits: Sequ
         raise ConfigError(f"bits = {tuple(bits)}: must be numbers from 2 to 8")
     exact = predict(model, x)
     layers = []
-    for name in _weights(model):
+    for name in layer_weights(model.graph):
         w = model.weights[name]
         effects = {}
         for one in sorted(set(bits), reverse=True):
@@ -166,15 +168,9 @@ def to_text(table: Sensitivity, chosen: Mapping[str, int] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _weights(model: FloatModel) -> list[str]:
-    """The names of what layers store as integers, in order."""
-    read = [node.inputs[place] for node in model.graph.nodes for place in STORED.get(node.op, ())]
-    return list(dict.fromkeys(name for name in read if name in model.weights))
-
-
 def _effect(outputs: NDArray[np.float32], exact: NDArray[np.float32], y: Labels) -> Effect:
     moved = np.square(outputs.astype(np.float64) - exact).mean()
-    return Effect(float((outputs.argmax(-1) == y).mean()), float(moved / np.square(exact.astype(np.float64)).mean()))
+    return Effect(accuracy(outputs, y), float(moved / np.square(exact.astype(np.float64)).mean()))
 
 
 def _drop(table: Sensitivity, layer: Layer, bits: int) -> float:

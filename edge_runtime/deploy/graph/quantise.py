@@ -10,25 +10,14 @@ from numpy.typing import NDArray
 from edge_runtime.deploy.graph.blocks import blocks
 from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.graph.quantised import Quant, QuantisedModel
-from edge_runtime.errors import ConfigError
 from edge_runtime.ir.graph import Graph, Node
+from edge_runtime.ir.grids import ACTIVATION_BITS, INTEGER_OPS, MOVES, bits_by_weight, layer_weights
 
 Ranges = Mapping[str, tuple[float, float]]
 
-# Their output is their input's integers, moved: both are on one grid.
-MOVES = ("max_pool2d", "reshape", "transpose", "slice", "pad", "expand")
-# Their inputs and outputs are on grids. All other ops compute in float32, from rounded inputs where those are.
-INTEGER_OPS = (
-    "conv2d", "linear", "add", "mul", "relu", "relu6", "clip", "scale", "sigmoid", "tanh", "mean", "avg_pool2d", "cat",
-    *MOVES,
-)  # fmt: skip
-# Weights that are rows of numbers, by the places where their ops read them: stored as integers also where the op
-# itself is float32.
-STORED = {"conv2d": (1,), "linear": (1,), "embedding": (0,), "gru": (2, 3), "lstm": (3, 4)}
 # What the functions can give is known, and the grids that TFLite asks for hold it: scale and zero point.
 FIXED = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 
-ACTIVATION_BITS = 8
 LARGEST_BIAS = 2**30  # in steps of its grid; an int32 sum of products has room beside it
 
 
@@ -48,20 +37,15 @@ def quantise(
 
     """
     graph = model.graph
-    stored = {node.inputs[place] for node in graph.nodes for place in STORED.get(node.op, ()) if _has(node, place)}
-    stored &= model.weights.keys()
-    bits = dict.fromkeys(stored, weight_bits) if isinstance(weight_bits, int) else dict(weight_bits)
-    if unknown := sorted(set(bits) - stored):
-        raise ConfigError(f"weight_bits: {unknown[0]} is no weight of a layer; there are {', '.join(sorted(stored))}")
-    if wrong := [name for name, one in bits.items() if not 2 <= one <= 8]:
-        raise ConfigError(f"weight_bits of {wrong[0]} = {bits[wrong[0]]}: must be from 2 to 8")
+    stored = layer_weights(graph)
+    bits = bits_by_weight(stored, weight_bits)
     quants = _activation_quants(model, ranges) if activations else {}
     inputs_of = {node.inputs[1]: node for node in graph.nodes if node.op in ("conv2d", "linear")}
     for name in sorted(stored):
         step = None
         if (layer := inputs_of.get(name)) and is_integer(layer, graph, quants) and len(layer.inputs) > 2:
             step = np.abs(model.weights[layer.inputs[2]]) / quants[layer.inputs[0]].scale[0] / LARGEST_BIAS
-        quants[name] = weight_quant(model.weights[name], bits.get(name, 8), step)
+        quants[name] = weight_quant(model.weights[name], bits[name], step)
     for node in graph.nodes:
         if node.op in ("conv2d", "linear") and len(node.inputs) > 2 and is_integer(node, graph, quants):
             scale = (quants[node.inputs[0]].scale * quants[node.inputs[1]].scale).astype(np.float32)
@@ -157,7 +141,3 @@ def _groups(names: set[str], links: list[tuple[str, str]]) -> dict[str, str]:
         first, second = sorted((find(a), find(b)))
         leader[second] = first
     return {name: find(name) for name in names}
-
-
-def _has(node: Node, place: int) -> bool:
-    return place < len(node.inputs)

@@ -72,7 +72,7 @@ class QuantisedModel:
     Attributes:
         model: float32 weights, as they are before rounding.
         quants: of values and of weights, by name. A node computes in integers where all its activations have one and
-            `integers.INTEGER_OPS` has its op; a weight that has one while its node's activations do not is stored as
+            `ir.grids.INTEGER_OPS` has its op; a weight that has one while its node's activations do not is stored as
             integers and used as float32 (weight-only).
 
     """

@@ -1,6 +1,6 @@
-"""What stands in an ONNX file, read without a parser of ONNX: the messages of onnx.proto3 that hold nodes and tensors.
+"""Whether an ONNX file names other files: of any file that ONNX Runtime might take, checked before it sees the bytes.
 
-For checks on a device before ONNX Runtime sees the bytes. Format: protobuf.dev, "Encoding".
+`trust/onnx_model.py` is stricter: it refuses whatever the models that we write do not need, sub-graphs among it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from edge_runtime.deploy.trust.protobuf import fields
 from edge_runtime.errors import ArtefactError
 
 # Of each kind of message, the fields that are messages we look into.
@@ -56,7 +57,9 @@ def messages(model: bytes) -> Iterator[Message]:
         kind, content, depth = waiting.pop()
         if depth > _DEPTH:
             raise ArtefactError("not an ONNX model: its graphs are nested too deep")
-        message = Message(kind, tuple(_fields(content)))
+        message = Message(
+            kind, tuple((number, value) for number, _, value in fields(content, f"not an ONNX model: {kind}"))
+        )
         yield message
         for number, value in message.fields:
             if inside := _INSIDE[kind].get(number):
@@ -76,31 +79,3 @@ def external_tensors(model: bytes) -> list[str]:
             for number, value in message.fields
         )
     ]
-
-
-def _fields(content: memoryview) -> Iterator[Field]:
-    at = 0
-    while at < len(content):
-        tag, at = _varint(content, at)
-        number, wire = tag >> 3, tag & 7
-        if not number:
-            raise ArtefactError("not an ONNX model: a field of number 0")
-        if wire == 0:
-            value, at = _varint(content, at)
-            yield number, value
-            continue
-        size, at = _varint(content, at) if wire == 2 else ({1: 8, 5: 4}.get(wire, -1), at)
-        if size < 0 or size > len(content) - at:
-            raise ArtefactError("not an ONNX model: a field is cut short or of no known type")
-        yield number, content[at : at + size]
-        at += size
-
-
-def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift, byte in zip(range(0, 70, 7), content[at : at + 10], strict=False):
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-    raise ArtefactError("not an ONNX model: a number is cut short or too long")

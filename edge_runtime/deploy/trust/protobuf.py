@@ -7,13 +7,14 @@ or a length and that many bytes. Nothing is copied; a nested message is a view, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from edge_runtime.errors import ArtefactError
 
 MAX_FIELDS = 200_000  # of one message
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # how a value is written
+_LENGTHS = {_EIGHT: 8, _FOUR: 4}
 
 
 class Kind(Enum):
@@ -42,12 +43,8 @@ class Message:
         self.what = what
         self._numbers: dict[str, list[int]] = defaultdict(list)
         self._bytes: dict[str, list[memoryview]] = defaultdict(list)
-        at, fields = 0, 0
-        while at < len(content):
-            fields += 1
-            tag, at = _varint(content, at, what)
-            number, wire = tag >> 3, tag & 7
-            if number not in schema or fields > MAX_FIELDS:
+        for count, (number, wire, value) in enumerate(fields(content, what)):
+            if number not in schema or count >= MAX_FIELDS:
                 raise ArtefactError(f"{what}: has the field {number}, which no model here needs")
             name, kind = schema[number]
             if wire not in _WIRE[kind]:
@@ -55,15 +52,10 @@ class Message:
             if kind in (Kind.NUMBER, Kind.FLOAT, Kind.ONE) and (name in self._numbers or name in self._bytes):
                 # Parsers join the two, or take the last: what is checked must be what is run.
                 raise ArtefactError(f"{what}: has {name} twice")
-            if wire == _VARINT:
-                value, at = _varint(content, at, what)
+            if isinstance(value, int):
                 self._numbers[name].append(value)
-                continue
-            length, at = _varint(content, at, what) if wire == _BYTES else ({_FOUR: 4, _EIGHT: 8}[wire], at)
-            if length > len(content) - at:
-                raise ArtefactError(f"{what}: {name} is cut short")
-            self._bytes[name].append(content[at : at + length])
-            at += length
+            else:
+                self._bytes[name].append(value)
 
     def number(self, name: str, default: int = 0) -> int:
         """A signed number."""
@@ -107,6 +99,30 @@ class Message:
 
     def __contains__(self, name: str) -> bool:
         return name in self._numbers or name in self._bytes
+
+
+def fields(content: memoryview, what: str) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Number, wire type and value of each field of a message: varints as int, all else as bytes.
+
+    Raises:
+        ArtefactError: `content` is no message.
+
+    """
+    at = 0
+    while at < len(content):
+        tag, at = _varint(content, at, what)
+        number, wire = tag >> 3, tag & 7
+        if not number:
+            raise ArtefactError(f"{what}: has a field of number 0")
+        if wire == _VARINT:
+            value, at = _varint(content, at, what)
+            yield number, wire, value
+            continue
+        length, at = _varint(content, at, what) if wire == _BYTES else (_LENGTHS.get(wire, -1), at)
+        if not 0 <= length <= len(content) - at:
+            raise ArtefactError(f"{what}: field {number} is cut short or of no known type")
+        yield number, wire, content[at : at + length]
+        at += length
 
 
 def _varint(content: memoryview, at: int, what: str) -> tuple[int, int]:

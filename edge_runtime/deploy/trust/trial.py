@@ -79,13 +79,17 @@ def _tried(model: Path, golden: Path, model_sha256: str, golden_sha256: str) -> 
     return {
         "difference": float(np.abs(y - expected.astype(np.float32)).max()),
         "latency_s": sorted(times)[REPEATS // 2],
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "output_sha256": sha256_hex(y.tobytes()),
     }
 
 
-def _peak_rss_bytes() -> int:
-    """Of this program alone: what getrusage tells may be that of the process which started it."""
+def peak_rss_bytes() -> int:
+    """The most memory that this process had at once since it began to run its program.
+
+    Not getrusage's ru_maxrss, where there is a choice: in a process that another started, that is at least what the
+    other one had.
+    """
     for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

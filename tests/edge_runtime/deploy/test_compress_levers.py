@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from zoo import IMAGES, example
 
 import edge_runtime as er
 from edge_runtime.deploy.compress.binary import binarise
@@ -26,10 +25,7 @@ from edge_runtime.deploy.graph.fold import fold
 from edge_runtime.errors import ConfigError, UnsupportedOpError
 from simulations import models
 
-SHAPES = {
-    "lenet": (1, 28, 28), "mlp": (1, 28, 28), "digits_cnn": (1, 8, 8), "watch_cnn": (6, 1, 100),
-    "resnet8": (3, 32, 32), "mobilenet_v2_small": (3, 32, 32),
-}  # fmt: skip
+SHAPES = [name for name in IMAGES if name != "ds_cnn"]
 
 
 class Branches(nn.Module):
@@ -72,9 +68,9 @@ def made(module: nn.Module, *shape: int, folded: bool = True) -> tuple[FloatMode
     return (fold(captured) if folded else captured), x.numpy()
 
 
-@functools.cache
 def zoo(name: str) -> tuple[FloatModel, NDArray[np.float32]]:
-    return made(getattr(models, name)(), *SHAPES[name])
+    one = example(name)
+    return one.folded, one.x[:4].astype(np.float32)
 
 
 def without_channels(model: FloatModel, share: float) -> FloatModel:

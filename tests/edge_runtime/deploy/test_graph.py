@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from zoo import TOKENS, answer, example, ranges
 
 from edge_runtime import deploy
 from edge_runtime.adapters import merge_adapters
@@ -20,31 +23,23 @@ from edge_runtime.deploy.graph.captured import captured_model
 from edge_runtime.deploy.graph.evaluate import Evaluator, predict
 from edge_runtime.deploy.graph.float_model import FloatModel, at_batch
 from edge_runtime.deploy.graph.fold import fold, hard_activations
-from edge_runtime.deploy.graph.quantise import MOVES, activation_quant, is_integer, quantise, weight_quant
+from edge_runtime.deploy.graph.quantise import activation_quant, is_integer, quantise, weight_quant
 from edge_runtime.deploy.graph.quantised import Quant
 from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.errors import ConfigError, NumericsError, UnsupportedOpError
-from simulations import models
+from edge_runtime.ir.grids import MOVES
 
 IMAGES = ["lenet", "resnet8", "mobilenet_v2_small", "mlp", "watch_cnn", "digits_cnn"]
-TOKENS = ["char_gru", "char_transformer"]
-SHAPES = {"resnet8": (3, 32, 32), "mobilenet_v2_small": (3, 32, 32), "watch_cnn": (6, 1, 100), "digits_cnn": (1, 8, 8)}
 
 
-def moved(name: str, rows: int = 8) -> tuple[nn.Module, NDArray[np.generic]]:
-    """A model of the zoo whose batch norms have seen a few batches, in evaluation mode, and inputs for it."""
-    torch.manual_seed(0)
-    module: nn.Module = getattr(models, name)()
-    x = torch.randint(0, 80, (rows, 64)) if name in TOKENS else torch.randn(rows, *SHAPES.get(name, (1, 28, 28)))
-    with torch.no_grad():
-        for _ in range(3):
-            module.train()(x)
-    return module.eval(), x.numpy()
+def captured(name: str) -> tuple[nn.Module, NDArray[np.generic], FloatModel]:
+    one = example(name)
+    return one.module, one.x, one.model
 
 
-def answer(module: nn.Module, x: NDArray[np.generic]) -> NDArray[np.float32]:
-    with torch.no_grad():
-        return np.asarray(module(torch.from_numpy(x)).numpy(), np.float32)
+def folded(name: str) -> tuple[nn.Module, NDArray[np.generic], FloatModel]:
+    one = example(name)
+    return one.module, one.x, one.folded
 
 
 class Norms(nn.Module):
@@ -74,10 +69,9 @@ class Shared(nn.Module):
         return self.n2(self.conv(torch.relu(self.n1(self.conv(x)))))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", IMAGES + TOKENS)
+@pytest.mark.parametrize("name", [*IMAGES, *TOKENS])
 def test_folding_changes_no_output(name: str) -> None:
-    module, x = moved(name)
-    model = fold(captured_model(module, x))
+    module, x, model = folded(name)
     np.testing.assert_allclose(predict(model, x), answer(module, x), atol=1e-5)
     assert not [node for node in model.graph.nodes if node.op.startswith("batch_norm")]
 
@@ -99,9 +93,13 @@ def test_norms_in_other_places_are_folded_too(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 33])
 def test_the_graph_takes_any_batch(rows: int) -> None:
-    module, x = moved("char_transformer", rows)
-    model = captured_model(module, x)
-    assert at_batch(model.graph, model.batch, rows).values[model.graph.inputs[0]].shape == (rows, 64)
+    module, x, model = (
+        example("char_transformer").module,
+        example("char_transformer").x,
+        example("char_transformer").model,
+    )
+    x = np.resize(x, (rows, *x.shape[1:]))
+    assert at_batch(model.graph, model.batch, rows).values[model.graph.inputs[0]].shape == x.shape
     np.testing.assert_allclose(predict(model, x), answer(module, x), atol=1e-5)
 
 
@@ -130,7 +128,7 @@ def test_hard_activations_are_close_and_cheap() -> None:
 
 
 def test_a_built_program_is_exported_from_its_own_graph() -> None:
-    module, x = moved("resnet8")
+    module, x = example("resnet8").module, example("resnet8").x
     program = build(module, x, batch_size=4)
     model = fold(float_model_of(program, None, x))
     np.testing.assert_allclose(predict(model, x), answer(module, x), atol=1e-5)
@@ -140,7 +138,7 @@ def test_a_built_program_is_exported_from_its_own_graph() -> None:
 
 
 def test_adapters_are_merged_where_they_only_read_weights() -> None:
-    module, x = moved("mlp")
+    module, x = copy.deepcopy(example("mlp").module), example("mlp").x
     program = build(module, x, batch_size=4, lora_rank=2)
     state = {name: np.full(one.shape, 0.01, np.float32) + one for name, one in program.initial.items()}
     model = fold(float_model_of(program, state, x))
@@ -151,10 +149,9 @@ def test_adapters_are_merged_where_they_only_read_weights() -> None:
 
 @pytest.mark.parametrize("method", ["minmax", *SEARCHES])
 def test_ranges_are_inside_what_was_seen(method: str) -> None:
-    module, x = moved("lenet", 40)
-    model = fold(captured_model(module, x))
+    x, model = example("lenet").x, example("lenet").folded
     ranges = calibrate(model, [x[:15], x[15:]], method)
-    seen = {name: (value.min(), value.max()) for name, value in Evaluator(model, 40).values(x).items()}
+    seen = {name: (value.min(), value.max()) for name, value in Evaluator(model, len(x)).values(x).items()}
     for name, (low, high) in ranges.items():
         if method == "minmax":
             np.testing.assert_allclose((low, high), seen[name], atol=1e-5)  # sums in another order
@@ -173,8 +170,7 @@ def test_outliers_do_not_stretch_a_searched_range(method: str) -> None:
 
 
 def test_calibration_refuses_what_it_cannot_use() -> None:
-    module, x = moved("mlp")
-    model = captured_model(module, x)
+    _, x, model = captured("mlp")
     with pytest.raises(ConfigError, match="empty"):
         calibrate(model, [])
     with pytest.raises(ConfigError, match="one of minmax, percentile"):
@@ -211,9 +207,8 @@ def test_rounding_is_half_to_even_and_saturates() -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_grids_are_what_integer_kernels_need(name: str) -> None:
-    module, x = moved(name, 32)
-    model = fold(captured_model(module, x))
-    quantised = quantise(model, calibrate(model, [x]))
+    module, x, model = folded(name)
+    quantised = quantise(model, ranges(name))
     graph, quants = model.graph, quantised.quants
     assert {graph.inputs[0], graph.outputs[0]} <= quants.keys()
     for block in blocks(graph):
@@ -231,9 +226,8 @@ def test_grids_are_what_integer_kernels_need(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_sequence_models_are_rounded_where_they_can_be(name: str) -> None:
-    module, x = moved(name, 32)
-    model = fold(captured_model(module, x))
-    quantised = quantise(model, calibrate(model, [x]))
+    module, x, model = folded(name)
+    quantised = quantise(model, ranges(name))
     assert quantised.quants["embedding.weight"].axis == 0
     assert np.abs(predict_rounded(quantised, x) - answer(module, x)).max() < 0.2
 
@@ -252,8 +246,7 @@ def test_a_dead_channel_keeps_its_bias() -> None:
 
 
 def test_bits_by_name() -> None:
-    module, x = moved("lenet", 16)
-    model = fold(captured_model(module, x))
+    _, x, model = folded("lenet")
     ranges = calibrate(model, [x])
     quantised = quantise(model, ranges, weight_bits={"f1.weight": 4})
     assert {name: one.bits for name, one in quantised.quants.items() if name.endswith("weight")} == {
@@ -267,16 +260,14 @@ def test_bits_by_name() -> None:
 
 
 def test_weight_only_leaves_activations_alone() -> None:
-    module, x = moved("lenet", 16)
-    model = fold(captured_model(module, x))
+    _, x, model = folded("lenet")
     quantised = quantise(model, {}, weight_bits=8, activations=False)
     assert all(name in model.graph.state for name in quantised.quants)
     np.testing.assert_allclose(predict_rounded(quantised, x), predict(quantised.rounded(), x), atol=1e-6)
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    module, x = moved("mlp")
-    model = captured_model(module, x)
+    module, x, model = captured("mlp")
     with pytest.raises(ValueError, match="the graph has"):
         model.with_weights({"1.weight": np.zeros((3, 3), np.float32)})
     with pytest.raises(ConfigError, match="has no"):

@@ -10,7 +10,8 @@ import pytest
 
 from edge_runtime.deploy.formats.onnx import write_onnx
 from edge_runtime.deploy.graph.float_model import FloatModel, checked
-from edge_runtime.deploy.latency import cost_of, peak_rss_bytes
+from edge_runtime.deploy.latency import cost_of
+from edge_runtime.deploy.trust.trial import peak_rss_bytes
 from edge_runtime.errors import ArtefactError
 from edge_runtime.ir.builder import Builder
 

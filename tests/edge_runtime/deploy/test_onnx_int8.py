@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,53 +9,31 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
+from zoo import ROWS, TOKENS
 
 from edge_runtime.deploy.formats.onnx import write_onnx
 from edge_runtime.deploy.formats.onnx.stored import packed, packed_bits, unpacking_table
 from edge_runtime.deploy.graph.calibrate import calibrate
 from edge_runtime.deploy.graph.captured import captured_model
-from edge_runtime.deploy.graph.float_model import FloatModel
 from edge_runtime.deploy.graph.fold import fold
 from edge_runtime.deploy.graph.quantise import quantise, weight_quant
 from edge_runtime.deploy.graph.quantised import QuantisedModel
 from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.deploy.run import onnx_runtime
 from edge_runtime.deploy.runner import Runner
-from simulations import models
 
-IMAGES = {
-    "lenet": (1, 28, 28),
-    "resnet8": (3, 32, 32),
-    "mobilenet_v2_small": (3, 32, 32),
-    "mlp": (1, 28, 28),
-    "watch_cnn": (6, 1, 100),
-    "ds_cnn": (1, 49, 10),
-}
-TOKENS = ("char_gru", "char_transformer")
-ROWS = 24
-
-
-@functools.cache
-def prepared(name: str) -> tuple[FloatModel, NDArray[np.generic]]:
-    """A folded model of the zoo whose batch norms have seen a few batches, and inputs for it."""
-    torch.manual_seed(0)
-    module: nn.Module = getattr(models, name)()
-    x = torch.randint(0, 80, (ROWS, 64)) if name in TOKENS else torch.randn(ROWS, *IMAGES[name])
-    with torch.no_grad():
-        for _ in range(3):
-            module.train()(x)
-    return fold(captured_model(module.eval(), x.numpy())), x.numpy()
+IMAGES = [name for name in zoo.IMAGES if name != "digits_cnn"]
 
 
 def quantised(name: str, **options: object) -> tuple[QuantisedModel, NDArray[np.generic]]:
-    model, x = prepared(name)
-    return quantise(model, calibrate(model, [x]), **options), x  # type: ignore[arg-type]
+    return zoo.quantised(name, **options), zoo.example(name).x
 
 
 def differences(q: QuantisedModel, x: NDArray[np.generic], content: bytes) -> NDArray[np.float32]:
