@@ -29,7 +29,9 @@ STORED = {"conv2d": (1,), "linear": (1,), "embedding": (0,), "gru": (2, 3), "lst
 FIXED = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 
 ACTIVATION_BITS = 8
-LARGEST_BIAS = 2**30  # in steps of its grid; an int32 sum of products has room beside it
+# In steps of its grid; an int32 sum of products has room beside it. LiteRT's kernels for 4-bit weights sum 16 times
+# that.
+LARGEST_BIAS, LARGEST_BIAS_4 = 2**30, 2**26
 
 
 def quantise(
@@ -60,7 +62,8 @@ def quantise(
     for name in sorted(stored):
         step = None
         if (layer := inputs_of.get(name)) and is_integer(layer, graph, quants) and len(layer.inputs) > 2:
-            step = np.abs(model.weights[layer.inputs[2]]) / quants[layer.inputs[0]].scale[0] / LARGEST_BIAS
+            largest = LARGEST_BIAS if bits.get(name, 8) > 4 else LARGEST_BIAS_4
+            step = np.abs(model.weights[layer.inputs[2]]) / quants[layer.inputs[0]].scale[0] / largest
         quants[name] = weight_quant(model.weights[name], bits.get(name, 8), step)
     for node in graph.nodes:
         if node.op in ("conv2d", "linear") and len(node.inputs) > 2 and is_integer(node, graph, quants):
