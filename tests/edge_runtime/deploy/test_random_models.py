@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edge_runtime.deploy.exporter import FORMATS, Prepared, prepare, write
 from edge_runtime.deploy.graph.quantised import QuantisedModel
 from edge_runtime.deploy.graph.rounding import predict_rounded
+from edge_runtime.deploy.parity import Expected, measured
 from edge_runtime.deploy.runner import Runner
 
 ROWS = 12
@@ -272,3 +273,18 @@ def test_dropout_of_channels_is_nothing_in_evaluation() -> None:
     x = np.random.default_rng(0).normal(size=(4, 2, 5, 5)).astype(np.float32)
     prepared = prepare(module, None, [x])
     hold(module.eval(), x, prepared, "onnx", None)
+
+
+@pytest.mark.parametrize("by", [1.0, -1.0])
+def test_the_gate_sees_wrong_weights_behind_a_large_mean(by: float) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        module[2].bias.add_(1000.0)
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    expected = answer(module, x)
+    with torch.no_grad():
+        module[0].weight.mul_(by)
+    content = write(prepare(module, None, [x], precision="fp32").float_model, "onnx")
+    row = measured("model.onnx", "onnx", "fp32", content, Expected(x, None, expected, {"fp32": expected}, 1.0))
+    assert (row.refused is None) == (by == 1.0)
