@@ -16,6 +16,7 @@ from edge_runtime.deploy.graph.quantised import QuantisedModel
 from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.deploy.parity import Expected, measured
 from edge_runtime.deploy.runner import Runner
+from edge_runtime.errors import ConfigError
 
 ROWS = 12
 TOLERANCE = {"onnx": 1e-4, "tflite": 2e-5, "engine": 2e-5}
@@ -288,3 +289,10 @@ def test_the_gate_sees_wrong_weights_behind_a_large_mean(by: float) -> None:
     content = write(prepare(module, None, [x], precision="fp32").float_model, "onnx")
     row = measured("model.onnx", "onnx", "fp32", content, Expected(x, None, expected, {"fp32": expected}, 1.0))
     assert (row.refused is None) == (by == 1.0)
+
+
+def test_a_batch_below_zero_is_a_wrong_setting() -> None:
+    prepared = prepare(nn.Linear(2, 2), None, [np.ones((3, 2), np.float32)])
+    for name in FORMATS:
+        with pytest.raises(ConfigError, match="batch = -3"):
+            write(prepared.float_model, name, -3)
