@@ -426,6 +426,13 @@ def _dropout(b: Builder, x: str, p: float, train: bool) -> str:
     return b.emit("dropout", x, b.random(), batch=b.batch, id=b.count("dropout"), p=p)
 
 
+@aten("feature_dropout.default", "feature_dropout_.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+def _other_dropout(b: Builder, x: str, p: float, train: bool) -> str:
+    if train and p:
+        raise b.refuse("dropout of whole channels, or alpha dropout, in training", "use Dropout")
+    return x
+
+
 @aten("zeros.default")
 def _zeros(b: Builder, shape: Sequence[int], dtype: Any = None, **_: Any) -> str:
     if str(dtype) not in ("None", "torch.float32"):

@@ -193,6 +193,8 @@ def _floats(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
 
 def write(model: FloatModel | QuantisedModel, name: str, batch: int | None = None) -> bytes:
     """The bytes of `model` in format `name`."""
+    if batch is not None and batch < 0:
+        raise ConfigError(f"batch = {batch}: must be a number of rows, or 0 for any")
     one = FORMATS[name]
     module, _, function = one.writer.partition(":")
     try:

@@ -80,7 +80,7 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
     except (EdgeRuntimeError, ValueError, MemoryError) as error:
         return dataclasses.replace(figures, refused=" ".join(str(error).split()))
     defined = expected.defined[precision].astype(np.float64)
-    spread = max(float(np.sqrt(np.mean(defined**2))), 1e-12)
+    spread = max(_spread(defined, precision), 1e-12)
     figures = dataclasses.replace(
         figures,
         accuracy=None if expected.y is None else float(accuracy(outputs, expected.y)),
@@ -91,6 +91,15 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
         peak_rss_bytes=cost.peak_rss_bytes,
     )
     return dataclasses.replace(figures, refused=why_not(figures, expected))
+
+
+def _spread(defined: NDArray[np.float64], precision: str) -> float:
+    """Root mean square; in float32 about each output's mean, behind which an answer could hide that is no answer.
+
+    Not below a hundredth of the whole, of which float32 sums keep some 1e-6; and a grid's steps are of the whole.
+    """
+    whole = float(np.sqrt(np.mean(defined**2)))
+    return whole if precision != "fp32" else max(float(np.sqrt(np.mean(defined.var(0)))), 0.01 * whole)
 
 
 def why_not(figures: Figures, expected: Expected) -> str | None:

@@ -25,14 +25,23 @@ def fold(model: FloatModel) -> FloatModel:
 
 
 def fold_constants(model: FloatModel) -> FloatModel:
-    """Nodes that read weights alone become weights, such as a merged adapter; `detach` goes."""
+    """Nodes that read weights alone become weights, such as a merged adapter; `detach` goes.
+
+    But not one that repeats a weight for each row, such as a class token: it is another for another batch.
+    """
     weights = dict(model.weights)
     values, nodes, same = dict(model.graph.values), [], dict[str, str]()
+
+    def constant(node: Node) -> bool:
+        if not node.inputs or len(node.outputs) != 1 or not all(name in weights for name in node.inputs):
+            return False
+        return all(n % model.batch or not n for n in values[node.outputs[0]].shape)
+
     for old in model.graph.nodes:
         node = dataclasses.replace(old, inputs=tuple(same.get(name, name) for name in old.inputs))
         if node.op == "detach":
             same[node.outputs[0]] = node.inputs[0]
-        elif node.inputs and len(node.outputs) == 1 and all(name in weights for name in node.inputs):
+        elif constant(node):
             result = FORWARD[node.op](*(weights[name] for name in node.inputs), **node.attributes)
             weights[node.outputs[0]] = np.asarray(result, np.float32)
         else:

@@ -18,7 +18,9 @@ Ranges = Mapping[str, tuple[float, float]]
 # What the functions can give is known, and the grids that TFLite asks for hold it: scale and zero point.
 FIXED = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 
-LARGEST_BIAS = 2**30  # in steps of its grid; an int32 sum of products has room beside it
+# In steps of its grid; an int32 sum of products has room beside it. LiteRT's kernels for 4-bit weights sum 16 times
+# that.
+LARGEST_BIAS, LARGEST_BIAS_4 = 2**30, 2**26
 
 
 def quantise(
@@ -44,7 +46,8 @@ def quantise(
     for name in sorted(stored):
         step = None
         if (layer := inputs_of.get(name)) and is_integer(layer, graph, quants) and len(layer.inputs) > 2:
-            step = np.abs(model.weights[layer.inputs[2]]) / quants[layer.inputs[0]].scale[0] / LARGEST_BIAS
+            largest = LARGEST_BIAS if bits[name] > 4 else LARGEST_BIAS_4
+            step = np.abs(model.weights[layer.inputs[2]]) / quants[layer.inputs[0]].scale[0] / largest
         quants[name] = weight_quant(model.weights[name], bits[name], step)
     for node in graph.nodes:
         if node.op in ("conv2d", "linear") and len(node.inputs) > 2 and is_integer(node, graph, quants):

@@ -135,7 +135,7 @@ def _operand(one: Lowering, name: str, shape: Shape, channels: int, *, moved: bo
         return one.bytes_of(name, channels)
     own = one.shape(name)
     padded = (1,) * (len(shape) - len(own)) + own
-    if padded == shape and name in one.state:
+    if padded == shape and name in one.state and (own == shape or channels == 1):
         return one.bytes_of(name, channels)
     order = 1 if name in one.state or not layout.fits(one.held(name), own) or padded != own else one.held(name)
     steps = layout.strides(order, padded)

@@ -86,7 +86,14 @@ def _scale(e: Emitter, node: Node) -> str:
 
 @row("softmax")
 def _softmax(e: Emitter, node: Node) -> str:
-    return e.node("Softmax", e.read(node.inputs[0]), axis=node.attributes["dim"])
+    """Between two grids ONNX Runtime would take QLinearSoftmax, whose sums overflow where the output's is fine.
+
+    It does not where something is added, and to a softmax a constant is nothing.
+    """
+    x = e.read(node.inputs[0])
+    if e.quants.keys() >= {node.inputs[0], node.outputs[0]}:
+        x = e.node("Add", x, e.constant(1.0))
+    return e.node("Softmax", x, axis=node.attributes["dim"])
 
 
 # Shapes.

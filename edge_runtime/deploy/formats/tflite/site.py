@@ -98,7 +98,7 @@ class Site:
         if name in self._values.constants and not broadcast:
             if self.any_batch and self._values.batch_dims(name):
                 raise self.refuse(f"TFLite cannot repeat {name} for any batch", FIXED_BATCH)
-            return self._values.whole_constant(name, order)
+            return self._values.whole_constant(name, self.kind, order)
         kind = TOKEN if self._values.graph.values[name].dtype == "i64" else self.kind
         return self._values.read(name, kind, plain(len(self.shape(place))) if order is None else order)
 
@@ -169,11 +169,13 @@ class Site:
             self._unrounded = (tensor, order)
 
     def other_output(self, place: int, tensor: int) -> None:
-        """Another output of the node, float32, in its own order."""
+        """Another output of the node, made as float32 in its own order; rounded where it has a grid."""
         name = self.node.outputs[place]
-        if name in self._values.quants:
-            raise self.refuse(f"a grid on {name}")
-        self._values.hold(name, FLOAT, plain(len(self._values.shapes[name])), tensor)
+        kind, order = self._values.kind(name), plain(len(self._values.shapes[name]))
+        if kind == INTEGER:
+            source, tensor = tensor, self._values.new(name, kind, order)
+            self._values.file.operator("QUANTIZE", [source], [tensor])
+        self._values.hold(name, kind, order, tensor)
 
     def is_reshaped(self) -> None:
         """The output is input 0 in another shape."""

@@ -95,12 +95,17 @@ class Values:
         """From one order to another."""
         if order == there:
             return tensor
-        if moves_nothing(self.shapes[name], there, order):
+        if moves_nothing(self._sizes(name), there, order):
             return self.reshaped(name, kind, order, tensor)
         moved = self.new(name, kind, order)
         by = self.file.constant(np.array(steps(there, order), np.int32))
         self.file.operator("TRANSPOSE", [tensor, by], [moved])
         return moved
+
+    def _sizes(self, name: str) -> Shape:
+        """The shape, in which the batch is not 1 where it may be another when the file runs."""
+        batch = self.batch_dims(name) if self.any_batch else ()
+        return tuple(max(n, 2) if dim in batch else n for dim, n in enumerate(self.shapes[name]))
 
     def reshaped(self, name: str, kind: str, order: Order, tensor: int) -> int:
         made = self.new(name, kind, order)
@@ -157,9 +162,11 @@ class Values:
         first = next((dim for dim, n in enumerate(content.shape) if n > 1), content.ndim - 1)
         return self.file.constant(content.reshape(content.shape[first:]), quant if kind == INTEGER else None)
 
-    def whole_constant(self, name: str, order: Order | None) -> int:
-        """With all its dims, float32."""
+    def whole_constant(self, name: str, kind: str, order: Order | None) -> int:
+        """With all its dims."""
         content, quant = self.constants[name], self.quants.get(name)
+        if quant and kind == INTEGER:
+            return self.file.constant(quant.quantise(content).astype(np.int8).transpose(order), quant)
         return self.file.constant((quant.round(content) if quant else content).transpose(order))
 
     def signature(self, name: str, order: Order) -> Shape:
