@@ -21,7 +21,6 @@ from edge_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from edge_runtime.deploy.runner import Runner
 
-BATCH = 64
 MAX_LINE = 1 << 24  # characters of one row on standard input
 
 
@@ -59,7 +58,7 @@ def _infer(options: argparse.Namespace) -> int:
             _print(answer, options.scores)
         return 0
     x, y = _read(Path(options.data))
-    outputs = _outputs(runner, _shaped(x, runner, options.data))
+    outputs = runner.predict_all(_shaped(x, runner, options.data))
     if options.out:
         with Path(options.out).open("wb") as file:
             np.save(file, outputs)
@@ -70,10 +69,6 @@ def _infer(options: argparse.Namespace) -> int:
         share = float((outputs.argmax(-1) == y).mean())
         sys.stderr.write(f"{len(y)} rows, accuracy {100 * share:.1f} %\n")
     return 0
-
-
-def _outputs(runner: Runner, x: NDArray[np.generic]) -> NDArray[np.float32]:
-    return np.concatenate([runner.predict(x[first : first + BATCH]) for first in range(0, len(x), BATCH)])
 
 
 def _read(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:

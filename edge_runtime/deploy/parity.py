@@ -7,7 +7,7 @@ model than was allowed, and if its latency and memory were measured in a process
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from edge_runtime.errors import EdgeRuntimeError
 from edge_runtime.train.metrics import accuracy, agreement
 
 Outputs = NDArray[np.float32]
-BATCH = 64
 # Root mean square of what a file answers beside its definition, over that of the definition. Float32 sums in another
 # order; in INT8, steps of a grid that fall the other way.
 FAITHFUL = {"fp32": 1e-3, "int8": 0.05}
@@ -75,7 +74,7 @@ def measured(file: str, name: str, precision: str, content: bytes, expected: Exp
     """Run the bytes of one file, and judge them."""
     figures = Figures(file, name, precision, len(content))
     try:
-        outputs = _outputs(content, Path(file).suffix, expected.x)
+        outputs = Runner.of(content, Path(file).suffix).predict_all(expected.x)
         cost = cost_of(content, Path(file).suffix, expected.x[:1])
     except (EdgeRuntimeError, ValueError, MemoryError) as error:
         return dataclasses.replace(figures, refused=" ".join(str(error).split()))
@@ -150,9 +149,3 @@ def _cells(row: Figures) -> tuple[str, ...]:
         "-" if row.peak_rss_bytes is None else f"{row.peak_rss_bytes / 1e6:.0f} MB",
         "" if row.refused is None else f"not released: {row.refused}",
     )
-
-
-def _outputs(content: bytes, suffix: str, x: NDArray[np.generic]) -> Outputs:
-    runner = Runner.of(content, suffix)
-    parts: Sequence[Outputs] = [runner.predict(x[first : first + BATCH]) for first in range(0, len(x), BATCH)]
-    return np.concatenate(parts)

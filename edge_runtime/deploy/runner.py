@@ -94,6 +94,10 @@ class Runner:
             parts.append(out[: len(out) // rows * len(chunk)])
         return np.concatenate(parts)
 
+    def predict_all(self, x: NDArray[np.generic], rows: int = 64) -> NDArray[np.float32]:
+        """`predict` of so many rows at a time, which bounds the memory that activations take."""
+        return np.concatenate([self.predict(x[first : first + rows]) for first in range(0, len(x), rows)])
+
     def stream(self, inputs: Iterable[NDArray[np.generic]]) -> Iterator[NDArray[np.float32]]:
         """One output for each input (without its batch dim), as they come."""
         for one in inputs:
