@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge_runtime import losses, optimizers
 from edge_runtime.errors import ConfigError
@@ -69,11 +68,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _program(options: argparse.Namespace) -> Program:
-    import torch
-
     from edge_runtime.building import build
     from edge_runtime.train.config import ModelConfig
-    from edge_runtime.train.factory import example_of, make_module
+    from edge_runtime.train.factory import example_of, module_named
 
     if options.model.endswith(".program"):
         raise ConfigError(f"{options.model} is a Program already; hedgerow explain shows it")
@@ -82,20 +79,7 @@ def _program(options: argparse.Namespace) -> Program:
     if not options.input:
         raise ConfigError('--input is missing: the shape of one example, such as "1x28x28", or "64 int64" for tokens')
     example = example_of(ModelConfig(input=options.input))
-    file, colon, function = options.model.rpartition(":")
-    if file.endswith(".py") and colon:
-        torch.manual_seed(options.seed)
-        try:
-            module = _from_file(Path(file), function)()
-        except TypeError as error:
-            raise ConfigError(f"{options.model}: {error}") from error
-    elif colon:
-        sys.path.append(str(Path.cwd()))  # the user's own module usually stands in the folder they are in
-        module = make_module(ModelConfig(entry=options.model), options.seed)
-    else:
-        module = make_module(ModelConfig(name=options.model), options.seed)
-    if not isinstance(module, torch.nn.Module):
-        raise ConfigError(f"{options.model}: must return a torch.nn.Module, not {type(module).__name__}")
+    module = module_named(options.model, options.seed)
     names = [name.strip() for name in (options.trainable or "").split(",") if name.strip()]
     return build(
         module,
@@ -119,22 +103,3 @@ def _optimizer(options: argparse.Namespace) -> optimizers.Optimizer:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except TypeError as error:
         raise ConfigError(f"--optimizer {options.optimizer} has no momentum") from error
-
-
-def _from_file(path: Path, function: str) -> Any:
-    """The function of that name in a Python file of the user's."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[spec.name] = module  # where dataclasses and pickling look a class's module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, function, None)):
-        raise ConfigError(f"{path}: has no function {function}")
-    return getattr(module, function)

@@ -1,18 +1,13 @@
-"""The Program file: a prelude of 64 bytes, a canonical JSON header, and a blob of initial weights on a 64-byte border.
+"""The Program file: `container.py` with the magic `HEDGEPRG`; a blob of initial weights, each on a 64-byte border.
 
-Prelude: the magic `HEDGEPRG`, the header's length (u64, little-endian), the CRC-32 of everything behind the prelude
-(u32), 44 zero bytes. (CRC and not SHA-256: it is there to find damage, and OpenSSL would cost a device 3.7 MiB.) The
-header is JSON with sorted keys and no spaces, so equal Programs are equal files; it names every tensor with its offset
-and every op of the native core with its numbers. What is read is checked here for form and range, and by the native
-core for what its ops touch, before anything runs.
+The header names every tensor with its offset and every op of the native core with its numbers. What is read is checked
+here for form and range, and by the native core for what its ops touch, before anything runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +18,11 @@ from edge_runtime import losses, optimizers
 from edge_runtime.errors import ProgramError
 from edge_runtime.files import write_atomically
 from edge_runtime.ir.graph import ITEM_BYTES
+from edge_runtime.program.container import ALIGNMENT, opened, sealed
 from edge_runtime.program.native_op import NativeOp
 from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
 
-MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEPRG", 1, 64, 64
-MAX_HEADER_BYTES = 16 << 20
+MAGIC, VERSION = b"HEDGEPRG", 1
 MAX_ARENA_BYTES = 1 << 40
 MAX_OPS, MAX_TENSORS, MAX_TEXT = 1_000_000, 100_000, 1000
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
@@ -79,10 +74,7 @@ def encode(program: Program) -> bytes:
         "phases": [_phase_json(phase) for phase in program.phases],
         "report": dataclasses.asdict(program.report),
     }
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    body = text + bytes(-len(text) % ALIGNMENT) + bytes(blob)
-    checksum = zlib.crc32(body).to_bytes(4, "little")
-    return MAGIC + len(text).to_bytes(8, "little") + checksum + bytes(PRELUDE - 20) + body
+    return sealed(MAGIC, header, blob)
 
 
 def _tensor_json(tensor: Tensor) -> list[Any]:
@@ -103,7 +95,7 @@ def _phase_json(phase: Phase) -> dict[str, Any]:
 
 def decode(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `encode` wrote; bounded in time and memory by the length of `data`."""
-    header, blob = _open(data)
+    header, blob = opened(data, MAGIC, VERSION, ("Hedgerow Program", "Program"), ProgramError)
     try:
         program = _program(header, blob)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -113,29 +105,6 @@ def decode(data: bytes, max_arena_bytes: int | None = None) -> Program:
     if max_arena_bytes is not None and program.arena_bytes > max_arena_bytes:
         raise ProgramError(f"it needs {program.arena_bytes} bytes to train, {max_arena_bytes} are allowed")
     return program
-
-
-def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and blob of a file whose checksum holds."""
-    if len(data) < PRELUDE or data[:8] != MAGIC:
-        raise ProgramError("not a Hedgerow Program")
-    length = int.from_bytes(data[8:16], "little")
-    if length > min(MAX_HEADER_BYTES, len(data) - PRELUDE) or any(data[20:PRELUDE]):
-        raise ProgramError("damaged: its prelude does not fit its length")
-    body = memoryview(data)[PRELUDE:]
-    if zlib.crc32(body) != int.from_bytes(data[16:20], "little"):
-        raise ProgramError("damaged: its checksum does not hold")
-    try:
-        header = json.loads(bytes(body[:length]), parse_constant=_not_finite)
-    except (ValueError, RecursionError) as error:
-        raise ProgramError("malformed header: not JSON") from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise ProgramError(f"not a Program of version {VERSION}; build it again with this release")
-    return header, body[min(len(body), length + -length % ALIGNMENT) :]
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _program(h: dict[str, Any], blob: memoryview) -> Program:

@@ -18,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.errors import PeerError
+from edge_runtime.program.container import PRELUDE
 from edge_runtime.program.program import Program
-from edge_runtime.program.program_file import MAGIC, PRELUDE
+from edge_runtime.program.program_file import MAGIC
 from edge_runtime.train.config import ModelConfig, TrainConfig
 from edge_runtime.train.factory import example_of, make_program, pack_program, unpack_program
 

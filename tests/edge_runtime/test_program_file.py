@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_another_version_is_refused_with_what_to_do():
     data = FILES[0].read_bytes().replace(b'"version":1}', b'"version":2}')
     data = data[:16] + zlib.crc32(data[64:]).to_bytes(4, "little") + data[20:]
-    with pytest.raises(ProgramError, match="build it again"):
+    with pytest.raises(ProgramError, match="make it again"):
         er.Program.from_bytes(data)
 
 

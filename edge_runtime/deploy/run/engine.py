@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from edge_runtime.deploy.run.backend import Spec
 from edge_runtime.deploy.run.engine_file import (
-    ALIGNMENT,
     MAX_ARENA_BYTES,
     Constant,
     EngineModel,
@@ -28,6 +27,7 @@ from edge_runtime.deploy.run.engine_file import (
 from edge_runtime.errors import ArtefactError, BudgetError, EdgeRuntimeError, ProgramError
 from edge_runtime.kernels import int8
 from edge_runtime.kernels.native import OP_DTYPE, NativeProgram, Status, Team, op_code
+from edge_runtime.program.container import ALIGNMENT
 from edge_runtime.program.native_op import ABSENT
 
 # Of ops that read a packed constant: which of their ints are the dims of its weight. In a file, the weight, the biases

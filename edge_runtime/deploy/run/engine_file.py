@@ -1,8 +1,6 @@
 """The `.hedgerow` file: a model as ops of the native core, with its constants as integers.
 
-Layout: a prelude of 64 bytes, a canonical JSON header (sorted keys, no spaces), the constants on 64-byte borders.
-Prelude: the magic `HEDGEINF`, the header's length (u64, little-endian), the CRC-32 of everything behind the prelude
-(u32), 44 zero bytes. The header:
+Layout: `program/container.py` with the magic `HEDGEINF`, the constants on 64-byte borders. The header:
 
     version           1
     input, output     [name, dtype, shape, offset], offset in the activations
@@ -21,9 +19,7 @@ arena.
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ArtefactError
+from edge_runtime.program.container import ALIGNMENT, opened
 from edge_runtime.program.native_op import ABSENT
 
-MAGIC, VERSION, PRELUDE, ALIGNMENT = b"HEDGEINF", 1, 64, 64
-MAX_HEADER_BYTES, MAX_ARENA_BYTES = 16 << 20, 1 << 32
+MAGIC, VERSION = b"HEDGEINF", 1
+MAX_ARENA_BYTES = 1 << 32
 MAX_OPS, MAX_CONSTANTS, MAX_TEXT, MAX_RANK = 100_000, 100_000, 200, 8
 BITS = {"f32": 32, "i32": 32, "s8": 8, "s4": 4, "s2": 2}
 # What a model for inference can ask of the core; a file with any other op is refused.
@@ -106,7 +103,7 @@ def decode(data: bytes) -> EngineModel:
         ArtefactError: not such a file, of another version, damaged, or malformed.
 
     """
-    header, blob = _open(data)
+    header, blob = opened(data, MAGIC, VERSION, (".hedgerow model",) * 2, ArtefactError)
     try:
         return _model(header, blob)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -126,29 +123,6 @@ def elements(constant: Constant) -> NDArray[Any]:
             bits = BITS[constant.dtype]
             found = np.frombuffer(constant.content, np.uint8)[:, None] << np.arange(8 - bits, -1, -bits, dtype=np.uint8)
             return (found.view(np.int8) >> (8 - bits)).reshape(-1)[: constant.size].reshape(constant.shape)
-
-
-def _open(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and constants of a file whose checksum holds."""
-    if len(data) < PRELUDE or data[:8] != MAGIC:
-        raise ArtefactError("not a .hedgerow model")
-    length = int.from_bytes(data[8:16], "little")
-    if length > min(MAX_HEADER_BYTES, len(data) - PRELUDE) or any(data[20:PRELUDE]):
-        raise ArtefactError("damaged: its prelude does not fit its length")
-    body = memoryview(data)[PRELUDE:]
-    if zlib.crc32(body) != int.from_bytes(data[16:20], "little"):
-        raise ArtefactError("damaged: its checksum does not hold")
-    try:
-        header = json.loads(bytes(body[:length]), parse_constant=_not_finite)
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError("malformed header: not JSON") from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        raise ArtefactError(f"not a .hedgerow model of version {VERSION}; export it again with this release")
-    return header, body[min(len(body), length + -length % ALIGNMENT) :]
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _model(h: dict[str, Any], blob: memoryview) -> EngineModel:

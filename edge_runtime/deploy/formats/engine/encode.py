@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.deploy.run.engine_file import ALIGNMENT, BITS, MAGIC, PRELUDE, VERSION, Constant, EngineModel, Port
+from edge_runtime.deploy.run.engine_file import BITS, MAGIC, VERSION, Constant, EngineModel, Port
+from edge_runtime.program.container import ALIGNMENT, sealed
 
 
 def encode(model: EngineModel) -> bytes:
@@ -26,10 +24,7 @@ def encode(model: EngineModel) -> bytes:
         "constants": constants,
         "ops": [[op.name, op.buffers, op.ints, op.floats] for op in model.ops],
     }
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    body = text + bytes(-len(text) % ALIGNMENT) + bytes(blob)
-    checksum = zlib.crc32(body).to_bytes(4, "little")
-    return MAGIC + len(text).to_bytes(8, "little") + checksum + bytes(PRELUDE - 20) + body
+    return sealed(MAGIC, header, blob)
 
 
 def _port(port: Port) -> list[object]:
