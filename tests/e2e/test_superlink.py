@@ -46,9 +46,9 @@ SMALL = {
     "downlink.codec": "float16", "downlink.delta": "uniform", "downlink.bits": 4.0,
 }  # fmt: skip
 
-# What Flower adds, both nodes together: a run's bundle of some 100 kB to each, per message some ten requests with their
+# What Flower adds, both nodes together: a run's bundle of some 130 kB to each, per message some ten requests with their
 # headers, records and object trees, and polls and heartbeats all the time.
-BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 400_000, 15_000, 3_000
+BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 460_000, 15_000, 3_000
 
 
 def free_port() -> int:

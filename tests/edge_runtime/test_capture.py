@@ -153,7 +153,7 @@ MADE_BY_PASSES = {
     *("clip", "exp", "pad"),
     *("cross_entropy", "distill", "focal", "pair_loss"),
     *("accumulate", "adagrad", "adam", "clear", "clip_scale", "proximal", "rmsprop", "sgd", "square_sum"),
-    "check_finite",
+    *("check_finite", "fake_quant", "fake_quant_weight"),
 }
 
 
