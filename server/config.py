@@ -63,9 +63,13 @@ class DeployConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the run directory goes; empty = `runs/<UTC time>` in the current folder."""
+    """Where the run directory goes; empty = `runs/<UTC time>` in the current folder.
+
+    With `resume` that directory holds a run, which goes on after its last closed round, with the settings it began with.
+    """
 
     out: str = key("")
+    resume: bool = key(False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,27 @@
-"""What a run leaves on disk: an append-only event log (SQLite), run.json, and the model as safetensors."""
+"""What a run leaves on disk: an append-only event log (SQLite), checkpoints and models by content, run.json.
+
+    events.sqlite   tables `events` (what happened, in order) and `devices` (the last that is known of each)
+    blobs/SHA256    checkpoints and what they refer to; a blob's name is the hash of its content
+    models/SHA256.safetensors   versions of the model
+    privacy.ledger  see server/budget.py
+    lock            held by the process that writes
+
+A round is closed by one transaction, which the disk has before the next round begins. Whatever a process that was
+killed did after its last closed round is in the log, for it happened, and counts for nothing.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +31,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from edge_runtime.errors import ConfigError, RunError
+from edge_runtime.files import write_atomically
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -25,10 +40,34 @@ CREATE TABLE IF NOT EXISTS events (
   kind TEXT NOT NULL,
   round INTEGER,
   data TEXT NOT NULL
-)
+);
+CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind, id);
+CREATE TABLE IF NOT EXISTS devices (
+  node TEXT PRIMARY KEY,
+  seen_s REAL NOT NULL,
+  data TEXT NOT NULL
+);
 """
 
-EVENTS = "events.sqlite"
+EVENTS, BLOBS, MODELS, LOCK = "events.sqlite", "blobs", "models", "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A device was heard of at `seen_s` (Unix seconds). `data` is what is known of it now; None: as before."""
+
+    node: int
+    seen_s: float
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The run as it was when `round` closed (0: before the first): the names of its blob and of its model's file."""
+
+    round: int
+    blob: str
+    model: str
 
 
 def run_directory(out: str) -> Path:
@@ -39,32 +78,100 @@ def run_directory(out: str) -> Path:
 def refuse_used(directory: Path) -> None:
     """ConfigError if the directory holds a run, finished or not: two runs must not mix."""
     if any((directory / name).exists() for name in ("run.json", EVENTS)):
-        raise ConfigError(f"run.out = {str(directory)!r}: already holds a run; choose another directory")
+        raise ConfigError(
+            f"run.out = {str(directory)!r}: already holds a run; choose another directory, or resume that run"
+        )
 
 
 class RunStore:
-    """A run directory. Every file in it is written whole or not at all."""
+    """A run directory, open for writing by this process alone. Every file in it is written whole or not at all.
 
-    def __init__(self, directory: Path) -> None:
-        refuse_used(directory)
+    May be used by several threads. With `resume` the directory must hold a run, else it must not.
+
+    Raises:
+        ConfigError: it does, or does not; another process writes there; or nothing can be written.
+
+    """
+
+    def __init__(self, directory: Path, *, resume: bool = False) -> None:
+        if not resume:
+            refuse_used(directory)
+        elif not (directory / EVENTS).is_file():
+            raise ConfigError(f"run.out = {str(directory)!r}: holds no run to resume")
         self.directory = directory
+        self._guard = threading.RLock()
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._events = sqlite3.connect(directory / EVENTS, isolation_level=None)
+            self._lock = _locked(directory / LOCK)
+            self._events = sqlite3.connect(directory / EVENTS, isolation_level=None, check_same_thread=False)
             self._events.execute("PRAGMA journal_mode=WAL")
             # With WAL an event survives a crash of ours without an fsync each.
             self._events.execute("PRAGMA synchronous=NORMAL")
-            self._events.execute(_SCHEMA)
+            self._events.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"run.out = {str(directory)!r}: cannot be written ({error})") from error
 
     def append(self, kind: str, data: Mapping[str, Any], round_number: int | None = None) -> None:
         """Add one event; it is with the operating system when this returns."""
-        row = (time.time(), kind, round_number, json.dumps(data))
-        try:
-            self._events.execute("INSERT INTO events (unix_s, kind, round, data) VALUES (?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise RunError(f"{self.directory / EVENTS}: cannot be written ({error})") from error
+        with self._writing():
+            self._insert(kind, data, round_number)
+
+    def close_round(self, number: int, row: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+        """The round's row and its checkpoint, both or neither; on the disk itself when this returns."""
+        with self._writing(durable=True):
+            self._insert("round_closed", row, number)
+            self._insert("checkpoint", {"blob": checkpoint.blob, "model": checkpoint.model}, number)
+
+    def seen(self, sightings: Iterable[Sighting]) -> None:
+        """Bring the device table up to date, in one transaction."""
+        rows = [(str(one.node), one.seen_s, None if one.data is None else json.dumps(one.data)) for one in sightings]
+        with self._writing():
+            self._events.executemany(
+                "INSERT INTO devices (node, seen_s, data) VALUES (?1, ?2, coalesce(?3, '{}')) ON CONFLICT (node) "
+                "DO UPDATE SET seen_s = max(seen_s, ?2), data = coalesce(?3, data)",
+                rows,
+            )
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """Of the last closed round; None if there is none."""
+        found = self.read("SELECT round, data FROM events WHERE kind = 'checkpoint' ORDER BY id DESC LIMIT 1")
+        return None if not found else Checkpoint(found[0][0], **json.loads(found[0][1]))
+
+    def events(self, kind: str) -> list[tuple[int | None, dict[str, Any]]]:
+        """Round and data of all events of that kind, in order."""
+        rows = self.read("SELECT round, data FROM events WHERE kind = ? ORDER BY id", (kind,))
+        return [(number, json.loads(data)) for number, data in rows]
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a query."""
+        with self._guard:
+            try:
+                return self._events.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                raise RunError(f"{self.directory / EVENTS}: cannot be read ({error})") from error
+
+    def keep(self, content: bytes) -> str:
+        """Write a blob, if it is not there; returns its name. It is on the disk itself when this returns."""
+        return self._keep(BLOBS, content, "")
+
+    def keep_model(self, content: bytes) -> str:
+        """As `keep`, of a model's safetensors file in `models`."""
+        return self._keep(MODELS, content, ".safetensors")
+
+    def blob(self, name: str) -> bytes:
+        """A kept blob; RunError if it is gone or no longer what it was."""
+        return self._kept(self.directory / BLOBS / name, name)
+
+    def model(self, name: str) -> bytes:
+        """A kept model; RunError if it is gone or no longer what it was."""
+        return self._kept(self.directory / MODELS / f"{name}.safetensors", name)
+
+    def forget(self, keep_blobs: Iterable[str], keep_models: Iterable[str]) -> None:
+        """Remove all other blobs and models; what can't be removed stays."""
+        for folder, names in ((BLOBS, set(keep_blobs)), (MODELS, {f"{name}.safetensors" for name in keep_models})):
+            for path in (self.directory / folder).glob("*"):
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         self.write(name, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
@@ -96,7 +203,64 @@ class RunStore:
             raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def close(self) -> None:
-        self._events.close()
+        with self._guard:
+            self._events.close()
+            os.close(self._lock)
+
+    @contextmanager
+    def _writing(self, *, durable: bool = False) -> Iterator[None]:
+        """One transaction; `durable`: forced to the disk."""
+        with self._guard:
+            try:
+                if durable:
+                    self._events.execute("PRAGMA synchronous=FULL")
+                self._events.execute("BEGIN IMMEDIATE")
+                yield
+                self._events.execute("COMMIT")
+            except BaseException as error:
+                if self._events.in_transaction:
+                    self._events.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise RunError(f"{self.directory / EVENTS}: cannot be written ({error})") from error
+                raise
+            finally:
+                if durable:
+                    self._events.execute("PRAGMA synchronous=NORMAL")
+
+    def _insert(self, kind: str, data: Mapping[str, Any], round_number: int | None) -> None:
+        row = (time.time(), kind, round_number, json.dumps(data))
+        self._events.execute("INSERT INTO events (unix_s, kind, round, data) VALUES (?, ?, ?, ?)", row)
+
+    def _keep(self, folder: str, content: bytes, suffix: str) -> str:
+        name = sha256(content)
+        path = self.directory / folder / f"{name}{suffix}"
+        try:
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, [content])
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return name
+
+    def _kept(self, path: Path, name: str) -> bytes:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if sha256(content) != name:
+            raise RunError(f"{path}: is damaged, its content is not what its name says")
+        return content
+
+
+def _locked(path: Path) -> int:
+    """An open descriptor that holds the lock until it is closed, or its process ends in whichever way."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"run.out = {str(path.parent)!r}: another process is at work on this run") from None
+    return descriptor
 
 
 def model_bytes(state: Mapping[str, NDArray[np.generic]]) -> bytes:
