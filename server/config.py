@@ -65,7 +65,8 @@ class DeployConfig:
 class OutputConfig:
     """Where the run directory goes; empty = `runs/<UTC time>` in the current folder.
 
-    With `resume` that directory holds a run, which goes on after its last closed round, with the settings it began with.
+    With `resume` that directory holds a run, which goes on after its last closed round, with the settings that
+    it began with.
     """
 
     out: str = key("")
