@@ -18,10 +18,10 @@ from edge_runtime.train.config import DATASETS
 from edge_runtime.train.loop import State
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates.versions import Parcel, Versions, model_hash
-from server import results
+from server import personal, results
 from server.artefacts import export_and_check
 from server.central import Central
-from server.config import ServerConfig
+from server.config import ServerConfig, counting_of
 from server.distributed import Distributed
 from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.fleet import Fleet
@@ -96,7 +96,7 @@ class _Run:
             )
         self._store.append("run_started", flatten(self._config))
         self._privacy.open(self._store)
-        size, warnings = self._model.layout.size, self._privacy.warnings()
+        size, warnings = self._model.size, self._privacy.warnings()
         self._emit(RunStarted(self._config, self._store.directory, size, warnings))
         stopped = None
         for number in range(1, settings.rounds + 1):
@@ -127,6 +127,8 @@ class _Run:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
         nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
+        if self._model.control is not None:
+            self._model.control.meet(nodes)
         cohort = self._privacy.cohort(nodes, number)
         if len(cohort) < settings.min_updates:
             result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
@@ -143,7 +145,7 @@ class _Run:
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
-        if not self._model.apply(result.delta):
+        if not self._model.apply(result.delta, tau_eff=result.tau_eff, number=number, clients=result.clients):
             return result, "the new weights would not be finite"
         return result, None
 
@@ -152,12 +154,13 @@ class _Run:
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
-        self._publisher.publish(self._model.weights, number)
-        return {node: self._publisher.parcel(node) for node in nodes}
+        self._publisher.publish(self._model.sent, number)
+        return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
 
     def _learn(self, answer: Answer) -> None:
         # An error may be that the node has lost its state: it is sent the whole model the next time.
         self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
+        self._model.keeping.learn(answer.node, answer.content is not None)
         self._fleet.hear(answer)
 
     def _close_round(self, row: results.RoundRow) -> None:
@@ -197,7 +200,7 @@ class _Run:
         final: dict[str, Any] = {
             "accuracy": self._rows[-1].accuracy,
             "loss": self._rows[-1].loss,
-            "evaluated_on": EVALUATED_ON[self._config.server.evaluate],
+            "evaluated_on": evaluated_on(self._config),
             "rounds_applied": applied,
             "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
             "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
@@ -205,7 +208,7 @@ class _Run:
             "delta": private["delta"] if private else None,
             "privacy": private,
             "stopped": stopped,
-            "parameters": self._model.layout.size,
+            "parameters": self._model.size,
             "model_sha256": sha256(content),
             "files": {"model.safetensors": len(content)},
         }
@@ -218,6 +221,9 @@ class _Run:
                 if row.get("precision") == "int8" and row["refused"] is None
             }
         final["artefact_versions"] = self._fleet.versions
+        if personal.asks(self._config):
+            final["personal"] = self._personalise()
+            final["downlink_bytes"] += final["personal"]["downlink_bytes"]
         if self._config.rollout.enabled:
             final["rollout"] = roll_out(self._link, self._config, final["deploy"], self._store, self._tell)
         final["seconds"] = round(time.monotonic() - self._started_s, 3)
@@ -226,6 +232,18 @@ class _Run:
         finished = RunFinished(self._store.directory, final)
         self._emit(finished)
         return finished
+
+    def _personalise(self) -> dict[str, Any]:
+        config = self._config
+
+        def failed(client: str, reason: str) -> None:
+            self._store.append("evaluation_failed", {"client": client, "reason": reason}, config.server.rounds)
+
+        def hear(answer: Answer) -> None:
+            self._model.keeping.learn(answer.node, answer.content is not None)
+
+        nodes = self._link.wait_for_nodes(1, config.server.deadline_s)
+        return personal.personalise(self._link, config, self._model, nodes, hear, failed)
 
     def _export(self, state: State) -> dict[str, Any]:
         """The exported files and their figures. A failure here must not cost the trained model."""
@@ -267,6 +285,13 @@ class _Run:
             listener(event)
 
 
+def evaluated_on(config: ServerConfig) -> str | None:
+    """Whose examples the rows' loss and accuracy are on."""
+    if config.server.evaluate == "clients" and config.personal.enabled:
+        return "clients' own held-out data"
+    return EVALUATED_ON[config.server.evaluate]
+
+
 def make_privacy(config: ServerConfig, model: GlobalModel) -> Privacy:
     """What `[privacy]` asks for."""
     if config.secure.enabled and config.mechanism == "none":
@@ -298,6 +323,7 @@ def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: P
         privacy.aggregate,
         min_updates=settings.min_updates,
         deadline_s=settings.deadline_s,
+        counting=lambda number: counting_of(config, number),
     )
 
 
