@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.updates.versions import Parcel
+from server.checkpoint import Tree
 
 Beside = dict[str, int | bytes]
 
@@ -27,17 +28,13 @@ class Control:
     """
 
     def __init__(self, size: int) -> None:
-        self._sum, self._clients = np.zeros(size), 1
+        self._sum, self.value = np.zeros(size), np.zeros(size, np.float32)
         self._met: set[str] = set()
         self._counted: dict[str, int] = {}
 
     @property
     def size(self) -> int:
         return self._sum.size
-
-    @property
-    def value(self) -> NDArray[np.float32]:
-        return (self._sum / self._clients).astype(np.float32)
 
     def meet(self, nodes: Iterable[int]) -> None:
         """These clients can take part."""
@@ -56,22 +53,23 @@ class Control:
         total = self._sum + len(clients) * mean
         if not np.all(np.abs(total) <= float(np.finfo(np.float32).max) * len(met)):
             return False
-        self._sum, self._met, self._clients = total, met, max(len(met), 1)
+        self._sum, self._met = total, met
+        self.value = (total / max(len(met), 1)).astype(np.float32)
         self._counted.update(dict.fromkeys(clients, number))
         return True
 
     def forget_nodes(self) -> None:
         """Clients start again from zero, and so does their mean."""
-        self._sum, self._clients = np.zeros(self._sum.size), 1
+        self._sum, self.value = np.zeros_like(self._sum), np.zeros_like(self.value)
         self._met.clear()
         self._counted.clear()
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Tree:
         counted = dict(sorted(self._counted.items()))
-        return {"sum": self._sum, "clients": self._clients, "met": sorted(self._met), "counted": counted}
+        return {"sum": self._sum, "value": self.value, "met": sorted(self._met), "counted": counted}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._sum, self._clients = np.array(state["sum"], np.float64), state["clients"]
+    def restore(self, state: Tree) -> None:
+        self._sum, self.value = state["sum"], state["value"]
         self._met, self._counted = set(state["met"]), dict(state["counted"])
 
 
@@ -101,10 +99,10 @@ class Keeping:
         if self._control is not None:
             self._control.forget_nodes()
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Tree:
         return {"holding": [str(node) for node in sorted(self._holding)]}  # Flower's ids pass 2^63
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Tree) -> None:
         self._holding = set(map(int, state["holding"]))
 
     def _addressed(self, node: int, parcel: Parcel, made: dict[tuple[Any, ...], Parcel]) -> Parcel:

@@ -23,10 +23,12 @@ from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import gather, replaced
+from server.checkpoint import Tree
 from server.compress import Pruning
 from server.config import ServerConfig
 from server.keeping import Control, Keeping
 from server.strategy import STRATEGIES
+from server.strategy import State as StrategyState
 
 EVALUATION_BATCH = 256
 SMALLEST_VARIANCE = 1e-6  # of a running variance under noise; a normalised layer divides by its root
@@ -99,13 +101,16 @@ class GlobalModel:
             personal=config.personal.layers,
             control=self._strategy.control,
         )
+        if not parts.moving.size:
+            layers = ",".join(config.personal.layers)
+            raise ConfigError(f"personal.layers = {layers!r}: leaves nothing that clients learn together")
         self.layout, self.moving = parts.down, parts.up
         self.size = TensorLayout.of(self._initial).size
         self.weights = parts.shared.flatten(self._initial)
         self._strategy_state = self._strategy.init(parts.moving.size)
         self.control = Control(parts.control.size) if self._strategy.control else None
         self.keeping = Keeping(parts.personal.flatten(self._initial).astype("<f4").tobytes(), self.control)
-        self._sent: tuple[FloatVector, FloatVector] | None = None
+        self._sent: tuple[FloatVector, FloatVector, FloatVector] | None = None
         self._is_buffer = self._mark(buffers)
         self._is_variance = self._mark({name for name in buffers if name.rpartition(".")[2] == "running_var"})
         self._noisy = config.mechanism != "none"
@@ -116,9 +121,10 @@ class GlobalModel:
         """What clients are sent; the same array until the model moves."""
         if self.control is None:
             return self.weights
-        if self._sent is None or self._sent[0] is not self.weights:
-            self._sent = self.weights, np.concatenate((self.weights, self.control.value))
-        return self._sent[1]
+        weights, control = self.weights, self.control.value
+        if self._sent is None or self._sent[0] is not weights or self._sent[1] is not control:
+            self._sent = weights, control, np.concatenate((weights, control))
+        return self._sent[2]
 
     def apply(
         self, delta: NDArray[np.float64], *, tau_eff: float = 1.0, number: int = 0, clients: Collection[str] = ()
@@ -147,8 +153,27 @@ class GlobalModel:
         self._strategy_state = state
         if self._pruning is not None:
             moved = self._pruning.apply(moved, step)
-        self.weights = replaced(self.weights, parts.shared, parts.moving, moved)
+        if not np.array_equal(moved, before):  # else it stays the same array, by which a publisher knows it
+            self.weights = replaced(self.weights, parts.shared, parts.moving, moved)
         return True
+
+    def state(self) -> Tree:
+        """Weights, and what the strategy and `[compress]` carry from round to round."""
+        return {
+            "weights": self.weights,
+            "applied": self._strategy_state.applied,
+            "moments": list(self._strategy_state.moments),
+            "pruning": self._pruning.state() if self._pruning else {},
+            "control": self.control.state() if self.control else {},
+        }
+
+    def restore(self, state: Tree) -> None:
+        self.weights = state["weights"]
+        self._strategy_state = StrategyState(state["applied"], tuple(state["moments"]))
+        if self._pruning is not None:
+            self._pruning.restore(state["pruning"])
+        if self.control is not None:
+            self.control.restore(state["control"])
 
     def state_dict(self) -> State:
         """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""

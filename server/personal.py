@@ -5,7 +5,7 @@ Clients measure on examples of their own that no round has trained on, and send 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from edge_runtime.config import flatten
 from edge_runtime.train.config import DownlinkConfig, PersonalTask, RoundTask, TrainConfig
 from server.config import ServerConfig
 from server.gather import content_of
-from server.link import Answer, Link, Question, read_metrics
+from server.link import Link, Question, read_metrics
 from server.model import GlobalModel
 from server.publish import WholeModels
+from server.run_store import RunStore
 
 TUNED = "tuned-"  # stands before a figure that was measured after a client's own training
 
@@ -48,13 +49,9 @@ def personalise(
     config: ServerConfig,
     model: GlobalModel,
     nodes: Sequence[int],
-    hear: Callable[[Answer], None],
-    failed: Callable[[str, str], None],
+    store: RunStore,
 ) -> dict[str, Any]:
-    """Ask these nodes; the closing figures, as `run.json` has them in `final.personal`.
-
-    `failed` is told of every client whose figures cannot be used, and why.
-    """
+    """Ask these nodes; the closing figures, as `run.json` has them in `final.personal`."""
     task = personal_task(config, model)
     whole = WholeModels(model.parts.shared, task.downlink.build())
     whole.publish(model.weights, task.round)
@@ -62,13 +59,14 @@ def personalise(
     parcels = model.keeping.address({node: whole.parcel(node) for node in nodes})
     reports = []
     for answer in link.evaluate(question, parcels, config.server.deadline_s):
-        hear(answer)
         try:
             reports.append(read_metrics(content_of(answer)))
         except ValueError as error:
-            failed(str(answer.node), str(error))
+            data = {"client": str(answer.node), "reason": str(error)}
+            store.append("evaluation_failed", data, config.server.rounds)
     downlink_bytes = sum(map(question.nbytes, parcels.values()))
-    return {"layers": [name for name, _ in model.parts.personal.shapes], **_figures(reports, downlink_bytes)}
+    layers = [name for name, _ in model.parts.personal.shapes]
+    return {"layers": layers, "asked": len(nodes), **_figures(reports, downlink_bytes)}
 
 
 def _tuning(config: ServerConfig, train: TrainConfig, model: GlobalModel) -> TrainConfig:

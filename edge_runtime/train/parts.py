@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.config import names_that_fit
-from edge_runtime.errors import ConfigError
 from edge_runtime.updates.delta import TensorLayout
 
 CONTROL = "control/"  # stands before the name of the tensor that a control variate is of
@@ -45,7 +44,7 @@ class Parts:
         """The parts of a model with these tensors, of which `moving` move and `buffers` are no parameters.
 
         Raises:
-            ConfigError: a pattern of `personal` fits no tensor, or they leave nothing that is learned together.
+            ConfigError: a pattern of `personal` fits no tensor.
 
         """
         whole = TensorLayout.of(state)
@@ -54,8 +53,6 @@ class Parts:
         shared = whole.subset([name for name in names if name not in kept])
         moved = shared.subset([name for name in moving if name not in kept])
         learned = [(name, shape) for name, shape in moved.shapes if name not in buffers]
-        if not learned:
-            raise ConfigError(f"personal.layers = {','.join(personal)!r}: leaves no trained tensor to learn together")
         variates = tuple((CONTROL + name, shape) for name, shape in learned) if control else ()
         return cls(shared, moved, whole.subset(kept), TensorLayout(variates))
 
