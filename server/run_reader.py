@@ -20,7 +20,7 @@ from typing import Any
 from edge_runtime.errors import RunError
 from server import run_lock
 from server.run_store import EVENTS, LOCK
-from server.run_view import COUNTED, LoggedEvent, RunView, mapping, number, text, whole
+from server.run_view import COUNTED, Data, LoggedEvent, Now, RunView, mapping, number, text, whole
 
 _MOST_BYTES = 16 << 20  # of one event's data that is read; what is longer reads as empty
 _BATCH = 5000  # events a query
@@ -28,6 +28,7 @@ _WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
 _SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
 _ETA_ROUNDS = 5
+LIVE = ("running", "paused")
 
 
 def find_runs(place: Path) -> dict[str, Path]:
@@ -91,13 +92,56 @@ class RunReader:
 
     def summary(self) -> dict[str, Any]:
         """The run in the figures of one row of a table."""
+        return self._summary(self.view())
+
+    def details(self) -> dict[str, Any]:
+        """The summary, and all that is known of the run as a whole."""
         view = self.view()
+        summary, facts, now = self._summary(view), view.facts, view.now
+        live, warnings = summary["state"] in LIVE, facts.get("warnings")
+        return summary | {
+            "config": dict(view.config),
+            "parameters": whole(facts.get("parameters")) or whole(mapping(view.final).get("parameters")),
+            "warnings": [text(one) for one in warnings] if isinstance(warnings, list) else [],
+            "eta_s": _eta_s(view, summary) if live else None,
+            "now": _now(now) if live and now else None,
+            "final": None if view.final is None else dict(view.final),
+        }
+
+    def rounds(self, after: int = 0) -> list[dict[str, Any]]:
+        """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
+        return [plain_row(row) for _, row in self.view().rounds if (whole(row.get("round")) or 0) > after]
+
+    def privacy(self) -> dict[str, Any]:
+        """What was spent of the privacy budget, round by round."""
+        view = self.view()
+        config, rows = view.config, [row for _, row in view.rounds]
+        told = mapping(mapping(view.final).get("privacy"))
+        mechanism = mechanism_of(config)
+        if mechanism == "none":
+            return {"mechanism": "none"}
+        clip, noise = _last(rows, "clip"), number(told.get("noise_multiplier"))
+        return {
+            "mechanism": mechanism,
+            "epsilon": self._summary(view)["epsilon"],
+            "limit": number(config.get("privacy.epsilon")) or None,
+            "delta": number(config.get("privacy.delta")),
+            "noise_multiplier": noise if noise is not None else number(config.get("privacy.noise_multiplier")) or None,
+            "clip": clip if clip is not None else number(config.get("privacy.clip")) or None,
+            "events": [
+                {"round": whole(row.get("round")) or 0, "epsilon": value}
+                for row in rows
+                if (value := number(row.get("epsilon"))) is not None
+            ],
+        }
+
+    def _summary(self, view: RunView) -> dict[str, Any]:
         config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
-        state, epsilon = self.state(view), _last(rows, "epsilon")
-        protected = is_protected(config)
-        private = protected and (
-            number(config.get("privacy.epsilon")) or number(config.get("privacy.noise_multiplier"))
-        )
+        state = self.state(view)
+
+        def figure(key: str) -> float | None:
+            return number(final[key]) if key in final else _last(rows, key)
+
         return {
             "id": self.name,
             "name": self.name,
@@ -111,35 +155,16 @@ class RunReader:
             "started_s": view.started_s,
             "updated_s": view.updated_s,
             "seconds": number(final.get("seconds")) or _elapsed(view, state),
-            "accuracy": number(final.get("accuracy")) if "accuracy" in final else _last(rows, "accuracy"),
-            "loss": number(final.get("loss")) if "loss" in final else _last(rows, "loss"),
-            "epsilon": number(final.get("epsilon")) if "epsilon" in final else epsilon,
+            "accuracy": figure("accuracy"),
+            "loss": figure("loss"),
+            "epsilon": figure("epsilon"),
             "epsilon_limit": number(config.get("privacy.epsilon")) or None,
-            "delta": number(config.get("privacy.delta")) if private else None,
+            "delta": number(config.get("privacy.delta")) if mechanism_of(config) != "none" else None,
             "protection": text(view.facts.get("protection")) or protection_of(config),
             "uplink_bytes": sum(whole(row.get("uplink_bytes")) or 0 for row in rows),
             "downlink_bytes": sum(whole(row.get("downlink_bytes")) or 0 for row in rows),
             "error": self._unreadable or view.error or view.paused or "",
         }
-
-    def details(self) -> dict[str, Any]:
-        """The summary, and all that is known of the run as a whole."""
-        summary, view = self.summary(), self.view()
-        facts, now = view.facts, view.now
-        live = summary["state"] in ("running", "paused")
-        return summary | {
-            "config": dict(view.config),
-            "parameters": whole(facts.get("parameters")) or whole(mapping(view.final).get("parameters")),
-            "warnings": [text(one) for one in facts.get("warnings") or () if isinstance(one, str)],
-            "eta_s": _eta_s(view, summary) if live else None,
-            "now": _now(view) if live and now else None,
-            "final": None if view.final is None else dict(view.final),
-        }
-
-    def rounds(self, after: int = 0) -> list[dict[str, Any]]:
-        """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
-        rows = ({**row, "round": whole(row.get("round")) or 0} for _, row in self.view().rounds)
-        return [{key: row[key] for key in row if key != "failures"} for row in rows if row["round"] > after]
 
     def _refresh(self) -> None:
         """Read on where the last call ended."""
@@ -185,19 +210,30 @@ class RunReader:
             yield events
 
 
-def is_protected(config: Any) -> bool:
-    """Whether the settings promise clients that nothing is told of one of them alone."""
-    told = (config.get("secure.enabled"), config.get("privacy.epsilon"), config.get("privacy.noise_multiplier"))
-    return any(told)
+def mechanism_of(config: Data) -> str:
+    """How updates are made private, by the run's settings; see `PrivacyConfig.chosen`."""
+    if not (config.get("privacy.epsilon") or config.get("privacy.noise_multiplier")):
+        return "none"
+    chosen = text(config.get("privacy.mechanism"), 64)
+    return chosen or ("distributed" if config.get("secure.enabled") else "central")
 
 
-def protection_of(config: Any) -> str:
+def is_protected(config: Data) -> bool:
+    """Whether the settings promise clients that no figure of one of them alone is told."""
+    return bool(config.get("secure.enabled")) or mechanism_of(config) != "none"
+
+
+def protection_of(config: Data) -> str:
     """What is done for the clients' data, in words; empty if nothing."""
     words = ["secure aggregation"] if config.get("secure.enabled") else []
-    if config.get("privacy.epsilon") or config.get("privacy.noise_multiplier"):
-        mechanism = text(config.get("privacy.mechanism")) or ("distributed" if words else "central")
-        words.append(f"{mechanism} differential privacy")
-    return ", ".join(words)
+    mechanism = mechanism_of(config)
+    return ", ".join([*words, *([] if mechanism == "none" else [f"{mechanism} differential privacy"])])
+
+
+def plain_row(row: Data) -> dict[str, Any]:
+    """A closed round's row without the clients' names."""
+    kept = {key: value for key, value in row.items() if key != "failures"}
+    return kept | {"round": whole(row.get("round")) or 0}
 
 
 _COLUMNS = "id, unix_s, kind, round, data"
@@ -246,7 +282,7 @@ def _last(rows: Sequence[Any], key: str) -> float | None:
 def _elapsed(view: RunView, state: str) -> float | None:
     if view.started_s is None or view.updated_s is None:
         return None
-    until_s = time.time() if state in ("running", "paused") else view.updated_s
+    until_s = time.time() if state in LIVE else view.updated_s
     return max(0.0, until_s - view.started_s)
 
 
@@ -257,8 +293,6 @@ def _eta_s(view: RunView, summary: Any) -> float | None:
     return sum(seconds) / len(seconds) * max(0, left) if seconds else None
 
 
-def _now(view: RunView) -> dict[str, Any]:
-    now = view.now
-    assert now is not None
+def _now(now: Now) -> dict[str, Any]:
     plan = {"round": now.round, "asked": now.asked, "goal": now.goal, "deadline_s": now.deadline_s, "mode": now.mode}
     return plan | now.counts
