@@ -28,6 +28,11 @@ def downloads(view: RunView) -> frozenset[str]:
     return frozenset({*_ALWAYS, *artefacts, *models})
 
 
+def there(directory: Path, view: RunView) -> list[str]:
+    """Those of `downloads` that are there."""
+    return sorted(name for name in downloads(view) if (directory / name).is_file())
+
+
 def open_file(directory: Path, name: str) -> int | None:
     """A descriptor of that file; None if there is none. A link, wherever on the way, is not followed."""
     parent = -1
@@ -97,7 +102,7 @@ def _versions(directory: Path, view: RunView) -> list[dict[str, Any]]:
     for _, number_, sha in view.models[-_MOST_VERSIONS:]:
         if _SHA256.fullmatch(sha):
             kept[sha] = (number_, directory / MODELS / f"{sha}.safetensors")
-    current = next(reversed(kept), "") if not last else last
+    current = last or next(reversed(kept), "")
     if last and last not in kept:
         kept[last] = (max(figures, default=0), directory / "model.safetensors")
     rows = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import RunError
-from server import run_lock
+from server import run_devices, run_files, run_lock
 from server.run_store import EVENTS, LOCK
 from server.run_view import COUNTED, Data, LoggedEvent, Now, RunView, mapping, number, text, whole
 
@@ -28,6 +28,8 @@ _WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
 _SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
 _ETA_ROUNDS = 5
+_MOST_SHOWN = 100
+_TOLD_OF_A_CLIENT = frozenset({"client", "bytes", "reason", "phase", "ask", "place", "version", "staleness"})
 LIVE = ("running", "paused")
 
 
@@ -67,6 +69,10 @@ class RunReader:
         with self._guard:
             self._refresh()
             return self._view
+
+    def is_there(self) -> bool:
+        """Whether the directory still stands where it was found, and is no link."""
+        return not self.directory.is_symlink() and (self.directory / EVENTS).is_file()
 
     @property
     def unreadable(self) -> str:
@@ -134,6 +140,63 @@ class RunReader:
                 if (value := number(row.get("epsilon"))) is not None
             ],
         }
+
+    def devices(
+        self, page: int = 0, sort: str = "node", *, descending: bool = False, words: str = ""
+    ) -> dict[str, Any]:
+        """One page of the devices that pass the filter, and counts of all of them; see run_devices.py."""
+        view = self.view()
+        live = self.state(view) in LIVE
+        online_s = (time.time() if live else view.updated_s or 0.0) - run_devices.ONLINE_S
+        asked = (
+            run_devices.count_query(words, online_s),
+            run_devices.totals_query(online_s),
+            run_devices.versions_query(),
+            run_devices.page_query(page, sort, descending, words, online_s),
+        )
+        try:
+            with self._opened() as events:
+                count, totals, running, rows = (events.execute(one.sql, one.values).fetchall() for one in asked)
+        except sqlite3.Error as error:
+            if "no such table" not in str(error):
+                raise RunError(f"{self.name}/{EVENTS}: cannot be read ({error})") from error
+            count, totals, running, rows = [(0,)], [(0, 0)], [], []  # of a release that kept no device table
+        protected = is_protected(view.config)
+        return {
+            "total": count[0][0],
+            "counts": {
+                "online": int(totals[0][0]),
+                "eligible": int(totals[0][1]),
+                "running_versions": run_devices.versions(running),
+            },
+            "devices": [
+                run_devices.device_row(node, seen_s, _parsed(data), protected=protected) for node, seen_s, data in rows
+            ],
+        }
+
+    def device_counts(self) -> dict[str, Any] | None:
+        """Counts of all devices; None where there is no device table."""
+        try:
+            counts: dict[str, Any] = self.devices()["counts"]
+        except RunError:
+            return None
+        return counts
+
+    def models(self) -> dict[str, Any]:
+        """Versions of the model, what was exported of it, and the roll-out; see run_files.py."""
+        view = self.view()
+        return run_files.models(self.directory, view) | {"downloads": run_files.there(self.directory, view)}
+
+    def open_file(self, name: str) -> int | None:
+        """A descriptor of one of the files that the run lists; None if it is none of them, or not there."""
+        return run_files.open_file(self.directory, name) if name in run_files.downloads(self.view()) else None
+
+    def events(self, before: int | None = None, kind: str = "", most: int = 100) -> list[dict[str, Any]]:
+        """The log from its end, or from before an event; `lost` are events of attempts that count for nothing."""
+        view = self.view()
+        query = f"SELECT {_COLUMNS} FROM events WHERE id < ? {'AND kind = ?' if kind else ''} ORDER BY id DESC LIMIT ?"  # noqa: S608 - constants
+        values = (2**62 if before is None else before, *([kind] if kind else []), most)
+        return [shown(_event(row), view) for row in self._read(query, values)]
 
     def _summary(self, view: RunView) -> dict[str, Any]:
         config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
@@ -234,6 +297,28 @@ def plain_row(row: Data) -> dict[str, Any]:
     """A closed round's row without the clients' names."""
     kept = {key: value for key, value in row.items() if key != "failures"}
     return kept | {"round": whole(row.get("round")) or 0}
+
+
+def shown(event: LoggedEvent, view: RunView) -> dict[str, Any]:
+    """An event as it is shown. Where clients are promised so, none that is about one of them holds a figure of its."""
+    data = event.data
+    if is_protected(view.config) and "client" in data:
+        data = {name: value for name, value in data.items() if name in _TOLD_OF_A_CLIENT}
+    return {
+        "id": event.id,
+        "unix_s": event.unix_s,
+        "kind": event.kind,
+        "round": event.round,
+        "data": {name: _shortened(value) for name, value in data.items()},
+        "lost": view.is_lost(event.id),
+    }
+
+
+def _shortened(value: Any) -> Any:
+    """A long list, of all devices perhaps, by its beginning."""
+    if isinstance(value, list) and len(value) > _MOST_SHOWN:
+        return [*value[:_MOST_SHOWN], f"... {len(value) - _MOST_SHOWN} more"]
+    return value
 
 
 _COLUMNS = "id, unix_s, kind, round, data"
