@@ -16,6 +16,7 @@ from edge_runtime.errors import BudgetError, ConfigError, MissingPackageError
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.factory import example_of, make_program, make_trainer
 from edge_runtime.train.sources import DataSource
+from server import personal
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
 from server.federation import finished_run
@@ -55,7 +56,8 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
             keep_scenario(given, directory)
 
         def watch(event: Event) -> None:
-            if isinstance(event, RoundClosed) and event.row.round == event.rounds and not scenario.rollout.enabled:
+            last = isinstance(event, RoundClosed) and event.row.round == event.rounds
+            if last and not scenario.rollout.enabled and not personal.asks(scenario):
                 grid.close()  # the export that follows needs the memory, the clients' work is done
             if isinstance(event, RunFinished):
                 ended.append(event)
@@ -83,9 +85,16 @@ def check(scenario: Scenario) -> None:
     try:
         program = None
         if scenario.train.trainer == "engine":
-            mu = scenario.task(1).proximal_mu
+            task = scenario.task(1)
             example = example_of(scenario.model) if scenario.model.input else few.x
-            program = make_program(scenario.model, scenario.train, example, proximal_mu=mu, seed=scenario.seed)
+            program = make_program(
+                scenario.model,
+                scenario.train,
+                example,
+                proximal_mu=task.proximal_mu,
+                correction=task.control,
+                seed=scenario.seed,
+            )
         make_trainer(scenario.model, scenario.train, program=program).evaluate([(few.x, few.y)])
     except (BudgetError, ConfigError, MissingPackageError):
         raise
