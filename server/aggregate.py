@@ -37,7 +37,7 @@ class Aggregate(Protocol):
 
 @runtime_checkable
 class Clipping(Protocol):
-    """An `Aggregate` that bounds each update, and must do so before any discount: else it would not bite on stale ones."""
+    """An `Aggregate` that bounds each update. It must do so before any discount, to bite on stale ones too."""
 
     def add_discounted(self, update: NDArray[np.float32], weight: int, discount: float) -> None:
         """`add` an update, `discount` times what is left of it once it is bounded."""

@@ -14,7 +14,7 @@ MODES = ("sync", "semi_sync", "async")
 
 @dataclass(frozen=True, slots=True)
 class BufferConfig:
-    """Of modes "semi_sync" and "async". An update is s rounds stale if so many closed between its asking and its coming.
+    """Of modes "semi_sync" and "async". An update is s rounds stale if so many have closed since it was asked for.
 
     `size` updates make a round of mode "async", 0 for `server.cohort`, which it then sets; `concurrency` nodes are at
     work in it at any time, 0 for twice the cohort. A stale update is multiplied by 1 / (1 + s)^`exponent`

@@ -1,6 +1,10 @@
 """DP-FedAvg with a trusted server (McMahan, Ramage, Talwar, Zhang 2018): it clips each update and noises their sum.
 
 Neighbours differ by one client, in all its rounds. What is released is the model after every round.
+
+Where rounds take in late answers (`server.mode`), each is still one such release: it holds one update of a client at
+most, clipped, and then made no longer for being stale. No sampling is claimed there: who is in a round follows from how
+fast devices are. That this does not depend on their data is assumed, as it is of who is online.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
@@ -60,6 +65,9 @@ class Central:
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         return self._sampling.draw(nodes, number)
 
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._sampling.further(nodes, size, number)
+
     def task(self, task: RoundTask) -> RoundTask:
         return task
 
@@ -93,6 +101,13 @@ class Central:
             "clip": self._clip.now,
             "participations": self._taken.most,
         }
+
+    def state(self) -> Tree:
+        return {"taken": self._taken.state(), "sums": self._sums.state()}
+
+    def restore(self, state: Tree) -> None:
+        self._taken.restore(state["taken"])
+        self._sums.restore(state["sums"])
 
     def _noised(self, total: Sums) -> Mean:
         return (total + self._noise.sample(total.size, self._entropy(KEY_BYTES))).astype(np.float64)

@@ -27,9 +27,9 @@ from server.strategy import STRATEGIES
 class StrategyConfig:
     """Rounds, who takes part, and how the server moves the model. `lr` and below: see server/strategy.py.
 
-    A round of mode "sync" asks `over_selection` times `cohort` nodes, and ends when `cohort` good updates have come; one
-    of "semi_sync" then too, or after `period_s`; one of "async" is a buffer that has filled up (see docs/rounds.md).
-    In all of them a node has `deadline_s` for its answer, and no round lasts longer.
+    A round of mode "sync" asks `over_selection` times `cohort` nodes, and ends when `cohort` good updates have come;
+    one of "semi_sync" then too, or after `period_s`; one of "async" is a buffer that has filled up. In all of them a
+    node has `deadline_s` for its answer, and no round lasts longer. See docs/rounds.md.
     """
 
     rounds: int = key(30, low=1, high=1_000_000)
@@ -55,8 +55,8 @@ class StrategyConfig:
             raise ConfigError(f"server.min_updates = {self.min_updates}: must be <= server.cohort ({self.cohort})")
         if self.mode == "semi_sync" and self.period_s > self.deadline_s:
             raise ConfigError(
-                f"server.period_s = {self.period_s:g}: must be <= server.deadline_s ({self.deadline_s:g}), which is all "
-                "the time that a node has"
+                f"server.period_s = {self.period_s:g}: must be <= server.deadline_s ({self.deadline_s:g}), which is "
+                "all the time that a node has"
             )
 
     @property
@@ -87,11 +87,12 @@ class OutputConfig:
     """Where the run directory goes; empty = `runs/<UTC time>` in the current folder.
 
     With `resume` that directory holds a run, which goes on after its last closed round, with the settings that
-    it began with.
+    it began with. The model is kept as it was after each of the last `keep_models` rounds.
     """
 
     out: str = key("")
     resume: bool = key(False)
+    keep_models: int = key(5, low=1, high=1_000_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,19 +20,20 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
-from server.rounds import RoundResult, choose_cohort
+from server.rounds import RoundResult
 from server.run_store import RunStore
-from server.sampling import Entropy, Participations
+from server.sampling import Entropy, Participations, SeededDraws
 
 
 class Ftrl:
     """`Privacy` of `privacy.mechanism = "ftrl"`, for updates of `size` values."""
 
     def __init__(self, config: ServerConfig, size: int, entropy: Entropy = os.urandom) -> None:
-        settings, self._seed, self._entropy = config.privacy, config.seed, entropy
+        settings, self._draws, self._entropy = config.privacy, SeededDraws(config.seed), entropy
         self._clients, self._rounds = config.server.cohort, config.server.rounds
         self._population = settings.population
         self._separation = min(self._rounds, settings.separation or max(1, settings.population // self._clients))
@@ -63,16 +64,21 @@ class Ftrl:
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
-        self._budget.spend(self._event)
+        if not self._budget.own:
+            self._budget.spend(self._event)
 
     def why_stop(self) -> str | None:
         """The whole run was paid for when it began."""
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
+        return self.further(nodes, self._clients, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        # What is asked for now counts in this round or in a later one: further from the last one, never nearer.
         never = number - self._separation
         rested = [node for node in nodes if number - self._last.get(str(node), never) >= self._separation]
-        return choose_cohort(rested, self._clients, self._seed, number)
+        return self._draws.choose(rested, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         # Rounds of which nothing was told have their noise all the same: the strategy counts rounds, not releases.
@@ -114,6 +120,20 @@ class Ftrl:
             "clip": self._clip.now,
             "participations": self._taken.most,
         }
+
+    def state(self) -> Tree:
+        return {
+            "last": self._last,
+            "stream": self._stream.state(),
+            "taken": self._taken.state(),
+            "sums": self._sums.state(),
+        }
+
+    def restore(self, state: Tree) -> None:
+        self._last = dict(state["last"])
+        self._stream.restore(state["stream"])
+        self._taken.restore(state["taken"])
+        self._sums.restore(state["sums"])
 
     def _dwindling(self) -> tuple[str, ...]:
         """A warning where full cohorts would have asked all of a known population before the first may come again."""

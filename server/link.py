@@ -130,10 +130,10 @@ class Link:
         """Node ids online now."""
         return list(self._grid.get_node_ids())
 
-    def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
-        """Node ids online once `wanted` are there, or at the deadline, however many those are."""
+    def wait_for_nodes(self, wanted: int, deadline_s: float, stop: Callable[[], object] = lambda: None) -> list[int]:
+        """Node ids online once `wanted` are there; at the deadline, or if `stop` says so, however many those are."""
         end = self.clock() + deadline_s
-        while len(nodes := self.nodes()) < wanted and self.clock() < end:
+        while len(nodes := self.nodes()) < wanted and self.clock() < end and not stop():
             self.pause(POLL_S)
         return nodes
 
@@ -237,6 +237,14 @@ def read_update(content: RecordDict) -> Update:
     if type(examples) is not int or not isinstance(loss, float):
         raise ValueError("reply does not say num-examples (whole number) and loss (number)")
     return Update(array.data, examples, loss)
+
+
+def why_declined(content: RecordDict) -> str | None:
+    """Why a device does not do now what it was asked to; None if it does. A reply that declines holds nothing else."""
+    said = content.get("device")
+    if len(content) != 1 or not isinstance(said, ConfigRecord) or said.get("eligible") is not False:
+        return None
+    return peer_text(str(said.get("why_not", ""))) or "not eligible now"
 
 
 def greeting() -> Content:

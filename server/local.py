@@ -18,6 +18,7 @@ from edge_runtime.privacy.noise import table
 from edge_runtime.train.config import LocalPrivacy, RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Grid
 from server.config import ServerConfig
 from server.private import swamped
@@ -38,8 +39,9 @@ class Local:
         settings, self._server, self._seed = config.privacy, config.server, config.seed
         self._size, self.clip = size, settings.clip
         self._budget = Budget.of(settings)
-        rounds, cohort = config.server.rounds, config.server.cohort
-        self._most = min(rounds, -(-rounds * cohort // settings.population)) if settings.population else rounds
+        rounds = config.server.rounds
+        asked = rounds * config.server.cohort + (config.concurrency if config.server.mode == "async" else 0)
+        self._most = min(rounds, -(-asked // settings.population)) if settings.population else rounds
         self._noise_multiplier = settings.noise_multiplier or self._budget.noise_for(
             lambda z: SampledGaussian(z, 1.0, self._most, size, VARIATION)
         )
@@ -49,27 +51,40 @@ class Local:
         variation = table("rounded_gaussian", sigma).total_variation
         self._event = SampledGaussian(self._noise_multiplier, 1.0, 1, size, variation)
         self._asked = Participations()
-        self._cohort: list[int] = []
+        self._cohort: list[int] = []  # drawn last
+        self._number = self._turn = 0  # the round in which that was, and how many draws it had had before
+        self._store: RunStore | None = None
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
+        self._store = store
+        # All that were ever asked, in closed rounds and in others: a client has answered whatever became of the server.
+        for _, asked in store.events("privacy_asked"):
+            self._asked.add(asked["clients"])
 
     def why_stop(self) -> str | None:
         return self._budget.why_not(self._event) if self._asked.most < self._most else None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        rng = np.random.default_rng([self._seed, number])
+        return self.further(nodes, self._server.cohort, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        self._turn = self._turn + 1 if number == self._number else 0
+        self._number = number
+        rng = np.random.default_rng([self._seed, number, *([self._turn] if self._turn else [])])
         able = [node for node in sorted(nodes) if self._asked.of(str(node)) < self._most]
         order = sorted(
             (self._asked.of(str(able[place])), turn, place) for turn, place in enumerate(rng.permutation(len(able)))
         )
-        self._cohort = sorted(able[place] for _, _, place in order[: self._server.cohort])
+        self._cohort = sorted(able[place] for _, _, place in order[:size])
         return self._cohort
 
     def task(self, task: RoundTask) -> RoundTask:
         """The task with what clients are to do; booked before it is sent, for their answers can't be taken back."""
-        before = self._asked.most
-        self._asked.add(map(str, self._cohort))
+        before, clients = self._asked.most, [str(node) for node in self._cohort]
+        if self._store is not None:
+            self._store.append("privacy_asked", {"clients": clients}, task.round, durable=True)
+        self._asked.add(clients)
         if self._asked.most > before:
             self._budget.spend(self._event, task.round)
         return replace(task, local=self._local)
@@ -97,3 +112,10 @@ class Local:
             "clip": self.clip,
             "participations": self._asked.most,
         }
+
+    def state(self) -> Tree:
+        """Nothing: who was asked stands in the run's events, be the round closed or not."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""

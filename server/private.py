@@ -8,28 +8,35 @@ from typing import Any, Protocol
 
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
+from server.checkpoint import Stateful, Tree
 from server.config import ServerConfig
 from server.robust import make_aggregate
 from server.rounds import RoundResult
 from server.run_store import RunStore
-from server.sampling import SeededSampling
+from server.sampling import SeededDraws
 
 
-class Privacy(Protocol):
+class Privacy(Stateful, Protocol):
     """One mechanism.
 
-    `open` once; then in every round, in this order: `why_stop`, `cohort`, and if the round is played, `task`,
-    `aggregate` where updates are read, and `settle`.
+    `open` once, and where a run is resumed `restore` before it; then in every round, in this order: `why_stop`,
+    `cohort`, and if the round is played, `task`, `aggregate` where updates are read, and `settle`.
     """
 
     def open(self, store: RunStore) -> None:
-        """The run begins: what is spent from here on is written there before it is used."""
+        """The run begins, or goes on: what is spent from here on is written there before it is used.
+
+        What that run had spent before, closed rounds or not, stays spent.
+        """
 
     def why_stop(self) -> str | None:
         """Why no further round may be played; None if one may."""
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        """Who of the nodes online is asked, in ascending order."""
+        """Who of the nodes that may be asked is, in this order."""
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Up to `size` of these nodes that are asked as well, or in place of a cohort; `task` comes after it, too."""
 
     def task(self, task: RoundTask) -> RoundTask:
         """What clients are sent: the task, and what they do for privacy themselves."""
@@ -62,7 +69,7 @@ class NoPrivacy:
     clip = None
 
     def __init__(self, config: ServerConfig, size: int) -> None:
-        self._sampling = SeededSampling(config.server.cohort, config.seed)
+        self._draws = SeededDraws(config.seed)
         self._config, self._size = config, size
 
     def open(self, store: RunStore) -> None:
@@ -72,7 +79,15 @@ class NoPrivacy:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        return self._sampling.draw(nodes, number)
+        """A cohort, and after it the spares: they are needed where others fail, or are slower than they."""
+        cohort = self._draws.choose(nodes, self._config.server.cohort, number)
+        if not self._config.spares:
+            return cohort
+        rest = sorted(set(nodes) - set(cohort))
+        return [*cohort, *self._draws.choose(rest, self._config.spares, number)]
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._draws.choose(nodes, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         return task
@@ -88,6 +103,13 @@ class NoPrivacy:
 
     def final(self) -> dict[str, Any] | None:
         return None
+
+    def state(self) -> Tree:
+        """Nothing: who is asked follows from the seed."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""
 
 
 def swamped(ratio: float, rounds: int) -> tuple[str, ...]:

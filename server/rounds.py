@@ -14,8 +14,7 @@ from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from server.aggregate import Aggregate, add_discounted
 
-
-SPARES, FURTHER = 2, 1000  # purposes of draws from the nodes: beside a cohort, and one after another in one round
+FURTHER = 1000  # the purpose of a second draw in one round; a third has the next number, and so on
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,6 @@ def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int,
     # Draw places, not ids: Flower's are 64-bit unsigned, and NumPy would round a mixed list of them to floats.
     places = rng.choice(len(pool), size=min(size, len(pool)), replace=False)
     return [pool[place] for place in sorted(places)]
-
-
-def choose_spares(
-    nodes: Sequence[int], cohort: Sequence[int], size: int, seed: int, round_number: int
-) -> list[int]:
-    """`size` more nodes that are not in the cohort, in an order that is drawn too: they are asked after it."""
-    spares = choose_cohort(sorted(set(nodes) - set(cohort)), size, seed, round_number, purpose=SPARES)
-    order = np.random.default_rng([seed, round_number, SPARES, 1]).permutation(len(spares))
-    return [spares[place] for place in order]
 
 
 def not_played(number: int, reason: str) -> RoundResult:

@@ -374,8 +374,8 @@ class InProcessGrid(Grid):
 
 def _errand(message: Message) -> Errand:
     """What a message has its device do."""
-    task = message.content.config_records.get("task", {})
-    epochs = task.get("train.epochs", 0)
+    task = message.content.config_records.get("task")
+    epochs = task.get("train.epochs", 0) if task is not None else 0
     passes = float(epochs) if isinstance(epochs, int | float) else 0.0
     if passes and message.metadata.message_type.startswith(MessageType.EVALUATE):
         passes = EVALUATION_PASSES

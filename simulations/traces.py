@@ -133,9 +133,10 @@ class Traces:
 
     def memory(self, node: int) -> str:
         """How much that device has for training; empty for no limit."""
-        if not self._fleet.memory:
+        sizes = self._fleet.memory
+        if not sizes:
             return ""
-        return self._fleet.memory[int(np.random.default_rng([self._seed, node, 0x3E3]).integers(len(self._fleet.memory)))]
+        return sizes[int(np.random.default_rng([self._seed, node, 0x3E3]).integers(len(sizes)))]
 
     def _day(self, now_s: float) -> tuple[int, float]:
         """Days go from one worst hour to the next, day 0 around the best hour at time 0; and the share online now."""
