@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -119,7 +118,7 @@ class Link:
     ) -> None:
         self._grid, self.clock, self.pause = grid, clock, pause
         self._timed = grid if isinstance(grid, TimedGrid) else None
-        self._pulled: deque[Message] = deque()  # replies that have come and were not yet yielded
+        self._pulled: dict[str, Message] = {}  # replies that have come and were not yet yielded, by what they answer
 
     @property
     def replays(self) -> bool:
@@ -187,31 +186,40 @@ class Link:
 
         `wanted`: how many more there is any use for, as far as is known.
         """
-        while outstanding and self.clock() < end:
-            if reply := self._next_reply(outstanding, end, wanted):
-                outstanding.pop(reply.metadata.reply_to_message_id, None)
-                node = reply.metadata.src_node_id
-                if not reply.has_error():
-                    return Answer(node, reply.content)
-                return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
-            if self._timed is None:
+        while (reply := self._pulled_before(outstanding)) is None:
+            if not outstanding or self.clock() >= end:
+                return None
+            if self._timed is not None:
+                self._keep([self._timed.next_reply(list(outstanding), end, wanted)])
+            elif not self._keep(self._pull(list(outstanding))):
                 self.pause(POLL_S)
-        return None
+        node = reply.metadata.src_node_id
+        if not reply.has_error():
+            return Answer(node, reply.content)
+        return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
 
     def cancel(self, outstanding: Outstanding) -> None:
         """Whoever still is to answer these need not: nobody will listen. A real node is not told, and works on."""
         if self._timed is not None:
             self._timed.cancel(list(outstanding))
-        self._pulled = deque(one for one in self._pulled if one.metadata.reply_to_message_id not in outstanding)
+        for message_id in outstanding:
+            self._pulled.pop(message_id, None)
         outstanding.clear()
 
-    def _next_reply(self, outstanding: Outstanding, end: float, wanted: int) -> Message | None:
-        """One reply to any of these; never more than a few are in memory."""
-        if self._timed is not None:
-            return self._timed.next_reply(list(outstanding), end, wanted)
-        if not any(reply.metadata.reply_to_message_id in outstanding for reply in self._pulled):
-            self._pulled.extend(self._pull(list(outstanding)))
-        return self._pulled.popleft() if self._pulled else None
+    def _pulled_before(self, outstanding: Outstanding) -> Message | None:
+        """A reply to one of these that has come already; never more than a few are in memory."""
+        for message_id in outstanding if self._pulled else ():
+            if message_id in self._pulled:
+                del outstanding[message_id]
+                return self._pulled.pop(message_id)
+        return None
+
+    def _keep(self, replies: Iterable[Message | None]) -> bool:
+        """Hold replies until they are asked for; of two to one message the first. Whether there were any."""
+        came = [reply for reply in replies if reply is not None]
+        for reply in came:
+            self._pulled.setdefault(reply.metadata.reply_to_message_id, reply)
+        return bool(came)
 
     def _pull(self, message_ids: Sequence[str]) -> list[Message]:
         """The replies to the first few of these messages that have any."""
