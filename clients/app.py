@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from clients.config import NodeConfig
 from clients.datasets import load_examples
 from clients.deploy import answer_artefact, running
+from clients.eligibility import device_mod
 from clients.exchange import encode_update, receive_model
 from clients.local_privacy import randomised
 from clients.records import answer, client_number, holding, open_state, read_model, read_program, read_task
@@ -22,7 +23,7 @@ from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainC
 from edge_runtime.train.factory import make_trainer, unpack_program
 from edge_runtime.updates.delta import FloatVector
 
-app = ClientApp()
+app = ClientApp(mods=[device_mod])
 
 
 @app.train()

@@ -17,6 +17,7 @@ from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, R
 from server.compress import CompressConfig
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
 from server.rollout_config import RolloutConfig
+from server.selection_config import SelectionConfig, check_selection
 from server.strategy import STRATEGIES
 
 
@@ -82,6 +83,7 @@ class ServerConfig:
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     server: StrategyConfig = section(StrategyConfig)
+    selection: SelectionConfig = section(SelectionConfig)
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
     secure: SecureConfig = section(SecureConfig)
@@ -99,6 +101,7 @@ class ServerConfig:
                 f"{','.join(self.deploy.formats)!r}"
             )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
+        check_selection(self.selection, self.secure.enabled, self.mechanism)
         check_robust(self.robust, self.secure, self.server.cohort)
         if self.compress.lever and self.train.lora_rank:
             raise ConfigError(
