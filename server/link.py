@@ -12,6 +12,8 @@ from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.deploy import offer
+from edge_runtime.device import report as device
+from edge_runtime.errors import PeerError
 from edge_runtime.secagg.transitions import HELLO, RECORD
 from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
@@ -226,6 +228,39 @@ def read_running(content: RecordDict) -> int | None:
     metrics = content.get("metrics")
     version = metrics.get(offer.RUNNING) if isinstance(metrics, MetricRecord) else None
     return version if type(version) is int and 0 <= version <= offer.MAX_VERSION else None
+
+
+def read_device(content: RecordDict) -> device.DeviceReport | None:
+    """What a device says of itself, in any reply; None where it says nothing.
+
+    Raises:
+        PeerError: it is malformed.
+
+    """
+    record = content.get(device.RECORD)
+    return device.parse_report(record) if isinstance(record, ConfigRecord) else None
+
+
+def why_declined(content: RecordDict) -> str | None:
+    """Why a device does not do now what it was asked to; None if it does. A reply that declines holds nothing else."""
+    if set(content) != {device.RECORD}:
+        return None
+    try:
+        said = read_device(content)
+    except PeerError:
+        return None
+    return None if said is None or said.eligible else said.why_not or "not eligible now"
+
+
+def read_figures(content: RecordDict) -> tuple[int, float]:
+    """Examples and loss inside a train reply; ValueError if they are missing or make no sense."""
+    metrics = _record(content, "metrics", MetricRecord)
+    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES or not isinstance(loss, float):
+        raise ValueError("reply has no num-examples from 1 to 2^28 and loss")
+    if not math.isfinite(loss):
+        raise ValueError("reply reports a loss that is not finite")
+    return examples, loss
 
 
 def read_held(content: RecordDict) -> bytes:

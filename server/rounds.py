@@ -54,6 +54,8 @@ class RoundResult:
     unchanged: str | None = None  # why there is no delta
     opened: tuple[str, ...] = ()
     downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
+    late: tuple[str, ...] = ()
+    declined: tuple[Failure, ...] = ()
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:

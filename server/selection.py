@@ -265,7 +265,7 @@ class Utility:
         scores = self.scores(nodes, number)
         last = np.sort(scores)[-min(size, len(nodes))]
         near = np.flatnonzero(scores >= CUT_OFF * last)
-        return _draw([nodes[at] for at in near], scores[near].tolist(), size, rng)
+        return _draw([nodes[at] for at in near.tolist()], scores[near].tolist(), size, rng)
 
     def _promise(self, node: int) -> float:
         """The weight of a device that was never measured; one that was asked and failed counts for less."""
