@@ -30,6 +30,7 @@ class StrategyConfig:
     strategy: str = key("fedavg", choices=tuple(STRATEGIES))
     min_updates: int = key(2, low=1, high=1_000_000)
     deadline_s: float = key(60.0, above=0, high=604_800)
+    patience_s: float = key(3600.0, above=0, high=31_536_000)  # without enough devices; see server/pool.py
     evaluate: str = key("central", choices=("central", "clients", "none"))
     eval_every: int = key(1, low=1, high=1_000_000)
     workers: int = key(0, low=0, high=1024)  # simulation only: client processes, 0 = one per core

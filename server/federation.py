@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edge_runtime.config import flatten
@@ -16,10 +17,11 @@ from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClo
 from server.fleet import Fleet
 from server.gather import Asked, content_of
 from server.journal import Journal, Peers, began_with
-from server.link import Answer, Link, Question, read_held, read_metrics
+from server.link import Answer, Link, Question, read_held, read_metrics, why_declined
 from server.model import GlobalModel
 from server.orders import Orders
 from server.parts import load_test, make_gather, make_privacy, make_publisher
+from server.pool import Pool
 from server.release import check_key
 from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
@@ -37,7 +39,8 @@ def federate(
     began with. `peers` are the clients' own states, where they are this process's to keep.
 
     Raises:
-        RunError: too few clients ever came, no round gathered enough good updates, or the disk is full.
+        RunError: too few clients ever came, or came back within `server.patience_s`; no round gathered enough good
+            updates; or the disk is full.
         ConfigError: the run directory already holds a run; to be resumed, it holds none, or one that is finished.
 
     """
@@ -77,7 +80,7 @@ class _Run:
     ) -> None:
         self._link, self._config, self._listeners = link, config, listeners
         check_key(config.rollout)
-        self._fleet = Fleet()
+        self._fleet = Fleet(link.clock, private=bool(config.protection))
         self._test = load_test(config)
         self._model = GlobalModel(config, self._test)
         self._privacy = make_privacy(config, self._model)
@@ -96,11 +99,13 @@ class _Run:
         }
         self._journal = Journal(self._store, parts, link.run_id, config.run.keep_models, peers)
         self._orders = Orders(self._store)
+        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
 
     def play(self, *, resumed: bool) -> RunFinished:
         settings = self._config.server
         if resumed:
             self._resume()
+        self._fleet.open(self._store)
         self._gather_fleet()
         if not resumed:
             self._store.append("run_started", flatten(self._config))
@@ -119,7 +124,7 @@ class _Run:
     def _gather_fleet(self) -> None:
         """Wait for a cohort to come; fewer do, but not fewer than a round needs."""
         settings = self._config.server
-        nodes = self._wait_for_nodes(settings.cohort)
+        nodes = self._pool.now(settings.cohort)
         if len(nodes) < settings.min_updates and not self._orders.why_stop():
             raise RunError(
                 f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
@@ -141,12 +146,6 @@ class _Run:
             self._publisher.forget_nodes()
             self._gather.forget_nodes()
         self._store.append("run_resumed", {"round": self._journal.last, "lost_events": lost})
-
-    def _wait_for_nodes(self, wanted: int) -> list[int]:
-        """The nodes that may be asked, once `wanted` are there, or at the deadline."""
-        settings = self._config.server
-        nodes = self._link.wait_for_nodes(wanted, settings.deadline_s, self._orders.why_stop)
-        return self._fleet.eligible(nodes)
 
     def _why_stop(self) -> str | None:
         """Why no further round is to be played; None if one is."""
@@ -174,12 +173,14 @@ class _Run:
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
-        nodes = self._wait_for_nodes(settings.min_updates)
+        nodes = self._pool.enough(number, self._model.training_bytes(number))
         cohort = self._privacy.cohort(nodes, number)
         if len(cohort) < settings.min_updates:
             result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
             return result, result.unchanged
         result = self._gather.gather(self._ask(cohort, number))
+        result = replace(result, outcomes=self._fleet.settle(result))
+        self._pool.settle(result)
         self._downlink_bytes += result.downlink_bytes
         self._privacy.settle(number, result)
         if result.delta is None:
@@ -205,6 +206,7 @@ class _Run:
             self._store.append(kind, data, number)
 
         question, parcels = self._question(number), self._parcels(cohort, number)
+        self._fleet.ask(cohort)
         return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, told=told)
 
     def _question(self, number: int) -> Question:
@@ -219,6 +221,8 @@ class _Run:
         # An error may be that the node has lost its state: it is sent the whole model the next time.
         self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
         self._fleet.hear(answer)
+        if self._fleet.to_be_seen:
+            self._fleet.online(self._link.nodes())
 
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
@@ -227,7 +231,7 @@ class _Run:
         if self._config.server.evaluate == "none":
             return {}
         settings = self._config.server
-        nodes = self._wait_for_nodes(1)
+        nodes = self._pool.now(1, self._model.training_bytes(number))
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         reports = []
@@ -235,6 +239,8 @@ class _Run:
         self._downlink_bytes += sum(map(question.nbytes, parcels.values()))
         for answer in self._link.evaluate(question, parcels, settings.deadline_s):
             self._learn(answer)
+            if answer.content is not None and why_declined(answer.content):
+                continue
             try:
                 reports.append(read_metrics(content_of(answer)))
             except ValueError as error:
@@ -271,6 +277,8 @@ class _Run:
         self._store.write_json("run.json", record)
 
     def close(self) -> None:
+        with contextlib.suppress(RunError):
+            self._fleet.tell()
         self._store.close()
 
     def _tell(self, line: str) -> None:

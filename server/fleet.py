@@ -22,9 +22,8 @@ from edge_runtime.errors import PeerError
 from edge_runtime.secagg import PHASES
 from server.checkpoint import Tree
 from server.link import Answer, read_device, read_figures, read_running
-from server.rounds import RoundResult
+from server.rounds import DECLINED, DROPPED, LATE, TAKEN, Outcome, RoundResult
 from server.run_store import RunStore, Sighting
-from server.selection import DECLINED, DROPPED, LATE, TAKEN, Outcome
 
 SEEN_EVERY_S = 10.0  # so often the table is told of devices that are online and idle
 TOLD_EVERY_S = 1.0  # and so often, at most, of those of whom there is news
@@ -87,8 +86,13 @@ class Fleet:
             if node not in self._devices:
                 self._devices[node] = _Device()
                 self._news.add(node)
-        if self._unix() - self._seen_s >= SEEN_EVERY_S:
+        if self.to_be_seen:
             self.tell()
+
+    @property
+    def to_be_seen(self) -> bool:
+        """Whether it is time again to ask who is online, also in the middle of a round."""
+        return self._unix() - self._seen_s >= SEEN_EVERY_S
 
     def eligible(self, nodes: Sequence[int], needs: int = 0) -> list[int]:
         """Those of the nodes that may be asked now to train what takes `needs` bytes.

@@ -93,7 +93,7 @@ class Link:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._grid, self._clock, self.pause = grid, clock, pause
+        self._grid, self.clock, self.pause = grid, clock, pause
 
     def nodes(self) -> list[int]:
         """Node ids online now."""
@@ -101,9 +101,13 @@ class Link:
 
     def wait_for_nodes(self, wanted: int, deadline_s: float, stop: Callable[[], object] = lambda: None) -> list[int]:
         """Node ids online once `wanted` are there; at the deadline, or if `stop` says so, however many those are."""
-        end = self._clock() + deadline_s
-        while len(nodes := self.nodes()) < wanted and self._clock() < end and not stop():
-            time.sleep(POLL_S)
+        began, waited_s = self.clock(), 0.0
+        while len(nodes := self.nodes()) < wanted and not stop():
+            # what was waited counts also by itself, for a clock that stands still
+            if max(self.clock() - began, waited_s) >= deadline_s:
+                break
+            self.pause(POLL_S)
+            waited_s += POLL_S
         return nodes
 
     @property
@@ -131,8 +135,8 @@ class Link:
         ]
         outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
         del messages, contents
-        end = self._clock() + deadline_s
-        while outstanding and self._clock() < end:
+        end = self.clock() + deadline_s
+        while outstanding and self.clock() < end:
             replies = self._pull(list(outstanding))
             for reply in replies:
                 outstanding.pop(reply.metadata.reply_to_message_id, None)

@@ -51,6 +51,7 @@ class _Way:
 
     program: bytes
     trainer: LocalTrainer
+    arena_bytes: int  # that the Program takes
 
 
 def _way(config: ServerConfig, train: TrainConfig, example: NDArray[np.generic] | None) -> _Way:
@@ -59,7 +60,7 @@ def _way(config: ServerConfig, train: TrainConfig, example: NDArray[np.generic] 
         mu = config.task(1).proximal_mu
         program = make_program(config.model, train, example, proximal_mu=mu, seed=config.seed)
     trainer = make_trainer(config.model, train, program=program, seed=config.seed)
-    return _Way(pack_program(program) if program else b"", trainer)
+    return _Way(pack_program(program) if program else b"", trainer, program.arena_bytes if program else 0)
 
 
 class GlobalModel:
@@ -135,6 +136,10 @@ class GlobalModel:
     def program(self, round_number: int) -> bytes:
         """What clients are sent beside the weights in this round when the engine trains; else nothing."""
         return self._ways[self._config.train_at(round_number)].program
+
+    def training_bytes(self, round_number: int) -> int:
+        """What training takes of a device's memory budget in this round; 0 where the engine does not train."""
+        return self._ways[self._config.train_at(round_number)].arena_bytes
 
     def evaluate(self, examples: Examples, round_number: int) -> Mapping[str, float]:
         """Loss and accuracy as this round trains: with rounded weights, where it rounds them."""

@@ -16,31 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.checkpoint import Tree
-from server.rounds import choose_cohort
+from server.rounds import DECLINED, LATE, TAKEN, Outcome, choose_cohort
 from server.selection_config import SelectionConfig
 
-TAKEN, LATE, DROPPED, DECLINED = "taken", "late", "dropped", "declined"
 CUT_OFF = 0.95  # of the score of the last that would be taken: who reaches it is drawn by chance (Oort's c)
 OUTLIERS = 95.0  # the percentile at which utilities are clipped
 CONFIDENCE = 0.1
 RECENT = 0.2  # weight of the present round in how often a device is online
 _PURPOSE = 0x5E1EC7  # of second and later draws in one round
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one device that was asked: TAKEN, LATE, DROPPED or DECLINED.
-
-    `seconds` is how long it took; of one that was late, how long it was waited for. `headroom` is the memory that it
-    has left, in sizes of what training takes.
-    """
-
-    node: int
-    end: str
-    examples: int = 0
-    loss: float | None = None
-    seconds: float | None = None
-    headroom: float | None = None
 
 
 class Selection(Protocol):

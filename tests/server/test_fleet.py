@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from edge_runtime.deploy.offer import RUNNING
 from edge_runtime.device.report import DeviceReport
 from server.checkpoint import pack, unpack
 from server.fleet import Fleet
 from server.link import Answer, read_device, why_declined
-from server.rounds import Failure, RoundResult
+from server.rounds import DECLINED, DROPPED, LATE, TAKEN, Failure, Outcome, RoundResult
 from server.run_store import RunStore
-from server.selection import DECLINED, DROPPED, LATE, TAKEN, Outcome
 
 HOT = DeviceReport(eligible=False, why_not="too hot: 81 C, at most 70", retry_s=120.0, temperature_c=81.0)
 
@@ -156,14 +156,14 @@ def test_the_table_has_all_that_is_known(clocks: Clocks, tmp_path: Path) -> None
     fleet.online([1, 2, 2**64 - 1])
     fleet.ask([1, 2])
     clocks.pass_by(3.0)
-    fleet.hear(answer(1, DeviceReport(name="pi-1"), num_examples=4, loss=1.0, artefact_version=7))
+    fleet.hear(answer(1, DeviceReport(name="pi-1"), num_examples=4, loss=1.0, **{RUNNING: 7}))
     fleet.hear(answer(2, HOT))
     fleet.settle(result(taken=[1], declined={2: HOT.why_not}))
     fleet.tell()
     rows = table(store)
     assert rows[1] == {
         "report": DeviceReport(name="pi-1").as_json(), "eligible": True, "why_not": "", "retry_s": None, "rounds": 1,
-        "dropped": 0, "late": 0, "declined": 0, "last_reason": "", "dropped_in": {}, "running": rows[1]["running"],
+        "dropped": 0, "late": 0, "declined": 0, "last_reason": "", "dropped_in": {}, "running": 7,
         "seconds": 3.0,
     }  # fmt: skip
     assert (rows[2]["eligible"], rows[2]["why_not"]) == (False, HOT.why_not)

@@ -17,19 +17,8 @@ from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError
 from server.checkpoint import pack, unpack
 from server.config import ServerConfig
-from server.rounds import choose_cohort
-from server.selection import (
-    DECLINED,
-    DROPPED,
-    LATE,
-    TAKEN,
-    Availability,
-    Floor,
-    Outcome,
-    Uniform,
-    Utility,
-    make_selection,
-)
+from server.rounds import DECLINED, DROPPED, LATE, TAKEN, Outcome, choose_cohort
+from server.selection import Availability, Floor, Uniform, Utility, make_selection
 from server.selection_config import POLICIES, SelectionConfig
 
 every_policy = pytest.mark.parametrize("policy", POLICIES)
