@@ -165,6 +165,7 @@ class _Run:
             self._privacy.epsilon,
             time.monotonic() - started_s,
             clip=self._privacy.clip,
+            ended_s=self._link.clock() if self._link.replays else None,
         )
         self._journal.close_round(row, model_bytes(self._model.state_dict()))
         self._downlink_bytes = 0
@@ -174,9 +175,9 @@ class _Run:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
         nodes = self._pool.enough(number, self._model.training_bytes(number))
-        cohort = self._privacy.cohort(nodes, number)
-        if len(cohort) < settings.min_updates:
-            result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
+        cohort = self._choose(nodes, number)
+        if (able := len(cohort) + len(self._gather.busy)) < settings.min_updates:
+            result = not_played(number, f"{able} clients to ask, server.min_updates = {settings.min_updates}")
             return result, result.unchanged
         result = self._gather.gather(self._ask(cohort, number))
         result = replace(result, outcomes=self._fleet.settle(result))
@@ -189,11 +190,21 @@ class _Run:
             return result, "the new weights would not be finite"
         return result, None
 
+    def _choose(self, nodes: Sequence[int], number: int, more: int | None = None) -> list[int]:
+        """Who is asked as the round begins, or up to so many more in its course."""
+        busy, wants = self._gather.busy, self._gather.wants if more is None else more
+        idle = [node for node in nodes if node not in busy]
+        return self._privacy.cohort(idle, number) if wants is None else self._privacy.further(idle, wants, number)
+
     def _ask(self, cohort: Sequence[int], number: int) -> Asked:
         """What the cohort is about to be sent; the log has it before anybody is asked."""
-        goal = min(self._config.server.cohort, len(cohort))
-        nodes = [str(node) for node in cohort]
-        plan = {"asked": nodes, "goal": goal, "mode": "sync", "deadline_s": self._config.server.deadline_s}
+        settings, nodes = self._config.server, [str(node) for node in cohort]
+        # Where noise is drawn for the sum of all who were asked, all are waited for.
+        free = settings.mode != "sync" or self._config.mechanism == "none"
+        goal = settings.cohort if free else len(cohort)
+        if settings.mode == "sync":
+            goal = min(goal, len(cohort))
+        plan = {"asked": nodes, "goal": goal, "mode": settings.mode, "deadline_s": settings.deadline_s}
         self._store.append("round_planned", plan, number)
 
         def hear(answer: Answer) -> None:
@@ -205,9 +216,17 @@ class _Run:
                 data = {name: value for name, value in data.items() if name in _TOLD}
             self._store.append(kind, data, number)
 
+        def more(count: int) -> Mapping[int, Parcel]:
+            able = self._fleet.eligible(self._link.nodes(), self._model.training_bytes(number))
+            nodes = self._choose(able, number, count)
+            self._fleet.ask(nodes)
+            if nodes:
+                self._privacy.task(self._config.task(number))  # which is in the question, and books who is asked
+            return {node: self._publisher.parcel(node) for node in nodes}
+
         question, parcels = self._question(number), self._parcels(cohort, number)
         self._fleet.ask(cohort)
-        return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, told=told)
+        return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, more, told)
 
     def _question(self, number: int) -> Question:
         return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))

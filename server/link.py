@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -84,8 +86,32 @@ class Answer:
     error: str = ""
 
 
+Outstanding = dict[str, int]  # messages that are out, by their ids, oldest first, and the nodes that they went to
+ALL = 1 << 62
+
+
+@runtime_checkable
+class TimedGrid(Protocol):
+    """A grid that keeps a time of its own, and what more can be asked of it."""
+
+    def clock(self) -> float:
+        """Its seconds."""
+
+    def push_since(self, messages: Iterable[Message], since_s: float) -> Iterable[str]:
+        """`push_messages`, as if that had been done at that time, which has gone by."""
+
+    def next_reply(self, message_ids: Iterable[str], until_s: float, wanted: int) -> Message | None:
+        """What comes next in reply to these, once it is there; None if nothing comes by then, when it is then.
+
+        Of no more than `wanted` further replies is there any use, as far as is known.
+        """
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Nobody will ask for the replies to these."""
+
+
 class Link:
-    """Asks nodes and yields their answers as they come, until all have answered or the deadline has passed."""
+    """Sends questions to nodes and yields their answers as they come, until all have answered or a time has come."""
 
     def __init__(
         self,
@@ -94,6 +120,13 @@ class Link:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid, self.clock, self.pause = grid, clock, pause
+        self._timed = grid if isinstance(grid, TimedGrid) else None
+        self._pulled: deque[Message] = deque()  # replies that have come and were not yet yielded
+
+    @property
+    def replays(self) -> bool:
+        """Whether `send` may say that a message was sent before: what a node was at can then be taken up again."""
+        return self._timed is not None
 
     def nodes(self) -> list[int]:
         """Node ids online now."""
@@ -115,11 +148,8 @@ class Link:
         """The run's id, as nodes know it: 0 to 2^64 - 1."""
         return self._grid.run.run_id % 2**64
 
-    def train(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
-        """Ask the nodes of `parcels`, each of which gets its own."""
-        return self.ask(question.contents(parcels), question.round, deadline_s)
-
     def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
+        """Ask the nodes of `parcels`, each of which gets its own."""
         return self.ask(question.contents(parcels), question.round, deadline_s, MessageType.EVALUATE)
 
     def query(self, contents: Mapping[int, Content], number: int, deadline_s: float) -> Iterator[Answer]:
@@ -130,26 +160,67 @@ class Link:
         self, contents: Mapping[int, RecordDict], number: int, deadline_s: float, kind: str = MessageType.TRAIN
     ) -> Iterator[Answer]:
         """Send each node its own content, in round `number`; who does not answer by the deadline is left out."""
-        messages = [
-            Message(content, node, kind, ttl=deadline_s, group_id=str(number)) for node, content in contents.items()
-        ]
-        outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
-        del messages, contents
         end = self.clock() + deadline_s
+        outstanding = self.send(contents, number, deadline_s, kind)
+        del contents
+        try:
+            while (answer := self.next_answer(outstanding, end)) is not None:
+                yield answer
+        finally:
+            self.cancel(outstanding)
+
+    def send(
+        self,
+        contents: Mapping[int, RecordDict],
+        number: int,
+        valid_s: float,
+        kind: str = MessageType.TRAIN,
+        since_s: float | None = None,
+    ) -> Outstanding:
+        """Send each node its own content, in round `number`, to be answered within `valid_s`; does not wait."""
+        messages = [
+            Message(content, node, kind, ttl=valid_s, group_id=str(number)) for node, content in contents.items()
+        ]
+        if since_s is None:
+            pushed = self._grid.push_messages(messages)
+        else:
+            assert self._timed is not None
+            pushed = self._timed.push_since(messages, since_s)
+        return dict(zip(pushed, contents, strict=True))
+
+    def next_answer(self, outstanding: Outstanding, end: float, wanted: int = ALL) -> Answer | None:
+        """The answer that comes next, which is then no more outstanding; None if none does by that time.
+
+        `wanted`: how many more there is any use for, as far as is known.
+        """
         while outstanding and self.clock() < end:
-            replies = self._pull(list(outstanding))
-            for reply in replies:
+            if reply := self._next_reply(outstanding, end, wanted):
                 outstanding.pop(reply.metadata.reply_to_message_id, None)
                 node = reply.metadata.src_node_id
-                if reply.has_error():
-                    yield Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
-                else:
-                    yield Answer(node, reply.content)
-            if outstanding and not replies:
-                time.sleep(POLL_S)
+                if not reply.has_error():
+                    return Answer(node, reply.content)
+                return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
+            if self._timed is None:
+                self.pause(POLL_S)
+        return None
+
+    def cancel(self, outstanding: Outstanding) -> None:
+        """Whoever still is to answer these need not: nobody will listen. A real node is not told, and works on."""
+        if self._timed is not None:
+            self._timed.cancel(list(outstanding))
+        self._pulled = deque(one for one in self._pulled if one.metadata.reply_to_message_id not in outstanding)
+        outstanding.clear()
+
+    def _next_reply(self, outstanding: Outstanding, end: float, wanted: int) -> Message | None:
+        """One reply to any of these; never more than a few are in memory."""
+        if self._timed is not None:
+            return self._timed.next_reply(list(outstanding), end, wanted)
+        if not any(reply.metadata.reply_to_message_id in outstanding for reply in self._pulled):
+            self._pulled.extend(self._pull(list(outstanding)))
+        return self._pulled.popleft() if self._pulled else None
 
     def _pull(self, message_ids: Sequence[str]) -> list[Message]:
-        """The replies to the first few of these messages that have any; never more than a few in memory."""
+        """The replies to the first few of these messages that have any."""
         for first in range(0, len(message_ids), PULL_AT_ONCE):
             if replies := list(self._grid.pull_messages(message_ids[first : first + PULL_AT_ONCE])):
                 return replies

@@ -33,7 +33,10 @@ class Privacy(Stateful, Protocol):
         """Why no further round may be played; None if one may."""
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        """Who of the nodes online is asked, in ascending order."""
+        """Who of the nodes that may be asked is, in this order."""
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Up to `size` of these nodes that are asked as well, or in place of a cohort; `task` comes after it, too."""
 
     def task(self, task: RoundTask) -> RoundTask:
         """What clients are sent: the task, and what they do for privacy themselves."""
@@ -76,7 +79,15 @@ class NoPrivacy:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        return self._selection.choose(nodes, self._config.server.cohort, number)
+        """A cohort, and after it the spares: they are needed where others fail, or are slower than they."""
+        cohort = self._selection.choose(nodes, self._config.server.cohort, number)
+        if not self._config.spares:
+            return cohort
+        rest = sorted(set(nodes) - set(cohort))
+        return [*cohort, *self._selection.choose(rest, self._config.spares, number)]
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._selection.choose(nodes, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         return task

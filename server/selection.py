@@ -15,18 +15,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from server.checkpoint import Tree
-from server.rounds import DECLINED, LATE, TAKEN, Outcome, choose_cohort
+from server.checkpoint import Stateful, Tree
+from server.rounds import DECLINED, LATE, TAKEN, Outcome
+from server.sampling import SeededDraws
 from server.selection_config import SelectionConfig
 
 CUT_OFF = 0.95  # of the score of the last that would be taken: who reaches it is drawn by chance (Oort's c)
 OUTLIERS = 95.0  # the percentile at which utilities are clipped
 CONFIDENCE = 0.1
 RECENT = 0.2  # weight of the present round in how often a device is online
-_PURPOSE = 0x5E1EC7  # of second and later draws in one round
+_PURPOSE = 0x5E1EC7
 
 
-class Selection(Protocol):
+class Selection(Stateful, Protocol):
     """One rule by which cohorts are chosen."""
 
     def choose(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
@@ -38,50 +39,36 @@ class Selection(Protocol):
     def learn(self, number: int, outcomes: Iterable[Outcome]) -> None:
         """What became of those asked in this round."""
 
-    def state(self) -> Tree: ...
-
-    def restore(self, state: Tree) -> None: ...
-
 
 class _Draws:
     """Random numbers that follow from (seed, round, how many draws the round has had before)."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self._number, self._count = seed, 0, 0
-
-    def purpose(self, number: int) -> int:
-        """What sets this draw apart from the others of the round; 0 for the first."""
-        self._count = self._count + 1 if number == self._number else 0
-        self._number = number
-        return _PURPOSE + self._count if self._count else 0
+        self._seed, self._number, self._count = seed, 0, 0
 
     def rng(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, number, _PURPOSE, self.purpose(number)])
-
-    def state(self) -> Tree:
-        return {"number": self._number, "count": self._count}
-
-    def restore(self, state: Tree) -> None:
-        self._number, self._count = state["number"], state["count"]
+        self._count = self._count + 1 if number == self._number else 0
+        self._number = number
+        return np.random.default_rng([self._seed, number, _PURPOSE, self._count])
 
 
 class Uniform:
     """Everyone with the same chance, whatever became of them before."""
 
     def __init__(self, seed: int) -> None:
-        self._draws = _Draws(seed)
+        self._draws = SeededDraws(seed)
 
     def choose(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
-        return choose_cohort(nodes, size, self._draws.seed, number, self._draws.purpose(number))
+        return self._draws.choose(nodes, size, number)
 
     def learn(self, number: int, outcomes: Iterable[Outcome]) -> None:
         """There is nothing to learn."""
 
     def state(self) -> Tree:
-        return {"draws": self._draws.state()}
+        return {}
 
     def restore(self, state: Tree) -> None:
-        self._draws.restore(state["draws"])
+        """There is nothing to restore."""
 
 
 @dataclass(slots=True)
@@ -120,10 +107,9 @@ class Availability:
 
     def state(self) -> Tree:
         rows = {node: (one.online, one.round, one.asked, one.taken) for node, one in self._known.items()}
-        return {"draws": self._draws.state(), "known": _table(rows, 4)}
+        return {"known": _table(rows, 4)}
 
     def restore(self, state: Tree) -> None:
-        self._draws.restore(state["draws"])
         self._known = {
             node: _Presence(online, int(number), int(asked), int(taken))
             for node, (online, number, asked, taken) in _rows(state["known"])
@@ -230,10 +216,9 @@ class Utility:
             for node, one in self._known.items()
         }
         pacer = {"pace": self._pace, "gains": list(self._gains), "rounds": self._rounds}
-        return {"draws": self._draws.state(), "known": _table(rows, 8), "pacer": pacer}
+        return {"known": _table(rows, 8), "pacer": pacer}
 
     def restore(self, state: Tree) -> None:
-        self._draws.restore(state["draws"])
         self._known = {
             node: _Measured(int(examples), loss, seconds, headroom, *map(int, counts))
             for node, (examples, loss, seconds, headroom, *counts) in _rows(state["known"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -21,6 +22,7 @@ from server.run_store import refuse_used
 from simulations.fleet import with_owners
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.scenario import Scenario
+from simulations.traces import Traces
 
 
 def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:
@@ -42,6 +44,7 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         },
         own_folders=owners.own_folders,
         faults=scenario.faults,
+        traces=make_traces(scenario),
         trainer="trainer" if scenario.train.trainer == "engine" else "torch_trainer",
     ) as grid:
         check(scenario)  # while the client processes start
@@ -55,6 +58,17 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         app = make_app([*listeners, watch], clock=grid.clock, pause=grid.pause)
         app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(scenario))))
     return finished[0]
+
+
+def make_traces(scenario: Scenario) -> Traces:
+    """How long the scenario's devices take, each with its own share of the data."""
+    source: DataSource = plugins.load(DATASETS, scenario.data.name)
+
+    @cache
+    def examples(node: int) -> int:
+        return len(source.client_split(scenario.data, scenario.seed, node))
+
+    return Traces(scenario.fleet, scenario.seed, scenario.data.clients, examples)
 
 
 def worker_count(scenario: Scenario) -> int:
