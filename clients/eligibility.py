@@ -1,4 +1,4 @@
-"""`device_mod`: a device says how it is with every answer, and declines work when its owner's conditions are not met.
+"""`device_mod`: a device says how it is with its answers, and declines work when its owner's conditions are not met.
 
     app = ClientApp(mods=[device_mod, ...])
 
@@ -25,10 +25,10 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 import edge_runtime
 from clients.secure import is_setup, settle
 from edge_runtime.config import parse_bytes
-from edge_runtime.device.policy import DAY_MIN, Policy
+from edge_runtime.device.policy import DAY_MIN, RETRY_MEMORY_S, Policy
 from edge_runtime.device.probe import Readings, probe
 from edge_runtime.device.report import RECORD, DeviceReport, parse_report
-from edge_runtime.errors import ConfigError, EdgeRuntimeError, PeerError
+from edge_runtime.errors import ConfigError, EdgeRuntimeError, MemoryLimitError, PeerError
 from edge_runtime.kernels import native
 from edge_runtime.secagg.transitions import RECORD as SECURE
 
@@ -39,12 +39,23 @@ _WORK = (MessageType.TRAIN, MessageType.EVALUATE)
 def device_mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
     """A Flower client mod; see this module. Put it first."""
     shown = _as_it_is if _may_tell_use(message) else DeviceReport.without_use
+
+    def declined(report: DeviceReport) -> Message:
+        return Message(RecordDict({RECORD: ConfigRecord({**shown(report).record()})}), reply_to=message)
+
     if asks_for_work(message) and not (report := look(context.node_config)).eligible:
         if is_setup(message):
             settle(message, context)  # what an earlier secure round has left behind ends here in any case
-        return Message(RecordDict({RECORD: ConfigRecord({**shown(report).record()})}), reply_to=message)
-    reply = call_next(message, context)
-    if not reply.has_error():
+        return declined(report)
+    try:
+        reply = call_next(message, context)
+    except MemoryLimitError as error:
+        report = look(context.node_config)
+        return declined(dataclasses.replace(report, eligible=False, why_not=str(error), retry_s=RETRY_MEMORY_S))
+    secret = SECURE in message.content and not asks_for_work(
+        message
+    )  # a report in each phase would cost a request each
+    if not reply.has_error() and not secret:
         reply.content[RECORD] = ConfigRecord({**shown(look(context.node_config)).record()})
     return reply
 

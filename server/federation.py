@@ -172,23 +172,30 @@ class _Run:
         self._emit(RoundClosed(row, settings.rounds))
 
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
-        """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
-        settings = self._config.server
-        nodes = self._pool.enough(number, self._model.training_bytes(number))
-        cohort = self._choose(nodes, number)
-        if (able := len(cohort) + len(self._gather.busy)) < settings.min_updates:
-            result = not_played(number, f"{able} clients to ask, server.min_updates = {settings.min_updates}")
-            return result, result.unchanged
-        result = self._gather.gather(self._ask(cohort, number))
-        result = replace(result, outcomes=self._fleet.settle(result))
-        self._pool.settle(result)
-        self._downlink_bytes += result.downlink_bytes
+        """Gather a round's updates and move the model; returns also why the model stayed as it was, if it did."""
+        result = self._attempt(number)
+        # Where nobody has begun, nothing has been played: asked again, as long as the pool has patience. Noise is
+        # accounted by who was asked, and such a round counts.
+        while result.all_declined and self._config.mechanism == "none" and not self._orders.why_stop():
+            result = self._attempt(number)
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
         if not self._model.apply(result.delta):
             return result, "the new weights would not be finite"
         return result, None
+
+    def _attempt(self, number: int) -> RoundResult:
+        """Ask a cohort, and gather what comes."""
+        settings = self._config.server
+        nodes = self._pool.enough(number, self._model.training_bytes(number))
+        cohort = self._choose(nodes, number)
+        if (able := len(cohort) + len(self._gather.busy)) < settings.min_updates:
+            return not_played(number, f"{able} clients to ask, server.min_updates = {settings.min_updates}")
+        result = self._gather.gather(self._ask(cohort, number))
+        self._downlink_bytes += result.downlink_bytes
+        self._pool.settle(result)
+        return replace(result, outcomes=self._fleet.settle(result))
 
     def _choose(self, nodes: Sequence[int], number: int, more: int | None = None) -> list[int]:
         """Who is asked as the round begins, or up to so many more in its course."""

@@ -84,6 +84,10 @@ class RoundResult:
     outcomes: tuple[Outcome, ...] = ()  # of all who were asked, as far as they may be told
     staleness: float | None = None
 
+    @property
+    def all_declined(self) -> bool:
+        return bool(self.declined) and not (self.clients or self.failures or self.late)
+
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:
     """`size` distinct nodes (all, if there are fewer), drawn uniformly by (seed, round, purpose) alone, sorted."""

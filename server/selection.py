@@ -167,8 +167,9 @@ class Utility:
         return sorted([*explored, *self._best(measured, size - len(explored), number, rng)])
 
     def learn(self, number: int, outcomes: Iterable[Outcome]) -> None:
-        gained = 0.0
+        gained, heard = 0.0, False
         for outcome in outcomes:
+            heard = True
             if outcome.end == DECLINED:
                 continue
             one = self._known.setdefault(outcome.node, _Measured())
@@ -181,7 +182,8 @@ class Utility:
                 gained += one.utility
             elif outcome.end == LATE and outcome.seconds is not None:
                 one.seconds = max(outcome.seconds, 0.0 if math.isnan(one.seconds) else one.seconds)
-        self._step_pacer(gained)
+        if heard:
+            self._step_pacer(gained)
 
     def exploration(self, number: int) -> float:
         """The share of this round's cohort that goes to devices never measured, while there are any."""
