@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edge_runtime.config import key
 from edge_runtime.errors import ConfigError
 from server.protection_config import PrivacyConfig
+from server.strategy import STRATEGIES
 
 MODES = ("sync", "semi_sync", "async")
 
@@ -32,10 +33,15 @@ class BufferConfig:
         return math.pow(1 + staleness, -self.exponent) if self.staleness == "polynomial" else 1.0
 
 
-def check_mode(mode: str, secure: bool, privacy: PrivacyConfig) -> None:
+def check_mode(mode: str, strategy: str, secure: bool, privacy: PrivacyConfig) -> None:
     """ConfigError where a round that takes in late answers would promise what nobody can account for."""
     if mode == "sync":
         return
+    if STRATEGIES[strategy].control or STRATEGIES[strategy].normalised:
+        raise ConfigError(
+            f'server.mode = {mode!r}: must be "sync" with server.strategy = {strategy!r}, which weighs the updates of '
+            "one model against each other"
+        )
     if secure:
         raise ConfigError(
             f'server.mode = {mode!r}: must be "sync" with secure.enabled, whose masks cancel only between clients that '

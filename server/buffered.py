@@ -118,12 +118,13 @@ class BufferedGather:
         return {
             "questions": [{"task": dict(one.task), "program": one.program} for one in questions.values()],
             "parcels": [
-                {"content": one.content, "whole": one.whole, "model": one.model_id} for one in parcels.values()
+                {"content": one.content, "whole": one.whole, "model": one.model_id, "beside": dict(one.beside)}
+                for one in parcels.values()
             ],
             "flights": [
                 {
                     "message": flight.message,
-                    "node": flight.node,
+                    "node": str(flight.node),  # Flower's ids pass 2^63
                     "round": flight.round,
                     "since_s": flight.since_s,
                     "question": list(questions).index(id(flight.question)) if questions else None,
@@ -135,11 +136,11 @@ class BufferedGather:
 
     def restore(self, state: Tree) -> None:
         questions = [Question(one["task"], one["program"]) for one in state["questions"]]
-        parcels = [Parcel(one["content"], one["whole"], one["model"]) for one in state["parcels"]]
+        parcels = [Parcel(one["content"], one["whole"], one["model"], one["beside"]) for one in state["parcels"]]
         flights = [
             Flight(
                 one["message"],
-                one["node"],
+                int(one["node"]),
                 one["round"],
                 one["since_s"],
                 Question({}) if one["question"] is None else questions[one["question"]],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -45,13 +44,14 @@ class Question:
         # the model stands in the task's record.
         stype = STYPE if parcel.whole else CHAIN_STYPE
         array = Array("uint8", (len(parcel.content),), stype, parcel.content)
-        beside = {"program": self.program, "model-id": parcel.model_id}
+        beside = {"program": self.program, "model-id": parcel.model_id, **parcel.beside}
         task = ConfigRecord({**self.task, **{name: value for name, value in beside.items() if value}})
         return RecordDict({"model": ArrayRecord({"weights": array}), "task": task})
 
     def nbytes(self, parcel: Parcel) -> int:
         """Payload bytes of `content`."""
-        return len(parcel.content) + len(self.program)
+        own = sum(len(value) for value in parcel.beside.values() if isinstance(value, bytes))
+        return len(parcel.content) + len(self.program) + own
 
     def contents(self, parcels: Mapping[int, Parcel]) -> dict[int, RecordDict]:
         """The message to each node; nodes that are sent the same share one object: held, hashed and stored once."""
@@ -121,7 +121,7 @@ class Link:
     ) -> None:
         self._grid, self.clock, self.pause = grid, clock, pause
         self._timed = grid if isinstance(grid, TimedGrid) else None
-        self._pulled: deque[Message] = deque()  # replies that have come and were not yet yielded
+        self._pulled: dict[str, Message] = {}  # replies that have come and were not yet yielded, by what they answer
 
     @property
     def replays(self) -> bool:
@@ -193,31 +193,40 @@ class Link:
 
         `wanted`: how many more there is any use for, as far as is known.
         """
-        while outstanding and self.clock() < end:
-            if reply := self._next_reply(outstanding, end, wanted):
-                outstanding.pop(reply.metadata.reply_to_message_id, None)
-                node = reply.metadata.src_node_id
-                if not reply.has_error():
-                    return Answer(node, reply.content)
-                return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
-            if self._timed is None:
+        while (reply := self._pulled_before(outstanding)) is None:
+            if not outstanding or self.clock() >= end:
+                return None
+            if self._timed is not None:
+                self._keep([self._timed.next_reply(list(outstanding), end, wanted)])
+            elif not self._keep(self._pull(list(outstanding))):
                 self.pause(POLL_S)
-        return None
+        node = reply.metadata.src_node_id
+        if not reply.has_error():
+            return Answer(node, reply.content)
+        return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
 
     def cancel(self, outstanding: Outstanding) -> None:
         """Whoever still is to answer these need not: nobody will listen. A real node is not told, and works on."""
         if self._timed is not None:
             self._timed.cancel(list(outstanding))
-        self._pulled = deque(one for one in self._pulled if one.metadata.reply_to_message_id not in outstanding)
+        for message_id in outstanding:
+            self._pulled.pop(message_id, None)
         outstanding.clear()
 
-    def _next_reply(self, outstanding: Outstanding, end: float, wanted: int) -> Message | None:
-        """One reply to any of these; never more than a few are in memory."""
-        if self._timed is not None:
-            return self._timed.next_reply(list(outstanding), end, wanted)
-        if not any(reply.metadata.reply_to_message_id in outstanding for reply in self._pulled):
-            self._pulled.extend(self._pull(list(outstanding)))
-        return self._pulled.popleft() if self._pulled else None
+    def _pulled_before(self, outstanding: Outstanding) -> Message | None:
+        """A reply to one of these that has come already; never more than a few are in memory."""
+        for message_id in outstanding if self._pulled else ():
+            if message_id in self._pulled:
+                del outstanding[message_id]
+                return self._pulled.pop(message_id)
+        return None
+
+    def _keep(self, replies: Iterable[Message | None]) -> bool:
+        """Hold replies until they are asked for; of two to one message the first. Whether there were any."""
+        came = [reply for reply in replies if reply is not None]
+        for reply in came:
+            self._pulled.setdefault(reply.metadata.reply_to_message_id, reply)
+        return bool(came)
 
     def _pull(self, message_ids: Sequence[str]) -> list[Message]:
         """The replies to the first few of these messages that have any."""
@@ -239,10 +248,10 @@ def read_update(content: RecordDict) -> Update:
     metrics = _record(content, "metrics", MetricRecord)
     if not isinstance(array, Array) or array.stype != STYPE:
         raise ValueError(f"reply has no update of type {STYPE}")
-    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    examples, loss, steps = metrics.get("num-examples"), metrics.get("loss"), metrics.get("local-steps", 0)
     if type(examples) is not int or not isinstance(loss, float):
         raise ValueError("reply does not say num-examples (whole number) and loss (number)")
-    return Update(array.data, examples, loss)
+    return Update(array.data, examples, loss, steps if type(steps) is int else 0)
 
 
 def greeting() -> Content:

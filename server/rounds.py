@@ -13,6 +13,7 @@ from edge_runtime.errors import PeerError, RunError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from server.aggregate import Aggregate, add_discounted
+from server.counting import Counting
 
 FURTHER = 1000  # the purpose of a second draw in one round; a third has the next number, and so on
 
@@ -24,6 +25,7 @@ class Update:
     payload: bytes
     examples: int
     loss: float
+    steps: int = 0  # local steps, where the strategy asks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class RoundResult:
     votes: float | None = None
     unchanged: str | None = None  # why there is no delta
     opened: tuple[str, ...] = ()
+    tau_eff: float = 1.0  # what a mean of normalised updates is to be multiplied with
     downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
     late: tuple[str, ...] = ()
     declined: tuple[Failure, ...] = ()
@@ -120,6 +123,7 @@ class OpenRound:
     codec: Codec
     min_updates: int
     total: Aggregate
+    counting: Counting = Counting()
     max_staleness: int = 0
     discount: Callable[[int], float] = lambda staleness: 1.0
     _outcome: dict[int, Failure | None] = field(init=False, default_factory=dict)
@@ -127,6 +131,7 @@ class OpenRound:
     _late: dict[int, str] = field(init=False, default_factory=dict)
     _loss: float = field(init=False, default=0.0)
     _staleness: int = field(init=False, default=0)
+    _steps: float = field(init=False, default=0.0)
     _uplink_bytes: int = field(init=False, default=0)
     _payloads: int = field(init=False, default=0)
     _scratch: FloatVector | None = field(init=False, default=None)
@@ -159,10 +164,12 @@ class OpenRound:
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
             delta = self.codec.decode_vector(update.payload, self.layout, round_number=asked_in, out=self._scratch)
-            add_discounted(self.total, delta, update.examples, self.discount(staleness), self._scratch)
+            weight, steps = self.counting.weight(update.examples), self.counting.steps(update.examples, update.steps)
+            add_discounted(self.total, delta, weight, self.discount(staleness), self._scratch)
         except PeerError as error:
             return self.fail(node, str(error))
-        self._loss += update.examples * update.loss
+        self._loss += weight * update.loss
+        self._steps += weight * steps
         self._staleness += staleness
         self._outcome[node] = None
         return None
@@ -206,6 +213,7 @@ class OpenRound:
             late=tuple(self._late.values()),
             declined=tuple(self._declined.values()),
             staleness=self._staleness / self.good if self.max_staleness and self.good else None,
+            tau_eff=self._steps / self.total.total_weight if self.counting.task and self.total.total_weight else 1.0,
         )
 
     def _expects(self, node: int) -> bool:

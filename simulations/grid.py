@@ -24,7 +24,9 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -132,6 +134,7 @@ class InProcessGrid(Grid):
         self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig(), trainer, client_app)
         self._states: dict[int, RecordDict] = {}  # Context.state of the clients that keep any
         self._state_turns: dict[int, int] = {}  # the turn of the letter that it is of
+        self._changed: set[int] = set()  # whose state is not as it was when `changed_states` was asked last
         self._letters: dict[str, _Letter] = {}
         self._turn = 0
         self._now_s = 0.0
@@ -157,6 +160,17 @@ class InProcessGrid(Grid):
     def pause(self, seconds: float) -> None:
         """Simulated seconds go by, and nothing of this machine's time."""
         self._now_s += seconds
+
+    def changed_states(self) -> dict[int, bytes]:
+        """The states of the clients that have answered since this was asked last, for `restore_states`."""
+        changed, self._changed = sorted(self._changed), set()
+        return {node: recorddict_to_proto(self._states[node]).SerializeToString() for node in changed}
+
+    def restore_states(self, states: Mapping[int, bytes], now_s: float) -> None:
+        """Go on with these, at that simulated time; clients that are not named have none."""
+        self._now_s = now_s
+        self._states = {node: recorddict_from_proto(ProtoRecordDict.FromString(one)) for node, one in states.items()}
+        self._changed = set()
 
     @property
     def run(self) -> Run:
@@ -248,6 +262,7 @@ class InProcessGrid(Grid):
         self._now_s = max(self._now_s, letter.due_s)
         if letter.state is not None and letter.turn > self._state_turns.get(letter.node, 0):
             self._states[letter.node], self._state_turns[letter.node] = letter.state, letter.turn
+            self._changed.add(letter.node)
         return letter.reply
 
     def _start_worker(self) -> _Worker:
