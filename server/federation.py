@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edge_runtime.config import flatten
@@ -24,7 +25,7 @@ from server.parts import load_test, make_gather, make_privacy, make_publisher
 from server.release import check_key
 from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
-from server.run_store import RunStore, model_bytes, refuse_used, run_directory
+from server.run_store import EVENTS, RunStore, model_bytes, refuse_used, run_directory
 
 _TOLD = ("client", "bytes", "reason", "phase")  # of single clients, where they are promised privacy
 
@@ -63,6 +64,27 @@ def federate(
         raise
     finally:
         run.close()
+
+
+def finished_run(directory: Path) -> RunFinished | None:
+    """The run in that directory, if it is finished; its `run.json` is then whole. None if it is not.
+
+    Raises:
+        ConfigError: another process writes there, or it can't be read.
+
+    """
+    if not (directory / EVENTS).is_file():
+        return None
+    store = RunStore(directory, resume=True)
+    try:
+        final, begun = store.last_event("run_finished"), store.last_event("run_started")
+        if final is None or begun is None:
+            return None
+        rows = [data for _, data in store.events("round_closed")]
+        store.write_json("run.json", results.record(begun.data, rows, final.data))  # killed before it was written?
+        return RunFinished(directory, final.data)
+    finally:
+        store.close()
 
 
 class _Run:
@@ -276,8 +298,7 @@ class _Run:
 
     def _write(self, final: Mapping[str, Any] | None, error: str | None = None) -> None:
         rows = [results.as_json(row) for row in self._journal.rows]
-        record = {"version": 1, "config": flatten(self._config), "rounds": rows, "final": final, "error": error}
-        self._store.write_json("run.json", record)
+        self._store.write_json("run.json", results.record(flatten(self._config), rows, final, error))
 
     def close(self) -> None:
         self._store.close()
