@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from server.events import ClientAnswered, Event, RolloutTold, RoundClosed, RunFinished, RunStarted
-from server.results import RoundRow, describe, privacy_lines
+from server.results import RoundRow, describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -69,7 +69,7 @@ class Console:
             self._out.print(line, soft_wrap=True)
         if reason := deploy.get("skipped") or deploy.get("error"):
             self._out.print(f"no model file: {reason}")
-        for line in [*privacy_lines(final), *rollout_lines(final)]:
+        for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
             self._out.print(line, soft_wrap=True)
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")
