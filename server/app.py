@@ -24,7 +24,7 @@ from server.events import (
 from server.federation import federate
 from server.journal import Peers
 from server.link import Link
-from server.results import describe, privacy_lines
+from server.results import describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -65,7 +65,7 @@ def log_progress(event: Event) -> None:
         case RolloutTold(line):
             log(INFO, "%s", line)
         case RunFinished(_, final):
-            for line in [*privacy_lines(final), *rollout_lines(final)]:
+            for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
                 log(INFO, "%s", line)
             log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
         case _:
