@@ -30,6 +30,7 @@ from server.counting import Counting, check_strategy
 from server.personal_config import PersonalConfig, check_personal
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
 from server.rollout_config import RolloutConfig
+from server.selection_config import SelectionConfig, check_selection
 from server.strategy import STRATEGIES
 
 
@@ -50,6 +51,7 @@ class StrategyConfig:
     strategy: str = key("fedavg", choices=tuple(STRATEGIES))
     min_updates: int = key(2, low=1, high=1_000_000)
     deadline_s: float = key(60.0, above=0, high=604_800)
+    patience_s: float = key(3600.0, above=0, high=31_536_000)  # without enough devices; see server/pool.py
     evaluate: str = key("central", choices=("central", "clients", "none"))
     eval_every: int = key(1, low=1, high=1_000_000)
     workers: int = key(0, low=0, high=1024)  # simulation only: client processes, 0 = one per core
@@ -114,6 +116,7 @@ class ServerConfig:
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     server: StrategyConfig = section(StrategyConfig)
+    selection: SelectionConfig = section(SelectionConfig)
     buffer: BufferConfig = section(BufferConfig)
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
@@ -137,6 +140,7 @@ class ServerConfig:
                 f"{','.join(self.deploy.formats)!r}"
             )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
+        check_selection(self.selection, self.secure.enabled, self.mechanism)
         check_robust(self.robust, self.secure, self.server.cohort)
         check_strategy(
             self.server.strategy,

@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.deploy import offer
+from edge_runtime.device import report as device
+from edge_runtime.errors import PeerError
 from edge_runtime.secagg.transitions import HELLO, RECORD
 from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
@@ -132,9 +134,13 @@ class Link:
 
     def wait_for_nodes(self, wanted: int, deadline_s: float, stop: Callable[[], object] = lambda: None) -> list[int]:
         """Node ids online once `wanted` are there; at the deadline, or if `stop` says so, however many those are."""
-        end = self.clock() + deadline_s
-        while len(nodes := self.nodes()) < wanted and self.clock() < end and not stop():
+        began, waited_s = self.clock(), 0.0
+        while len(nodes := self.nodes()) < wanted and not stop():
+            # what was waited counts also by itself, for a clock that stands still
+            if max(self.clock() - began, waited_s) >= deadline_s:
+                break
             self.pause(POLL_S)
+            waited_s += POLL_S
         return nodes
 
     @property
@@ -248,14 +254,6 @@ def read_update(content: RecordDict) -> Update:
     return Update(array.data, examples, loss, steps if type(steps) is int else 0)
 
 
-def why_declined(content: RecordDict) -> str | None:
-    """Why a device does not do now what it was asked to; None if it does. A reply that declines holds nothing else."""
-    said = content.get("device")
-    if len(content) != 1 or not isinstance(said, ConfigRecord) or said.get("eligible") is not False:
-        return None
-    return peer_text(str(said.get("why_not", ""))) or "not eligible now"
-
-
 def greeting() -> Content:
     """The question for a node's `Hello`."""
     return RecordDict({RECORD: ConfigRecord({"phase": HELLO})})
@@ -314,6 +312,39 @@ def read_running(content: RecordDict) -> int | None:
     metrics = content.get("metrics")
     version = metrics.get(offer.RUNNING) if isinstance(metrics, MetricRecord) else None
     return version if type(version) is int and 0 <= version <= offer.MAX_VERSION else None
+
+
+def read_device(content: RecordDict) -> device.DeviceReport | None:
+    """What a device says of itself, in any reply; None where it says nothing.
+
+    Raises:
+        PeerError: it is malformed.
+
+    """
+    record = content.get(device.RECORD)
+    return device.parse_report(record) if isinstance(record, ConfigRecord) else None
+
+
+def why_declined(content: RecordDict) -> str | None:
+    """Why a device does not do now what it was asked to; None if it does. A reply that declines holds nothing else."""
+    if set(content) != {device.RECORD}:
+        return None
+    try:
+        said = read_device(content)
+    except PeerError:
+        return None
+    return None if said is None or said.eligible else said.why_not or "not eligible now"
+
+
+def read_figures(content: RecordDict) -> tuple[int, float]:
+    """Examples and loss inside a train reply; ValueError if they are missing or make no sense."""
+    metrics = _record(content, "metrics", MetricRecord)
+    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES or not isinstance(loss, float):
+        raise ValueError("reply has no num-examples from 1 to 2^28 and loss")
+    if not math.isfinite(loss):
+        raise ValueError("reply reports a loss that is not finite")
+    return examples, loss
 
 
 def read_held(content: RecordDict) -> bytes:

@@ -13,7 +13,7 @@ from server.config import ServerConfig
 from server.robust import make_aggregate
 from server.rounds import RoundResult
 from server.run_store import RunStore
-from server.sampling import SeededDraws
+from server.selection import make_selection
 
 
 class Privacy(Stateful, Protocol):
@@ -63,13 +63,13 @@ class Privacy(Stateful, Protocol):
 
 
 class NoPrivacy:
-    """Nothing is promised: a cohort drawn from the run's seed, and the mean that `[robust]` asks for."""
+    """Nothing is promised: a cohort chosen as `[selection]` asks, and the mean that `[robust]` asks for."""
 
     epsilon = None
     clip = None
 
     def __init__(self, config: ServerConfig, size: int) -> None:
-        self._draws = SeededDraws(config.seed)
+        self._selection = make_selection(config.selection, config.seed)
         self._config, self._size = config, size
 
     def open(self, store: RunStore) -> None:
@@ -80,14 +80,14 @@ class NoPrivacy:
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         """A cohort, and after it the spares: they are needed where others fail, or are slower than they."""
-        cohort = self._draws.choose(nodes, self._config.server.cohort, number)
+        cohort = self._selection.choose(nodes, self._config.server.cohort, number)
         if not self._config.spares:
             return cohort
         rest = sorted(set(nodes) - set(cohort))
-        return [*cohort, *self._draws.choose(rest, self._config.spares, number)]
+        return [*cohort, *self._selection.choose(rest, self._config.spares, number)]
 
     def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
-        return self._draws.choose(nodes, size, number)
+        return self._selection.choose(nodes, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         return task
@@ -96,7 +96,7 @@ class NoPrivacy:
         return make_aggregate(self._config.robust, self._size)
 
     def settle(self, number: int, result: RoundResult) -> None:
-        """There are no books."""
+        self._selection.learn(number, result.outcomes)
 
     def warnings(self) -> tuple[str, ...]:
         return ()
@@ -105,11 +105,10 @@ class NoPrivacy:
         return None
 
     def state(self) -> Tree:
-        """Nothing: who is asked follows from the seed."""
-        return {}
+        return {"selection": self._selection.state()}
 
     def restore(self, state: Tree) -> None:
-        """There is nothing to restore."""
+        self._selection.restore(state["selection"])
 
 
 def swamped(ratio: float, rounds: int) -> tuple[str, ...]:

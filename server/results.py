@@ -128,6 +128,17 @@ def describe(row: RoundRow, rounds: int) -> str:
     return "  ".join([*parts, f"{row.seconds:.1f} s"])
 
 
+def personal_lines(final: Mapping[str, Any]) -> list[str]:
+    """What a run says at the end of how good the model is for each of its clients."""
+    personal = final.get("personal")
+    if not personal or personal["accuracy_before"] is None:
+        return []
+    parts = [f"on {personal['clients']} clients' own held-out data: accuracy {personal['accuracy_before']:.3f}"]
+    if personal["accuracy_after"] is not None:
+        parts.append(f"after training for themselves {personal['accuracy_after']:.3f}")
+    return [", ".join([*parts, f"a tenth below {personal['p10']:.3f}"])]
+
+
 def privacy_lines(final: Mapping[str, Any]) -> list[str]:
     """What a run says of its privacy at the end, in one line, and why it ended early, in another."""
     lines = [f"stopped: {final['stopped']}"] if final["stopped"] else []

@@ -36,6 +36,25 @@ class Failure:
     reason: str
 
 
+TAKEN, LATE, DROPPED, DECLINED = "taken", "late", "dropped", "declined"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one device that was asked: TAKEN, LATE, DROPPED or DECLINED.
+
+    `seconds` is how long it took; of one that was late, how long it was waited for. `headroom` is the memory that it
+    has left, in sizes of what training takes.
+    """
+
+    node: int
+    end: str
+    examples: int = 0
+    loss: float | None = None
+    seconds: float | None = None
+    headroom: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RoundResult:
     """How a round ended. `delta` is None when fewer than the minimum of good updates came: the model stays.
@@ -65,7 +84,12 @@ class RoundResult:
     downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
     late: tuple[str, ...] = ()
     declined: tuple[Failure, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()  # of all who were asked, as far as they may be told
     staleness: float | None = None
+
+    @property
+    def all_declined(self) -> bool:
+        return bool(self.declined) and not (self.clients or self.failures or self.late)
 
 
 def choose_cohort(nodes: Sequence[int], size: int, seed: int, round_number: int, purpose: int = 0) -> list[int]:

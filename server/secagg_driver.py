@@ -201,6 +201,7 @@ class SecureGather:
             votes=votes,
             unchanged=unchanged,
             downlink_bytes=book.downlink_bytes,
+            declined=tuple(Failure(str(node), reason) for node, reason in book.declined.items()),
         )
 
 

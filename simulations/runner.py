@@ -48,7 +48,12 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
     with InProcessGrid(
         scenario.data.clients,
         worker_count(scenario),
-        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path, **owners.node_config},
+        node_config={
+            "model-entry": scenario.model.entry,
+            "dataset-path": scenario.data.path,
+            "device-root": os.devnull,  # a simulated device is not this machine, and says nothing of it
+            **owners.node_config,
+        },
         own_folders=owners.own_folders,
         faults=scenario.faults,
         traces=make_traces(scenario),
