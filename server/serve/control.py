@@ -25,7 +25,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from edge_runtime.errors import RunError
 
-_TIMEOUT_S = 15.0
+_TIMEOUT_S = 10.0
 
 
 class ControlError(RunError):
@@ -75,7 +75,7 @@ class Control:
 
     def healthy(self) -> bool:
         try:
-            return httpx.get(f"http://{self._address}/health", timeout=2.0).status_code == 200
+            return httpx.get(f"http://{self._address}/health", timeout=1.0).status_code == 200
         except httpx.HTTPError:
             return False
 

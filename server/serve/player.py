@@ -77,7 +77,7 @@ class Player:
         """The SuperLink died, and took the Flower run with it."""
         if self._attempt is not None:
             end(self._apps(), patience_s=2.0)
-            self._lost(reason, now_s)
+            self._lost(reason, now_s)  # its Flower run is stopped with all others when a SuperLink is back
 
     @property
     def playing(self) -> str | None:
@@ -124,6 +124,7 @@ class Player:
             end(apps)
             self._judge(run, RunLog(self._state.run_directory(job.name)), attempt, now_s)
         elif not run.outcome and now_s - attempt.alive_s > (_START_S if run.pending else _NOTICE_S):
+            self._control.stop_run(attempt.run)
             self._lost("the server app died", now_s)
         elif job.stop is Stop.AFTER_ROUND and not attempt.asked_to_stop:
             directory = self._state.run_directory(job.name)
@@ -155,10 +156,6 @@ class Player:
         else:
             self._tell(f"run {attempt.job}: {reason}; {closed} rounds are closed")
             self._again_s = now_s + (0.0 if self._fruitless == 1 else min(2.0**self._fruitless, _MAX_WAIT_S))
-        try:
-            self._control.stop_run(attempt.run)
-        except ControlError:
-            return  # the SuperLink is what died; its runs are stopped when it is back
 
     def _done(self, name: str, log: RunLog) -> None:
         self._end(name, JobState.DONE, str((log.finished() or {}).get("stopped") or ""))

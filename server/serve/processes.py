@@ -75,7 +75,7 @@ class Child:
         self.process = None
         self.deaths = 1 if now_s - self._started_s > _SETTLED_S else self.deaths + 1
         self._again_s = now_s + min(0.5 * 2 ** (self.deaths - 1), _MAX_WAIT_S)
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}; {self.log}: {self.last_line()}"
 
     def due(self, now_s: float) -> bool:
         return self.process is None and now_s >= self._again_s

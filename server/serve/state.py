@@ -188,7 +188,7 @@ class State:
             "SELECT fingerprint, name, pem, enrolled_s, revoked_s, node, status, seen_s, settled, problem "
             "FROM devices ORDER BY enrolled_s, rowid"
         )
-        return [Device(*row[:8], bool(row[8]), row[9]) for row in rows]
+        return [Device(*(*row[:8], bool(row[8]), row[9])) for row in rows]
 
     def device_told(
         self,

@@ -136,7 +136,7 @@ class Supervisor:
         """The SuperLink, then its SuperExec; one life of both is one life of a Flower run."""
         if how := self._superlink.died(now_s):
             self._up = False
-            self._tell(f"SuperLink died ({how}); {self._superlink.last_line()}")
+            self._tell(f"SuperLink died ({how})")
             self._player.interrupted("the SuperLink died", now_s)
             self._superexec.stop(patience_s=2.0)
         if self._superlink.due(now_s):
@@ -149,7 +149,7 @@ class Supervisor:
                 self._tell(str(error))
             self._fleet_s = 0.0
         if how := self._superexec.died(now_s):
-            self._tell(f"SuperExec died ({how}); {self._superexec.last_line()}")
+            self._tell(f"SuperExec died ({how})")
         if self._up and self._superexec.due(now_s):
             self._superexec.start(now_s)
 
@@ -157,7 +157,7 @@ class Supervisor:
         if self._dashboard is None:
             return
         if how := self._dashboard.died(now_s):
-            self._tell(f"dashboard died ({how}), runs go on; {self._dashboard.last_line()}")
+            self._tell(f"dashboard died ({how}), runs go on")
         if self._dashboard.due(now_s):
             self._dashboard.start(now_s)
 
