@@ -3,6 +3,7 @@
 config.py      server.toml
 state.py       the state folder: its lock, its files, the tables of devices and jobs
 processes.py   children that do not outlive us
+launch.py      nor does the server app outlive them; children.py says which there are
 superlink.py   the SuperLink, with one door for devices and one for us (door.py says who may pass)
 control.py     what we ask of it: the one place that speaks Flower's Control API
 fleet.py       the SuperLink's devices are those of the table

@@ -50,7 +50,7 @@ def flower(
             *("--insecure", "--runtime-api-address", address, "--superexec-auth-secret-file", str(secret)),
             *("--parent-pid", str(os.getpid())),
         ],
-        environment(state, {**quiet, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(config.superlink.poll_s)}),
+        environment(state, {**quiet, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(config.superlink.poll_s)}, state / "bin"),
         state / "logs" / "superexec.log",
     )
     return superlink, superexec

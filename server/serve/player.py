@@ -20,9 +20,9 @@ from server.serve.progress import RunLog
 from server.serve.state import Job, JobState, State, Stop
 
 # A server app that was started, or has ended, shows within this time.
-_NOTICE_S = 3.0
+_NOTICE_S = 5.0
 _LOOK_S = 0.5  # between questions to the SuperLink
-_START_S = 30.0
+_START_S = 60.0
 _MAX_WAIT_S = 30.0
 _APP_RAISED = "ServerApp failed with exception: "
 # How a run's log tells of an end that was forced on it.
@@ -116,21 +116,22 @@ class Player:
             return
         attempt.look_s = now_s + _LOOK_S
         run = self._control.run(attempt.run)
+        directory = self._state.run_directory(job.name)
+        if job.stop is Stop.AFTER_ROUND and not attempt.asked_to_stop and directory.is_dir():
+            commands.send(directory, commands.Name.STOP, "hedgerow run --stop")
+            attempt.asked_to_stop = True
         if job.stop is Stop.NOW:
             self._control.stop_run(attempt.run)
             end(apps)
             self._end(job.name, JobState.STOPPED, "by an operator, at once")
         elif run.outcome and (not apps or now_s - attempt.begun_s > _START_S):
             end(apps)
-            self._judge(run, RunLog(self._state.run_directory(job.name)), attempt, now_s)
-        elif not run.outcome and now_s - attempt.alive_s > (_START_S if run.pending else _NOTICE_S):
+            self._judge(run, RunLog(directory), attempt, now_s)
+        elif run.pending and now_s - attempt.begun_s < _START_S:
+            attempt.alive_s = now_s  # nobody has taken it up yet
+        elif not run.outcome and now_s - attempt.alive_s > _NOTICE_S:
             self._control.stop_run(attempt.run)
-            self._lost("the server app died", now_s)
-        elif job.stop is Stop.AFTER_ROUND and not attempt.asked_to_stop:
-            directory = self._state.run_directory(job.name)
-            if directory.is_dir():
-                commands.send(directory, commands.Name.STOP, "hedgerow run --stop")
-                attempt.asked_to_stop = True
+            self._lost("the server app was not started" if run.pending else "the server app died", now_s)
 
     def _judge(self, run: Run, log: RunLog, attempt: _Attempt, now_s: float) -> None:
         """Whether the Flower run's end is the job's own."""

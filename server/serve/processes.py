@@ -101,11 +101,12 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def environment(state: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with the mark, the programs of our own Python environment first in PATH, and `extra` on top."""
+def environment(state: Path, extra: Mapping[str, str], *first: Path) -> dict[str, str]:
+    """Ours, with the mark, the programs in `first` and those of our own Python first in PATH, and `extra` on top."""
+    folders = [*map(str, first), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     return {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": os.pathsep.join(folders),
         "PYTHONUNBUFFERED": "1",
         **extra,
         MARK: str(state),
@@ -145,9 +146,14 @@ def end(processes: Sequence[psutil.Process], patience_s: float = 10.0) -> None:
     psutil.wait_procs(alive, timeout=5.0)
 
 
+def die_with_parent() -> None:
+    """From here on the kernel kills this process when its parent ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _die_with(parent: int) -> Callable[[], None]:
     def prepare() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
 

@@ -5,6 +5,7 @@
     superlink.sqlite   the SuperLink's own database
     superexec.secret   by which the SuperLink knows our SuperExec
     flower/            Flower's home (FLWR_HOME)
+    bin/               see launch.py
     logs/              of each child process
     certs/             unless server.toml names another folder
     runs/NAME          one run directory for each job

@@ -19,6 +19,7 @@ from server.serve.children import dashboard, flower, listening
 from server.serve.config import ServeConfig
 from server.serve.control import Control, ControlError
 from server.serve.fleet import reconcile
+from server.serve.launch import write_script
 from server.serve.notify import notify
 from server.serve.player import Player
 from server.serve.processes import end, family, marked
@@ -90,6 +91,7 @@ class Supervisor:
         """Return when devices can come; RunError if the SuperLink will not start."""
         for folder in ("runs", "logs", "flower"):
             (self._state.folder / folder).mkdir(exist_ok=True, mode=0o700)
+        write_script(self._state.folder / "bin")
         begun_s = time.monotonic()
         while not self._up and not stopped():
             self.step(time.monotonic())
