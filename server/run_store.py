@@ -12,7 +12,6 @@ killed did after its last closed round is in the log, for it happened, and count
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from safetensors.numpy import save
 
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.files import write_atomically
+from server import run_lock
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -156,12 +156,16 @@ class RunStore:
 
     def last_event(self, *kinds: str) -> LoggedEvent | None:
         """The newest event of these kinds."""
+        return next(iter(self.log(*kinds, newest_first=True, most=1)), None)
+
+    def log(self, *kinds: str, newest_first: bool = False, most: int = -1) -> list[LoggedEvent]:
+        """The events of these kinds, in order."""
         found = self.read(
             "SELECT id, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
-            "ORDER BY id DESC LIMIT 1",
-            (json.dumps(kinds),),
+            "ORDER BY CASE WHEN ? THEN -id ELSE id END LIMIT ?",
+            (json.dumps(kinds), newest_first, most),
         )
-        return LoggedEvent(found[0][0], found[0][1], found[0][2], json.loads(found[0][3])) if found else None
+        return [LoggedEvent(number, kind, at, json.loads(data)) for number, kind, at, data in found]
 
     def events_after(self, number: int) -> int:
         """How many events have a higher id."""
@@ -277,13 +281,10 @@ class RunStore:
 
 def _locked(path: Path) -> int:
     """An open descriptor that holds the lock until it is closed, or its process ends in whichever way."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return run_lock.take(path)
     except BlockingIOError:
-        os.close(descriptor)
         raise ConfigError(f"run.out = {str(path.parent)!r}: another process is at work on this run") from None
-    return descriptor
 
 
 def model_bytes(state: Mapping[str, NDArray[np.generic]]) -> bytes:
