@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import PeerError, RunError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from server.aggregate import Aggregate
+from server.aggregate import Aggregate, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,9 @@ class OpenRound:
         try:
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
-            delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number, out=self._scratch)
+            delta = self.codec.decode_vector(
+                update.payload, self.layout, round_number=self.number, out=self._scratch, spread=spread
+            )
             self.total.add(delta, update.examples)
         except PeerError as error:
             self.fail(node, str(error))
