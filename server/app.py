@@ -14,6 +14,7 @@ from server.config import ServerConfig
 from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.federation import federate
 from server.link import Link
+from server.region.serve import serve_region
 from server.results import describe, privacy_lines
 from server.rollout_report import rollout_lines
 
@@ -28,7 +29,11 @@ def make_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federate(Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config), listeners)
+        link, config = Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config)
+        if config.region.socket:
+            serve_region(link, config)
+        else:
+            federate(link, config, listeners)
 
     return app
 

@@ -75,6 +75,16 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionConfig:
+    """With a `socket` this server is that of a region, and serves the node that stands for it there. Empty: it is not.
+
+    What is trained is then what the federation above asks for: docs/hierarchy.md has which settings still count.
+    """
+
+    socket: str = key("")
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """All that `server.app` needs to know."""
 
@@ -92,6 +102,7 @@ class ServerConfig:
     deploy: DeployConfig = section(DeployConfig)
     rollout: RolloutConfig = section(RolloutConfig)
     run: OutputConfig = section(OutputConfig)
+    region: RegionConfig = section(RegionConfig)
 
     def __post_init__(self) -> None:
         if self.rollout.enabled and self.rollout.format not in self.deploy.formats:
@@ -147,4 +158,5 @@ class ServerConfig:
             train=self.train_at(round_number),
             uplink=self.uplink,
             downlink=self.downlink,
+            per_client=self.secure.enabled or self.mechanism != "none",
         )

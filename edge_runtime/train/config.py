@@ -252,7 +252,10 @@ class LocalPrivacy:
 
 @dataclass(frozen=True, slots=True)
 class RoundTask:
-    """What a server asks of a client in one round; travels as flat keys beside the model."""
+    """What a server asks of a client in one round; travels as flat keys beside the model.
+
+    `per_client`: every answer must be one client's own, for what is promised is promised to each.
+    """
 
     round: int = key(1, low=1, high=2**31 - 1)
     seed: int = key(1, low=0, high=2**31 - 1)
@@ -263,3 +266,4 @@ class RoundTask:
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
     local: LocalPrivacy = section(LocalPrivacy)
+    per_client: bool = key(False)
