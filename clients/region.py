@@ -54,8 +54,9 @@ def refuse_what_counts_clients(message: Message) -> None:
     task = read_task(message)
     if task.per_client or task.local.clip:
         raise PeerError(
-            "a region takes no part in differential privacy: a bound on the mean of its devices bounds none of them; "
-            "let the devices join the server itself"
+            "a region takes no part in what is promised or counted for every single client (differential privacy, "
+            "secure aggregation, SCAFFOLD, FedNova, personal layers): a bound on the mean of its devices bounds none "
+            "of them; let the devices join the server itself"
         )
 
 

@@ -15,6 +15,7 @@ named: what has come is kept as it comes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -122,35 +123,37 @@ def receive_done(connection: socket.socket, size: int) -> Done:
 
 def listen(path: Path) -> socket.socket:
     """A socket that this user alone may connect to. ConfigError if another process listens there, or none can be."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket():  # one that a process which was killed has left behind
-            _refuse_if_served(path)
-            path.unlink()
-        before = os.umask(0o177)
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(before)
-        listener.listen(4)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"region.socket = {str(path)!r}: cannot be listened at ({error})") from error
+            if path.is_socket():  # one that a process which was killed has left behind
+                _refuse_if_served(path)
+                path.unlink()
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(before)
+            listener.listen(4)
+        except OSError as error:
+            raise ConfigError(f"region.socket = {str(path)!r}: cannot be listened at ({error})") from error
+        undo.pop_all()
     return listener
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:
     """PeerError if no server of the region listens there, or the socket is not this user's alone."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_s)
-    try:
-        found = path.stat()
-        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise PeerError(f"region: {path} is open to others than this user")
-        connection.connect(str(path))
-    except OSError as error:
-        connection.close()
-        raise PeerError(f"region: no server listens at {path} ({error.strerror or error})") from error
+    with contextlib.ExitStack() as undo:
+        connection = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        connection.settimeout(timeout_s)
+        try:
+            found = path.stat()
+            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+                raise PeerError(f"region: {path} is open to others than this user")
+            connection.connect(str(path))
+        except OSError as error:
+            raise PeerError(f"region: no server listens at {path} ({error.strerror or error})") from error
+        undo.pop_all()
     return connection
 
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.config import ServerConfig
 from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.federation import federate
+from server.journal import Peers
 from server.link import Link
 from server.region.serve import serve_region
 from server.results import describe, privacy_lines
@@ -23,8 +24,12 @@ def make_app(
     listeners: Sequence[Listener] = (),
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
+    peers: Peers | None = None,
 ) -> ServerApp:
-    """A ServerApp whose run reports to `listeners`, reads deadlines off `clock` and waits with `pause` (seconds)."""
+    """A ServerApp whose run reports to `listeners`, reads deadlines off `clock` and waits with `pause` (seconds).
+
+    `peers` are the clients' own states, where they are the server's to keep.
+    """
     app = ServerApp()
 
     @app.main()
@@ -33,7 +38,7 @@ def make_app(
         if config.region.socket:
             serve_region(link, config)
         else:
-            federate(link, config, listeners)
+            federate(link, config, listeners, peers)
 
     return app
 

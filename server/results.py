@@ -85,6 +85,16 @@ def row_from_json(data: Mapping[str, Any]) -> RoundRow:
     return RoundRow(**{name: value for name, value in data.items() if name in known} | {"failures": failures})
 
 
+def record(
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any] | None,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """`run.json`: of a finished run with its closing figures, of one that failed with the reason."""
+    return {"version": 1, "config": dict(config), "rounds": list(rows), "final": final, "error": error}
+
+
 def describe(row: RoundRow, rounds: int) -> str:
     """One round in one line, for a terminal or a log."""
     parts = [f"round {row.round:>{len(str(rounds))}}/{rounds}"]

@@ -33,6 +33,7 @@ from server.parts import make_gather, make_privacy, make_publisher
 from server.results import weighted_mean
 from server.rounds import RoundResult, choose_cohort
 from server.run_store import RunStore, run_directory
+from server.strategy import STRATEGIES
 
 POLL_S = 0.5  # how soon a stop is seen
 ROUND_SHARE = 0.9  # of the time that the node above waits; the rest is for the sum
@@ -74,6 +75,12 @@ def check(config: ServerConfig) -> None:
         raise ConfigError(
             f"privacy.mechanism = {config.mechanism!r}: a region's server adds no noise and keeps no budget; its sum "
             "goes on to the server above, which knows nothing of them"
+        )
+    strategy = STRATEGIES[config.server.strategy]
+    if strategy.control or strategy.normalised:
+        raise ConfigError(
+            f"server.strategy = {config.server.strategy!r}: must be a plain one in a region; the server above has "
+            "the strategy"
         )
 
 

@@ -224,7 +224,7 @@ def test_what_is_promised_to_single_clients_is_refused_by_a_region(private: dict
         with pytest.raises(RunError):
             play(upper, tmp_path / "above", server__cohort=1, server__min_updates=1, server__rounds=1, **private)
     (row,) = json.loads((tmp_path / "above" / "run.json").read_text())["rounds"]
-    assert "a region takes no part in differential privacy" in row["failures"][0]["reason"]
+    assert "a region takes no part in what is promised" in row["failures"][0]["reason"]
     assert rounds_of(tmp_path / "run") == []
 
 
