@@ -110,7 +110,7 @@ def timed(
 def superlink(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
     """A SuperLink with its database on disk; ended by its id, with what it has started."""
     port = free_port()
-    environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(folder)}
+    environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
     command = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "log").open("w") as log:
         process = psutil.Popen(
@@ -118,7 +118,9 @@ def superlink(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
             cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            wait_for(lambda: answers(port), "the SuperLink")
+            wait_for(lambda: answers(port) or process.poll() is not None, "the SuperLink")
+            if process.poll() is not None:
+                raise SystemExit((folder / "log").read_text()[-2000:])
             time.sleep(2)
             yield process, f"127.0.0.1:{port}"
         finally:
