@@ -11,12 +11,21 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
+from server.events import (
+    Event,
+    Listener,
+    RolloutTold,
+    RoundClosed,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+)
 from server.federation import federate
 from server.journal import Peers
 from server.link import Link
 from server.region.serve import serve_region
-from server.results import describe, privacy_lines
+from server.results import describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -56,10 +65,12 @@ def log_progress(event: Event) -> None:
             log(INFO, "%s", describe(row, rounds))
             for failure in row.failures:
                 log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
+        case RunPaused() | RunContinued():
+            log(WARNING, "%s", event.line)
         case RolloutTold(line):
             log(INFO, "%s", line)
         case RunFinished(_, final):
-            for line in [*privacy_lines(final), *rollout_lines(final)]:
+            for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
                 log(INFO, "%s", line)
             log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
         case _:

@@ -76,6 +76,8 @@ def check(config: ServerConfig) -> None:
             f"privacy.mechanism = {config.mechanism!r}: a region's server adds no noise and keeps no budget; its sum "
             "goes on to the server above, which knows nothing of them"
         )
+    if config.server.mode != "sync":
+        raise ConfigError(f"server.mode = {config.server.mode!r}: must be sync in a region, which is asked for rounds")
     strategy = STRATEGIES[config.server.strategy]
     if strategy.control or strategy.normalised:
         raise ConfigError(
@@ -129,7 +131,16 @@ class Region:
             self._store.append(kind, data, task.round)
 
         parcels = floor.parcels(work.weights, cohort, task.round)
-        asked = Asked(task.round, question, parcels, floor.hear, lambda: model_hash(floor.publisher.values), told=told)
+        goal = 0 if self._config.secure.enabled else min(settings.cohort, len(cohort))
+        asked = Asked(
+            number=task.round,
+            question=question,
+            parcels=parcels,
+            hear=floor.hear,
+            model_hash=lambda: model_hash(floor.publisher.values),
+            goal=goal,
+            told=told,
+        )
         result = floor.gather.gather(asked)
         floor.privacy.settle(task.round, result)
         self._write(result, time.monotonic() - started_s)
