@@ -31,6 +31,10 @@ class Scenario(ServerConfig):
         if self.mechanism != "none" and drawn and not self.privacy.population:
             # A simulation knows all its clients, and draws from them itself.
             object.__setattr__(self, "privacy", replace(self.privacy, population=self.data.clients))
+        if self.region.socket:
+            raise ConfigError(
+                f"region.socket = {self.region.socket!r}: must be empty; a simulation stands for no region"
+            )
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
         if self.faults.poison and (self.uplink.codec != ("float32",) or self.secure.enabled):
