@@ -12,7 +12,6 @@ killed did after its last closed round is in the log, for it happened, and count
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from safetensors.numpy import save
 
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.files import write_atomically
+from server import run_lock
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -254,13 +254,10 @@ class RunStore:
 
 def _locked(path: Path) -> int:
     """An open descriptor that holds the lock until it is closed, or its process ends in whichever way."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return run_lock.take(path)
     except BlockingIOError:
-        os.close(descriptor)
         raise ConfigError(f"run.out = {str(path.parent)!r}: another process is at work on this run") from None
-    return descriptor
 
 
 def model_bytes(state: Mapping[str, NDArray[np.generic]]) -> bytes:

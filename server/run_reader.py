@@ -1,0 +1,264 @@
+"""Run directories, as someone sees them who only watches: the dashboard, an export, a test.
+
+Nothing is ever written, no lock is taken, and a transaction lasts as long as one query: the process that trains never
+waits for a reader. A folder that was copied half-way, or damaged, reads as `unreadable` with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.errors import RunError
+from server import run_lock
+from server.run_store import EVENTS, LOCK
+from server.run_view import COUNTED, LoggedEvent, RunView, mapping, number, text, whole
+
+_MOST_BYTES = 16 << 20  # of one event's data that is read; what is longer reads as empty
+_BATCH = 5000  # events a query
+_WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
+_SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
+_ETA_ROUNDS = 5
+
+
+def find_runs(place: Path) -> dict[str, Path]:
+    """The runs in a folder, or the one that it is, by their ids: the names of their folders.
+
+    A folder whose name is a link, or could not stand in an address, is not one of them.
+    """
+    if (place / EVENTS).is_file():
+        name = place.resolve().name
+        return {name if _NAME.fullmatch(name) else "run": place}
+    found = {}
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    directory = place / entry.name
+                    if (directory / EVENTS).is_file():
+                        found[entry.name] = directory
+    except OSError:
+        return {}
+    return found
+
+
+class RunReader:
+    """One run directory. May be used by several threads; cheap to ask again, for it goes on from what it has read."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name, self.directory = name, directory
+        self._guard = threading.Lock()
+        self._view, self._unreadable = RunView(), ""
+        self._stamp: object = None
+        self._identity: object = None
+
+    def view(self) -> RunView:
+        """What the run's events come to by now. Not to be changed, and complete up to its `last_id`."""
+        with self._guard:
+            self._refresh()
+            return self._view
+
+    @property
+    def unreadable(self) -> str:
+        """Why the directory could not be read the last time; empty if it could."""
+        return self._unreadable
+
+    def events_after(self, event_id: int, most: int) -> list[LoggedEvent]:
+        """The events that follow that one, in order."""
+        query = f"SELECT {_COLUMNS} FROM events WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - constants
+        return [_event(row) for row in self._read(query, (event_id, most))]
+
+    def state(self, view: RunView) -> str:
+        """running, paused, finished, failed, interrupted or unreadable."""
+        if self._unreadable:
+            return "unreadable"
+        if view.final is not None:
+            return "finished"
+        if view.error is not None:
+            return "failed"
+        if not run_lock.held(self.directory / LOCK):
+            return "interrupted"
+        return "running" if view.paused is None else "paused"
+
+    def summary(self) -> dict[str, Any]:
+        """The run in the figures of one row of a table."""
+        view = self.view()
+        config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
+        state, epsilon = self.state(view), _last(rows, "epsilon")
+        protected = is_protected(config)
+        private = protected and (
+            number(config.get("privacy.epsilon")) or number(config.get("privacy.noise_multiplier"))
+        )
+        return {
+            "id": self.name,
+            "name": self.name,
+            "state": state,
+            "model": text(config.get("model.name")) or text(config.get("model.entry")),
+            "data": text(config.get("data.name")),
+            "strategy": text(config.get("server.strategy")),
+            "mode": view.mode or text(config.get("server.mode")) or "sync",
+            "round": max((whole(row.get("round")) or 0 for row in rows), default=0),
+            "rounds": whole(config.get("server.rounds")) or 0,
+            "started_s": view.started_s,
+            "updated_s": view.updated_s,
+            "seconds": number(final.get("seconds")) or _elapsed(view, state),
+            "accuracy": number(final.get("accuracy")) if "accuracy" in final else _last(rows, "accuracy"),
+            "loss": number(final.get("loss")) if "loss" in final else _last(rows, "loss"),
+            "epsilon": number(final.get("epsilon")) if "epsilon" in final else epsilon,
+            "epsilon_limit": number(config.get("privacy.epsilon")) or None,
+            "delta": number(config.get("privacy.delta")) if private else None,
+            "protection": text(view.facts.get("protection")) or protection_of(config),
+            "uplink_bytes": sum(whole(row.get("uplink_bytes")) or 0 for row in rows),
+            "downlink_bytes": sum(whole(row.get("downlink_bytes")) or 0 for row in rows),
+            "error": self._unreadable or view.error or view.paused or "",
+        }
+
+    def details(self) -> dict[str, Any]:
+        """The summary, and all that is known of the run as a whole."""
+        summary, view = self.summary(), self.view()
+        facts, now = view.facts, view.now
+        live = summary["state"] in ("running", "paused")
+        return summary | {
+            "config": dict(view.config),
+            "parameters": whole(facts.get("parameters")) or whole(mapping(view.final).get("parameters")),
+            "warnings": [text(one) for one in facts.get("warnings") or () if isinstance(one, str)],
+            "eta_s": _eta_s(view, summary) if live else None,
+            "now": _now(view) if live and now else None,
+            "final": None if view.final is None else dict(view.final),
+        }
+
+    def rounds(self, after: int = 0) -> list[dict[str, Any]]:
+        """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
+        rows = ({**row, "round": whole(row.get("round")) or 0} for _, row in self.view().rounds)
+        return [{key: row[key] for key in row if key != "failures"} for row in rows if row["round"] > after]
+
+    def _refresh(self) -> None:
+        """Read on where the last call ended."""
+        before = time.time()
+        try:
+            stamp = _stamp(self.directory)
+            if stamp == self._stamp:
+                return
+            identity = stamp[0]
+            if identity != self._identity:  # another file stands there now
+                self._view, self._identity = RunView(), identity
+            view = self._view
+            # Devices' part in rounds is counted; to parse what each of them did would be most of the work.
+            counted = ", ".join(f"'{kind}'" for kind in COUNTED)
+            columns = _COLUMNS.replace("data", f"CASE WHEN kind IN ({counted}) THEN '' ELSE data END AS data")
+            query = f"SELECT {columns} FROM events WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - constants
+            while rows := self._read(query, (view.last_id, _BATCH)):
+                view.take(map(_event, rows))
+                if len(rows) < _BATCH:
+                    break
+            self._unreadable = "" if view.last_id else "no event is written yet"
+            settled = all(changed_s < before - _SETTLED_S for changed_s in stamp[1])
+            self._stamp = stamp if settled and view.last_id else None
+        except RunError as error:
+            self._unreadable = str(error)
+            self._stamp = None
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            with self._opened() as events:
+                return events.execute(query, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise RunError(f"{self.name}/{EVENTS}: cannot be read ({error})") from error
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        path = (self.directory / EVENTS).absolute()
+        # Without a -wal file nobody writes, and to open it as one who might would leave such a file behind.
+        alone = not path.with_name(f"{EVENTS}-wal").exists()
+        address = f"{path.as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
+        with closing(sqlite3.connect(address, uri=True, timeout=_WAIT_S, isolation_level=None)) as events:
+            events.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            yield events
+
+
+def is_protected(config: Any) -> bool:
+    """Whether the settings promise clients that nothing is told of one of them alone."""
+    told = (config.get("secure.enabled"), config.get("privacy.epsilon"), config.get("privacy.noise_multiplier"))
+    return any(told)
+
+
+def protection_of(config: Any) -> str:
+    """What is done for the clients' data, in words; empty if nothing."""
+    words = ["secure aggregation"] if config.get("secure.enabled") else []
+    if config.get("privacy.epsilon") or config.get("privacy.noise_multiplier"):
+        mechanism = text(config.get("privacy.mechanism")) or ("distributed" if words else "central")
+        words.append(f"{mechanism} differential privacy")
+    return ", ".join(words)
+
+
+_COLUMNS = "id, unix_s, kind, round, data"
+
+
+def _event(row: tuple[Any, ...]) -> LoggedEvent:
+    number_, unix_s, kind, round_number, data = row
+    return LoggedEvent(number_, number(unix_s) or 0.0, text(kind, 64), whole(round_number), _parsed(data))
+
+
+def _parsed(data: Any) -> dict[str, Any]:
+    """An event's data; empty where it is no JSON object. What is no number in JSON reads as null."""
+    if not data or not isinstance(data, str) or len(data) > _MOST_BYTES:
+        return {}
+    try:
+        found = json.loads(data, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _stamp(directory: Path) -> tuple[object, tuple[float, ...], object]:
+    """Which files these are, when they changed, and what else shows that they did."""
+    found = []
+    for name in (EVENTS, f"{EVENTS}-wal"):
+        try:
+            found.append((directory / name).stat())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunError(f"{directory.name}/{name}: cannot be read ({error.strerror})") from error
+    if not found:
+        raise RunError(f"{directory.name}/{EVENTS}: is gone")
+    first = found[0]
+    return (
+        (first.st_dev, first.st_ino),
+        tuple(one.st_mtime for one in found),
+        [(one.st_ino, one.st_size, one.st_mtime_ns) for one in found],
+    )
+
+
+def _last(rows: Sequence[Any], key: str) -> float | None:
+    return next((value for row in reversed(rows) if (value := number(row.get(key))) is not None), None)
+
+
+def _elapsed(view: RunView, state: str) -> float | None:
+    if view.started_s is None or view.updated_s is None:
+        return None
+    until_s = time.time() if state in ("running", "paused") else view.updated_s
+    return max(0.0, until_s - view.started_s)
+
+
+def _eta_s(view: RunView, summary: Any) -> float | None:
+    """What the rounds to come take if they take as long as the last few."""
+    seconds = [value for _, row in view.rounds[-_ETA_ROUNDS:] if (value := number(row.get("seconds"))) is not None]
+    left = summary["rounds"] - summary["round"]
+    return sum(seconds) / len(seconds) * max(0, left) if seconds else None
+
+
+def _now(view: RunView) -> dict[str, Any]:
+    now = view.now
+    assert now is not None
+    plan = {"round": now.round, "asked": now.asked, "goal": now.goal, "deadline_s": now.deadline_s, "mode": now.mode}
+    return plan | now.counts
