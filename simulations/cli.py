@@ -38,8 +38,9 @@ def _simulate(options: argparse.Namespace) -> int:
     out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     scenario = load_scenario(options.scenario, options.set, out=out)
 
-    # Asked for, not imported: these two are needed at the end of the run, and would weigh 100 MiB during it.
-    missing = [name for name in ("matplotlib", "onnxscript") if importlib.util.find_spec(name) is None]
+    # Asked for, not imported: these are needed at the end of the run, and would weigh 100 MiB during it.
+    late = ("matplotlib", "onnx", "flatbuffers", "ai_edge_litert")
+    missing = [name for name in late if importlib.util.find_spec(name) is None]
     try:
         from simulations.console import Console
         from simulations.report import write_report

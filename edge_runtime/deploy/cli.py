@@ -16,13 +16,10 @@ from edge_runtime.train.config import DATASETS, DataConfig, ModelConfig, TrainCo
 
 if TYPE_CHECKING:
     from edge_runtime.deploy.compress.search import Found, Tried
-    from edge_runtime.deploy.exporter import Prepared
     from edge_runtime.deploy.graph.float_model import FloatModel
-    from edge_runtime.deploy.parity import Expected
     from edge_runtime.train.batches import Examples
     from edge_runtime.train.loop import State
 
-ROWS = 50  # of a calibration batch
 MIXED, MIXED_ROWS = "mixed", 1000  # training examples that layers are measured on
 EXIT_REFUSED = 3  # a file is not good enough to be released; as for a run that failed
 
@@ -70,7 +67,7 @@ def _export(options: argparse.Namespace) -> int:
     import numpy as np
 
     from edge_runtime.deploy import parity
-    from edge_runtime.deploy.exporter import FORMATS, file_name, prepare, write_files
+    from edge_runtime.deploy.exporter import FORMATS, prepare, write_files
 
     formats = tuple(name.strip() for name in options.formats.split(",") if name.strip())
     if not formats or set(formats) - set(FORMATS):
@@ -85,38 +82,31 @@ def _export(options: argparse.Namespace) -> int:
         released, bits = found.model, found.levers.bits or 8
     else:
         bits = _weight_bits(options, model, train)
-    inputs = np.asarray(train.x[: options.calibration])
     prepared = prepare(
         released,
         None,
-        [inputs[start : start + ROWS] for start in range(0, len(inputs), ROWS)],
+        [np.asarray(train.x[: options.calibration])],
         precision=options.precision,
         calibrate=options.calibrate,
         weight_bits=bits,
     )
-    expected = _expected(model, prepared, test, options.max_drop)
+    y = np.asarray(test.y)
+    classes = y.astype(np.int64) if y.dtype.kind in "iu" else None
+    original = prepared.float_model if released is model else model
+    expected = parity.expected_of(original, prepared, np.asarray(test.x), classes, options.max_drop)
     contents = {name: prepared.contents(name, options.batch) for name in formats}
     if options.target_size:  # the float32 file beside an INT8 one would not fit
         contents = {name: {options.precision: of[options.precision]} for name, of in contents.items()}
-    rows = [
-        parity.measured(file_name(name, precision), name, precision, content, expected)
-        for name, of in contents.items()
-        for precision, content in of.items()
-    ]
-    passed = {(row.format, row.precision) for row in rows if row.refused is None}
-    kept = {
-        name: {precision: content for precision, content in of.items() if (name, precision) in passed}
-        for name, of in contents.items()
-    }
-    kept = {name: of for name, of in kept.items() if of}
+    rows, kept = parity.judged(contents, expected)
+    passed = sum(row.refused is None for row in rows)
     if kept:
         write_files(prepared, kept, out)
     sys.stdout.write(
         f"{parity.table(rows)}\n"
         f"{len(test):,} held-out examples; {prepared.float_model.parameters:,} parameters, the original has "
-        f"{model.parameters:,}\n{out}: {len(passed)} of {len(rows)} files released\n"
+        f"{model.parameters:,}\n{out}: {passed} of {len(rows)} files released\n"
     )
-    return 0 if len(passed) == len(rows) else EXIT_REFUSED
+    return 0 if passed == len(rows) else EXIT_REFUSED
 
 
 def _weight_bits(options: argparse.Namespace, model: FloatModel, train: Examples) -> int | dict[str, int]:
@@ -136,22 +126,6 @@ def _weight_bits(options: argparse.Namespace, model: FloatModel, train: Examples
     chosen = choose_bits(table, max_drop=options.max_drop)
     sys.stdout.write(to_text(table, chosen))
     return chosen
-
-
-def _expected(model: FloatModel, prepared: Prepared, test: Examples, max_drop: float) -> Expected:
-    """What files of `prepared` are held against: their own graph's answers, and the accuracy of the original."""
-    import numpy as np
-
-    from edge_runtime.deploy.graph.evaluate import predict
-    from edge_runtime.deploy.graph.rounding import predict_rounded
-    from edge_runtime.deploy.parity import Expected
-
-    y = np.asarray(test.y)
-    defined = {"fp32": predict(prepared.float_model, test.x)}
-    if prepared.quantised is not None:
-        defined["int8"] = predict_rounded(prepared.quantised, test.x)
-    classes = y.astype(np.int64) if y.dtype.kind in "iu" else None
-    return Expected(np.asarray(test.x), classes, predict(model, test.x), defined, max_drop)
 
 
 def _read(options: argparse.Namespace) -> tuple[RunSettings, State, Path]:

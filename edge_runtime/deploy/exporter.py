@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 Inputs = Sequence[NDArray[np.generic]]
+Contents = Mapping[str, Mapping[str, bytes]]  # files by format and precision
 PRECISIONS = ("fp32", "int8")
 GOLDEN_ROWS = 4
 
@@ -205,9 +206,7 @@ def write(model: FloatModel | QuantisedModel, name: str, batch: int | None = Non
     return content
 
 
-def write_files(
-    prepared: Prepared, contents: Mapping[str, Mapping[str, bytes]], directory: Path, **about: Any
-) -> Artefact:
+def write_files(prepared: Prepared, contents: Contents, directory: Path, **about: Any) -> Artefact:
     """Write the files of `contents[format][precision]`, what they answer to golden inputs, and the manifest."""
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}

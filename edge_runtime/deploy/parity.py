@@ -14,6 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.deploy.exporter import Contents, Prepared, file_name
+from edge_runtime.deploy.graph.evaluate import predict
+from edge_runtime.deploy.graph.float_model import FloatModel
+from edge_runtime.deploy.graph.rounding import predict_rounded
 from edge_runtime.deploy.latency import cost_of
 from edge_runtime.deploy.runner import Runner
 from edge_runtime.errors import EdgeRuntimeError
@@ -68,6 +72,35 @@ class Figures:
     latency_us: float | None = None
     peak_rss_bytes: int | None = None
     refused: str | None = None
+
+
+def expected_of(
+    original: FloatModel,
+    prepared: Prepared,
+    x: NDArray[np.generic],
+    y: NDArray[np.integer] | None,
+    max_drop: float,
+) -> Expected:
+    """What files of `prepared` are held against: their own graph's answers, and the accuracy of the original."""
+    defined = {"fp32": predict(prepared.float_model, x)}
+    if prepared.quantised is not None:
+        defined["int8"] = predict_rounded(prepared.quantised, x)
+    float32 = defined["fp32"] if original is prepared.float_model else predict(original, x)
+    return Expected(x, y, float32, defined, max_drop)
+
+
+def judged(contents: Contents, expected: Expected) -> tuple[list[Figures], Contents]:
+    """Every file's row, and the files that may be released."""
+    rows = [
+        measured(file_name(name, precision), name, precision, content, expected)
+        for name, of in contents.items()
+        for precision, content in of.items()
+    ]
+    released: dict[str, dict[str, bytes]] = {}
+    for row in rows:
+        if row.refused is None:
+            released.setdefault(row.format, {})[row.precision] = contents[row.format][row.precision]
+    return rows, released
 
 
 def measured(file: str, name: str, precision: str, content: bytes, expected: Expected) -> Figures:

@@ -9,12 +9,15 @@ device 3.7 MiB.
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from edge_runtime.errors import EdgeRuntimeError
 
+T = TypeVar("T")
 PRELUDE, ALIGNMENT = 64, 64
 MAX_HEADER_BYTES = 16 << 20
 
@@ -49,6 +52,44 @@ def opened(
     if not isinstance(header, dict) or header.get("version") != version:
         raise error(f"not a {what[1]} of version {version}; make it again with this release")
     return header, body[min(len(body), length + -length % ALIGNMENT) :]
+
+
+def parsed(read: Callable[..., T], header: dict[str, Any], blob: memoryview, error: type[EdgeRuntimeError]) -> T:
+    """What `read` makes of the two; whatever it stumbles over becomes an error of that type."""
+    try:
+        return read(header, blob)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as cause:
+        if isinstance(cause, error):
+            raise
+        raise error(f"malformed header: {type(cause).__name__}: {str(cause)[:200]}") from cause
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Reads a header's values: each is of the type and in the range that is asked for, or an error of that type."""
+
+    error: type[EdgeRuntimeError]
+    max_text: int
+
+    def integer(self, value: Any, low: int, high: int) -> int:
+        kind = isinstance(value, int) and not isinstance(value, bool)
+        return int(self._checked(kind and low <= value <= high, value, f"a whole number from {low} to {high}"))
+
+    def number(self, value: Any) -> float:
+        kind = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(self._checked(kind and math.isfinite(value), value, "a finite number"))
+
+    def text(self, value: Any) -> str:
+        kind = isinstance(value, str) and len(value) <= self.max_text and "\0" not in value
+        return str(self._checked(kind, value, "a short text"))
+
+    def items(self, value: Any, most: int) -> list[Any]:
+        return list(self._checked(isinstance(value, list) and len(value) <= most, value, f"a list of at most {most}"))
+
+    def _checked(self, condition: bool, value: Any, what: str) -> Any:
+        if not condition:
+            raise self.error(f"malformed header: {str(value)[:80]!r} is not {what}")
+        return value
 
 
 def _not_finite(text: str) -> float:

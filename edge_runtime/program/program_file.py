@@ -18,13 +18,15 @@ from edge_runtime import losses, optimizers
 from edge_runtime.errors import ProgramError
 from edge_runtime.files import write_atomically
 from edge_runtime.ir.graph import ITEM_BYTES
-from edge_runtime.program.container import ALIGNMENT, opened, sealed
+from edge_runtime.program.container import ALIGNMENT, Fields, opened, parsed, sealed
 from edge_runtime.program.native_op import NativeOp
 from edge_runtime.program.program import KINDS, ROLES, Phase, PlanPoint, Program, Report, StateTensor, Tensor
 
 MAGIC, VERSION = b"HEDGEPRG", 1
 MAX_ARENA_BYTES = 1 << 40
-MAX_OPS, MAX_TENSORS, MAX_TEXT = 1_000_000, 100_000, 1000
+MAX_OPS, MAX_TENSORS = 1_000_000, 100_000
+_FIELDS = Fields(ProgramError, max_text=1000)
+_int, _float, _text, _list = _FIELDS.integer, _FIELDS.number, _FIELDS.text, _FIELDS.items
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "i64": np.dtype("<i8")}
 
 
@@ -96,12 +98,7 @@ def _phase_json(phase: Phase) -> dict[str, Any]:
 def decode(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `encode` wrote; bounded in time and memory by the length of `data`."""
     header, blob = opened(data, MAGIC, VERSION, ("Hedgerow Program", "Program"), ProgramError)
-    try:
-        program = _program(header, blob)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        if isinstance(error, ProgramError):
-            raise
-        raise ProgramError(f"malformed header: {type(error).__name__}: {str(error)[:200]}") from error
+    program = parsed(_program, header, blob, ProgramError)
     if max_arena_bytes is not None and program.arena_bytes > max_arena_bytes:
         raise ProgramError(f"it needs {program.arena_bytes} bytes to train, {max_arena_bytes} are allowed")
     return program
@@ -243,27 +240,3 @@ def _initial(entry: Any, names: dict[str, StateTensor], blob: memoryview) -> tup
     if nbytes > len(blob) - start:
         raise ProgramError(f"malformed header: the contents of {name!r} are not in the file")
     return name, np.frombuffer(blob[start : start + nbytes], DTYPES[tensor.dtype]).reshape(tensor.shape)
-
-
-def _checked(condition: bool, value: Any, what: str) -> Any:
-    if not condition:
-        raise ProgramError(f"malformed header: {str(value)[:80]!r} is not {what}")
-    return value
-
-
-def _int(value: Any, low: int, high: int) -> int:
-    kind = isinstance(value, int) and not isinstance(value, bool)
-    return int(_checked(kind and low <= value <= high, value, f"a whole number from {low} to {high}"))
-
-
-def _float(value: Any) -> float:
-    kind = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(_checked(kind and math.isfinite(value), value, "a finite number"))
-
-
-def _text(value: Any) -> str:
-    return str(_checked(isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value, value, "a short text"))
-
-
-def _list(value: Any, most: int) -> list[Any]:
-    return list(_checked(isinstance(value, list) and len(value) <= most, value, f"a list of at most {most}"))

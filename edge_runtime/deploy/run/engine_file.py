@@ -28,12 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ArtefactError
-from edge_runtime.program.container import ALIGNMENT, opened
+from edge_runtime.program.container import ALIGNMENT, Fields, opened, parsed
 from edge_runtime.program.native_op import ABSENT
 
 MAGIC, VERSION = b"HEDGEINF", 1
 MAX_ARENA_BYTES = 1 << 32
-MAX_OPS, MAX_CONSTANTS, MAX_TEXT, MAX_RANK = 100_000, 100_000, 200, 8
+MAX_OPS, MAX_CONSTANTS, MAX_RANK = 100_000, 100_000, 8
+_FIELDS = Fields(ArtefactError, max_text=200)
+_int, _float, _text, _list = _FIELDS.integer, _FIELDS.number, _FIELDS.text, _FIELDS.items
 BITS = {"f32": 32, "i32": 32, "s8": 8, "s4": 4, "s2": 2}
 # What a model for inference can ask of the core; a file with any other op is refused.
 OPS = frozenset((
@@ -104,12 +106,7 @@ def decode(data: bytes) -> EngineModel:
 
     """
     header, blob = opened(data, MAGIC, VERSION, (".hedgerow model",) * 2, ArtefactError)
-    try:
-        return _model(header, blob)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        if isinstance(error, ArtefactError):
-            raise
-        raise ArtefactError(f"malformed header: {type(error).__name__}: {str(error)[:200]}") from error
+    return parsed(_model, header, blob, ArtefactError)
 
 
 def elements(constant: Constant) -> NDArray[Any]:
@@ -196,27 +193,3 @@ def _shape(value: Any) -> tuple[int, ...]:
     sizes = tuple(_int(n, 1, MAX_ARENA_BYTES) for n in _list(value, MAX_RANK))
     _int(math.prod(sizes), 1, MAX_ARENA_BYTES)
     return sizes
-
-
-def _checked(condition: bool, value: Any, what: str) -> Any:
-    if not condition:
-        raise ArtefactError(f"malformed header: {str(value)[:80]!r} is not {what}")
-    return value
-
-
-def _int(value: Any, low: int, high: int) -> int:
-    kind = isinstance(value, int) and not isinstance(value, bool)
-    return int(_checked(kind and low <= value <= high, value, f"a whole number from {low} to {high}"))
-
-
-def _float(value: Any) -> float:
-    kind = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(_checked(kind and math.isfinite(value), value, "a finite number"))
-
-
-def _text(value: Any) -> str:
-    return str(_checked(isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value, value, "a short text"))
-
-
-def _list(value: Any, most: int) -> list[Any]:
-    return list(_checked(isinstance(value, list) and len(value) <= most, value, f"a list of at most {most}"))
