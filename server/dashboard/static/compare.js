@@ -29,7 +29,7 @@ export function openCompare(main, a, b) {
   /** @type {Plot[]} */
   let plots = [];
   let against = AGAINST[0];
-  const body = h("div", {});
+  const body = h("div", { class: "rows" });
   const first = h("select", { id: "run-a", onchange: () => go() });
   const second = h("select", { id: "run-b", onchange: () => go() });
   const axis = h("select", { id: "against", onchange: () => void show() }, AGAINST.map((one) => h("option", { value: one.name }, one.label)));
@@ -76,9 +76,9 @@ export function openCompare(main, a, b) {
       h("h2", { class: "unseen" }, "Curves"),
       h("div", { class: "plots" }, plots.map((plot) => plot.node)),
       h("h2", {}, "Figures"),
-      h("div", { class: "card flush" }, table({ caption: "Closing figures", columns: columns(one.run, two.run), rows: closing(one.run, two.run) })),
+      h("div", { class: "card flush even" }, table({ caption: "Closing figures", columns: columns(one.run, two.run), rows: closing(one.run, two.run) })),
       h("h2", {}, "Settings that differ"),
-      h("div", { class: "card flush" }, table({ caption: "Settings that differ", columns: columns(one.run, two.run), rows: differences(one.run.config, two.run.config), nothing: "None: both ran with the same settings." })),
+      h("div", { class: "card flush even" }, table({ caption: "Settings that differ", columns: columns(one.run, two.run), rows: differences(one.run.config, two.run.config), nothing: "None: both ran with the same settings." })),
     );
     for (const plot of plots) plot.show(rows);
   };
@@ -125,8 +125,8 @@ export function openCompare(main, a, b) {
 /** @param {any} one @param {any} two @returns {import("./table.js").Column<any>[]} */
 const columns = (one, two) => [
   { head: "Name", row: true, cell: (row) => row.name },
-  { head: one.name, number: true, cell: (row) => row.a },
-  { head: two.name, number: true, cell: (row) => row.b },
+  { head: one.name, cell: (row) => row.a },
+  { head: two.name, cell: (row) => row.b },
 ];
 
 /** @param {any} one @param {any} two */

@@ -20,7 +20,7 @@ export function openDevices(place, data) {
   const versions = h("p", { class: "sub" });
   const list = h("div", { class: "card flush" }, h("p", { class: "waiting" }, "Loading devices…"));
   const pager = h("nav", { class: "pager", "aria-label": "Pages of devices" });
-  const box = h("input", { id: "device-filter", type: "search", placeholder: "name, version, reason…", spellcheck: "false", oninput: () => later(TYPING_MS, () => ask({ filter: box.value.trim(), page: 1 })) });
+  const box = h("input", { id: "device-filter", type: "search", placeholder: "Name, version, reason", spellcheck: "false", oninput: () => later(TYPING_MS, () => ask({ filter: box.value.trim(), page: 1 })) });
   replace(place, h("div", { class: "head tools" }, h("h2", {}, "Devices"), tally, h("label", { for: "device-filter" }, "Filter"), box), versions, list, pager);
 
   /** @param {Partial<typeof asked>} change */
@@ -88,25 +88,26 @@ const FALLING = new Set(["seen_s", "rounds", "dropped", "late", "declined", "tem
 
 /** @type {import("./table.js").Column<any>[]} */
 const COLUMNS = [
-  {
-    head: "Device",
-    sort: "node",
-    row: true,
-    cell: ({ node, report }) => [h("span", { class: "strong" }, report?.name || node), h("span", { class: "sub" }, [report?.name && node, report?.arch].filter(Boolean).join(" · "))],
-  },
+  { head: "Device", sort: "node", row: true, cell: ({ node, report }) => [h("span", { class: "strong" }, report?.name || node), report?.name && h("span", { class: "sub" }, node)] },
   { head: "Last seen", sort: "seen_s", cell: (device) => h("span", { title: moment(device.seen_s) }, ago(device.seen_s)) },
   { head: "May train", sort: "eligible", cell: (device) => mayTrain(device) },
-  { head: "Version", sort: "version", cell: ({ report, running }) => [report?.version || UNKNOWN, running !== null && running !== undefined && h("span", { class: "sub" }, `runs model ${running}`)] },
-  { head: "Memory", sort: "rss", cell: ({ report }) => memoryOf(report ?? {}), title: "In use, of its budget" },
+  { head: "Memory", sort: "rss", cell: ({ report }) => memoryOf(report ?? {}), title: "The most that was in use, of its budget" },
   { head: "Heat", sort: "temperature_c", cell: ({ report }) => heat(report ?? {}) },
-  { head: "Power", cell: ({ report }) => [report?.power || UNKNOWN, report?.under_voltage && h("span", { class: "flag" }, "under-voltage"), report?.metered && h("span", { class: "sub" }, "metered network")] },
   { head: "Rounds", sort: "rounds", number: true, cell: (device) => count(device.rounds), title: "Updates taken from it" },
   { head: "Dropped", sort: "dropped", number: true, cell: (device) => [count(device.dropped), ...phases(device.dropped_in)] },
   { head: "Late", sort: "late", number: true, cell: (device) => count(device.late) },
   { head: "Declined", sort: "declined", number: true, cell: (device) => count(device.declined) },
   { head: "Round time", sort: "seconds", number: true, cell: (device) => duration(device.seconds) },
+  { head: "Version", sort: "version", cell: (device) => versions(device) },
+  { head: "Power", cell: ({ report }) => [report?.power || UNKNOWN, report?.under_voltage && h("span", { class: "flag second" }, "under-voltage"), report?.metered && h("span", { class: "sub" }, "metered network")] },
   { head: "Last reason", cell: (device) => h("span", { class: "reason", title: device.last_reason || null }, device.last_reason || UNKNOWN) },
 ];
+
+/** Of the client program, and of the model that it runs. @param {any} device */
+function versions({ report, running }) {
+  const program = [report?.version, report?.arch].filter(Boolean).join(", ") || UNKNOWN;
+  return [program, known(running) && h("span", { class: "sub" }, running === 0 ? "runs no model" : `runs model ${count(running)}`)];
+}
 
 /** @param {any} device */
 function mayTrain({ eligible, why_not: why, retry_s: retry }) {
@@ -126,7 +127,7 @@ function memoryOf({ rss, rss_peak: peak, memory_budget: budget, memory_available
 
 /** @param {any} report */
 function heat({ temperature_c: celsius, throttled }) {
-  return [known(celsius) ? `${celsius.toFixed(0)} °C` : throttled ? "" : UNKNOWN, throttled && h("span", { class: "flag" }, "throttled")];
+  return [known(celsius) ? `${celsius.toFixed(0)} °C` : throttled ? "" : UNKNOWN, throttled && h("span", { class: "flag second" }, "throttled")];
 }
 
 /** @param {Record<string, number> | undefined} dropped */

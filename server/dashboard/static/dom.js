@@ -43,9 +43,9 @@ export function replace(node, ...children) {
 export function refresh(node, ...children) {
   const active = document.activeElement;
   const held = active && node.contains(active) ? mark(active) : "";
-  const scrolled = [...node.querySelectorAll(".scroll")].map((one) => [one.scrollLeft, one.scrollTop]);
+  const scrolled = [...node.querySelectorAll(".scroll")].map((one) => ({ left: one.scrollLeft, top: one.scrollTop }));
   replace(node, ...children);
-  [...node.querySelectorAll(".scroll")].forEach((one, i) => one.scrollTo(...(scrolled[i] ?? [0, 0])));
+  [...node.querySelectorAll(".scroll")].forEach((one, i) => one.scrollTo(scrolled[i] ?? {}));
   if (!held) return;
   const again = [...node.querySelectorAll("a, button, [tabindex], input, select, summary")].find((one) => mark(one) === held);
   if (again instanceof HTMLElement) again.focus({ preventScroll: true });

@@ -19,7 +19,7 @@ export function openEvents(place, data) {
   const problem = h("div", { role: "alert" });
   const more = h("button", { type: "button", onclick: () => void load() }, "Older events");
   const kind = h("select", { id: "event-kind", onchange: () => restart() }, h("option", { value: "" }, "All kinds"), KINDS.map((one) => h("option", { value: one }, title(one))));
-  const words = h("input", { id: "event-text", type: "search", placeholder: "client, reason…", spellcheck: "false", oninput: () => sift() });
+  const words = h("input", { id: "event-text", type: "search", placeholder: "Client, reason", spellcheck: "false", oninput: () => sift() });
   const nothing = h("p", { class: "empty-line", hidden: true }, "No such event.");
   replace(
     place,

@@ -20,7 +20,7 @@ export const figure = (value) => {
   if (!known(value)) return UNKNOWN;
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(2);
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
   return size >= 1000 ? whole.format(value) : String(Number(value.toPrecision(4)));
 };
 
@@ -33,6 +33,7 @@ export const memory = (value) => scaled(value, 1024, ["B", "KiB", "MiB", "GiB", 
 /** @param {Maybe} seconds */
 export function duration(seconds) {
   if (!known(seconds)) return UNKNOWN;
+  if (seconds === 0) return "0 s";
   if (seconds < 0.0995) return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   if (seconds < 59.5) return `${seconds < 9.95 ? seconds.toFixed(1) : seconds.toFixed(0)} s`;
   if (seconds < 3570) return `${Math.floor(Math.round(seconds) / 60)} min ${Math.round(seconds) % 60} s`;
@@ -61,6 +62,9 @@ export const clock = (unixSeconds) =>
 
 /** A hash as people compare it. @param {string | null | undefined} hash */
 export const short = (hash) => (hash ? hash.slice(0, 12) : UNKNOWN);
+
+/** A figure on an axis, which needs no decimals that are all nought: 80.0 % is 80 %. @param {string} text */
+export const trimmed = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
 
 /** @param {number} n @param {string} one @param {string} [many] */
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;

@@ -160,10 +160,10 @@ export function openOverview(place, data) {
   };
 }
 
-/** The rows, the last one with the accuracy of the INT8 artefact that came of it. @param {any[]} rows @param {any} run */
+/** The rows, the last one with the accuracy of the INT8 artefacts that came of it: of the worst. @param {any[]} rows @param {any} run */
 function withArtefacts(rows, run) {
-  const files = Object.values(run.final?.deploy?.files ?? {});
-  const int8 = files.filter((file) => known(file?.accuracy)).map((file) => file.accuracy);
+  const made = Object.values(run.final?.deploy?.formats ?? {});
+  const int8 = made.filter((one) => one?.precision === "int8" && !one.refused && known(one.accuracy)).map((one) => one.accuracy);
   const last = rows[rows.length - 1];
   if (!int8.length || !last || known(last.int8_accuracy)) return rows;
   return [...rows.slice(0, -1), { ...last, int8_accuracy: Math.min(...int8) }];

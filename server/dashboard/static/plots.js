@@ -2,7 +2,7 @@
 // uPlot draws them. Where it was not fetched, the tables stand alone.
 
 import { h, replace, svg } from "./dom.js";
-import { count, known, UNKNOWN } from "./format.js";
+import { count, known, trimmed, UNKNOWN } from "./format.js";
 import { THEME_CHANGED } from "./theme.js";
 
 /**
@@ -118,8 +118,8 @@ export class Plot {
           y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => this.span(low, high) },
         },
         axes: [
-          { ...axis, size: 26, gap: 4, space: 44, incrs: this.plan.x ? undefined : X_STEPS, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => this.xText(tick)) },
-          { ...axis, size: 62, gap: 6, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => plan.format(tick)) },
+          { ...axis, size: 26, gap: 4, space: 44, incrs: this.plan.x ? undefined : X_STEPS, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => trimmed(this.xText(tick))) },
+          { ...axis, size: 62, gap: 6, space: 34, incrs: bars ? X_STEPS : undefined, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((tick) => trimmed(plan.format(tick))) },
         ],
         series: [
           {},
@@ -246,9 +246,7 @@ function spread(low, high, bars) {
 
 /** A custom property as a colour that a canvas takes. @param {string} name */
 function colour(name) {
-  probe ??= document.body.appendChild(h("span", { class: "probe", hidden: true }));
+  const probe = document.getElementById("probe") ?? document.body.appendChild(h("span", { id: "probe", hidden: true }));
   probe.style.color = `var(${name})`;
   return getComputedStyle(probe).color;
 }
-/** @type {HTMLElement | undefined} */
-let probe;

@@ -10,7 +10,7 @@ import { facts } from "./table.js";
 /** @param {HTMLElement} place @param {import("./run-data.js").RunData} data */
 export function openPrivacy(place, data) {
   const stop = new AbortController();
-  const body = h("div", {}, h("p", { class: "waiting" }, "Loading…"));
+  const body = h("div", { class: "rows" }, h("p", { class: "waiting" }, "Loading…"));
   replace(place, h("h2", {}, "Privacy"), body);
   /** @type {Plot | null} */
   let plot = null;
@@ -64,7 +64,7 @@ const none = (run) =>
 function budget(answer, run) {
   const { epsilon, limit } = answer;
   const spent = known(epsilon) ? figure(epsilon) : "unbounded";
-  /** @type {[string, any][]} */
+  /** @type {import("./table.js").Fact[]} */
   const pairs = [
     ["Epsilon spent", known(epsilon) && known(limit) ? meter(epsilon, limit, `${spent} of ${figure(limit)}`, epsilon > 0.9 * limit ? "high" : "") : spent],
     ["Used of the budget", known(epsilon) && known(limit) && limit > 0 ? percent(epsilon / limit) : "no limit is set"],
@@ -72,9 +72,9 @@ function budget(answer, run) {
     ["Mechanism", answer.mechanism],
     ["Noise multiplier", figure(answer.noise_multiplier)],
     ["Clipped to L2 norm", figure(answer.clip)],
-    ["Protection", run.protection || "none"],
+    ["Protection", h("span", { class: "words" }, run.protection || "none"), "wide"],
   ];
-  return h("div", { class: "card" }, facts(pairs, "facts tiles"));
+  return facts(pairs, "facts tiles");
 }
 
 /** @param {any} answer @returns {import("./plots.js").Plan} */

@@ -131,14 +131,14 @@ function header(run, hash, onStop) {
   const what = [run.model, run.data && `on ${run.data}`].filter(Boolean).join(" ");
   const how = [run.strategy, modeName(run.mode), known(run.parameters) && `${count(run.parameters)} parameters`].filter(Boolean).join(", ");
   const spent = epsilon(run);
-  /** @type {[string, any][]} */
+  /** @type {import("./table.js").Fact[]} */
   const pairs = [
     ["Round", rounds(run)],
     ["Accuracy", percent(run.accuracy)],
     ["Loss", figure(run.loss)],
-    live ? ["Time left", known(run.eta_s) ? `about ${duration(run.eta_s)}` : "not known yet"] : ["Took", duration(run.seconds)],
-    ["Privacy", spent === null ? "no differential privacy" : [privacyMeter(run, spent), h("span", { class: "sub" }, `epsilon at delta ${figure(run.delta)}`)]],
-    ["Protection", run.protection || "none"],
+    live ? ["Time left, about", known(run.eta_s) ? duration(run.eta_s) : words("not known yet")] : ["Took", duration(run.seconds)],
+    ["Privacy", spent === null ? words("no differential privacy") : [privacyMeter(run, spent), h("span", { class: "sub" }, `epsilon, delta ${figure(run.delta)}`)], "wide"],
+    ["Protection", words(run.protection || "none"), "wide"],
     ["Sent up", bytes(run.uplink_bytes)],
     ["Sent down", bytes(run.downlink_bytes)],
     ["Model", h("code", { title: hash || null }, short(hash))],
@@ -154,6 +154,9 @@ function header(run, hash, onStop) {
     facts(pairs, "facts tiles"),
   ];
 }
+
+/** Words among figures. @param {string} text */
+const words = (text) => h("span", { class: "words" }, text);
 
 /** @param {any} run @param {string} text */
 function privacyMeter(run, text) {

@@ -37,9 +37,11 @@ export function table({ caption, columns, rows, sorted, onsort, nothing = "Nothi
   );
 }
 
+/** @typedef {[name: string, value: import("./dom.js").Child | import("./dom.js").Child[], kind?: string]} Fact */
+
 /**
  * Facts in pairs.
- * @param {[string, import("./dom.js").Child | import("./dom.js").Child[]][]} pairs
+ * @param {Fact[]} pairs
  * @param {string} [kind]
  */
-export const facts = (pairs, kind = "facts") => h("dl", { class: kind }, pairs.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+export const facts = (pairs, kind = "facts") => h("dl", { class: kind }, pairs.map(([name, value, like]) => h("div", { class: like }, h("dt", {}, name), h("dd", {}, value))));
