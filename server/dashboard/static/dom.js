@@ -46,13 +46,17 @@ export function refresh(node, ...children) {
   const scrolled = [...node.querySelectorAll(".scroll")].map((one) => ({ left: one.scrollLeft, top: one.scrollTop }));
   replace(node, ...children);
   [...node.querySelectorAll(".scroll")].forEach((one, i) => one.scrollTo(scrolled[i] ?? {}));
-  if (!held) return;
+  if (held) focusAgain(node, held);
+}
+
+/** Focus the control that is marked so. @param {ParentNode} node @param {string} held */
+export function focusAgain(node, held) {
   const again = [...node.querySelectorAll("a, button, [tabindex], input, select, summary")].find((one) => mark(one) === held);
   if (again instanceof HTMLElement) again.focus({ preventScroll: true });
 }
 
-/** What tells a control from the others. @param {Element} node */
-const mark = (node) => [node.tagName, node.id, node.getAttribute("href"), node.getAttribute("aria-label"), node.getAttribute("data-sort"), node.getAttribute("data-key")].join("|");
+/** What tells a control from the others, also when it is made anew. @param {Element} node */
+export const mark = (node) => [node.tagName, node.id, node.getAttribute("href"), node.getAttribute("aria-label"), node.getAttribute("data-sort"), node.getAttribute("data-key") ?? node.textContent?.slice(0, 40)].join("|");
 
 /**
  * What assistive technology reads out; the same text twice is read twice.

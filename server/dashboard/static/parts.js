@@ -1,6 +1,6 @@
 // Small pieces that several views show.
 
-import { h } from "./dom.js";
+import { focusAgain, h, mark } from "./dom.js";
 import { count, figure, known } from "./format.js";
 
 const STATES = { running: "Running", paused: "Paused", finished: "Finished", failed: "Failed", interrupted: "Interrupted", unreadable: "Unreadable" };
@@ -54,8 +54,11 @@ export function confirmed({ title, text, yes }) {
         h("div", { class: "buttons" }, h("button", { value: "no", autofocus: true }, "Cancel"), h("button", { value: "yes", class: "danger" }, yes)),
       ),
     );
+    const opener = document.activeElement;
+    const held = opener ? mark(opener) : "";
     dialog.addEventListener("close", () => {
       dialog.remove();
+      if (opener && !opener.isConnected) focusAgain(document, held); // the page was drawn again meanwhile
       resolve(dialog.returnValue === "yes");
     });
     document.body.append(dialog);
