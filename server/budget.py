@@ -16,6 +16,7 @@ from server.protection_config import PrivacyConfig
 from server.run_store import RunStore
 
 LEDGER = "privacy.ledger"
+SPENT = "privacy_spent"  # the kind of the run's events that repeat it
 _ROOM = 1e-6  # of epsilon: more than two ways of composing the same events differ by
 
 
@@ -24,7 +25,7 @@ class Budget:
 
     def __init__(self, limit: float, delta: float, earlier: Ledger = Ledger()) -> None:  # noqa: B008 - frozen
         self.limit, self.delta = limit, delta
-        self._running = RunningEpsilon.of(earlier, delta)
+        self._running, self._earlier = RunningEpsilon.of(earlier, delta), len(earlier.events)
         self._digest = earlier.digest  # of all that is spent; kept, for to find it anew takes every event
         self._next: tuple[RunningEpsilon, float] | None = None  # with the event that was asked about last, and epsilon
         self._store: RunStore | None = None
@@ -70,10 +71,35 @@ class Budget:
             f"{would_be:.4g}, above privacy.epsilon = {self.limit:g} (at delta {self.delta:g})"
         )
 
+    @property
+    def own(self) -> tuple[Event, ...]:
+        """What this run has spent itself, before it was resumed and since."""
+        return self.ledger.events[self._earlier :]
+
     def open(self, store: RunStore) -> None:
-        """From here on the ledger stands in the run directory, beginning with the earlier run's lines."""
+        """From here on the ledger stands in the run directory, beginning with the earlier run's lines.
+
+        Where it stands there already, all of it counts: also what was spent in a round that was never closed.
+
+        Raises:
+            ConfigError: that ledger was altered, or did not begin with the earlier run's.
+
+        """
         self._store = store
-        store.append_line(LEDGER, self.ledger.to_json())
+        before, path = self.ledger, store.directory / LEDGER
+        if path.is_file():
+            found = read_ledger(path)
+            # Shorter: that run was killed before it had written so much as the earlier lines.
+            if len(found.events) >= len(before.events):
+                if found.events[: len(before.events)] != before.events:
+                    raise ConfigError(
+                        f"{path}: does not begin with the ledger that privacy.ledger names; restore that one as it was"
+                    )
+                self._running, self._digest = RunningEpsilon.of(found, self.delta), found.digest
+                self._next, self.epsilon = None, self._running.epsilon
+        store.write(LEDGER, self.ledger.to_json().encode())  # without a last line that was cut off
+        for event in self.own[len(store.events(SPENT)) :]:
+            self._tell(event, None)
 
     def spend(self, event: Event, round_number: int | None = None) -> None:
         """Enter an event. It is on the disk when this returns: only then may what it paid for be used.
@@ -88,9 +114,7 @@ class Budget:
             self._store.append_line(LEDGER, line)
         self._running, self._next, self.epsilon, self._digest = grown, None, epsilon, digest
         if self._store is not None:
-            entry = json.loads(event_to_json(event))
-            told = {"epsilon": self.epsilon if math.isfinite(self.epsilon) else None, "delta": self.delta}
-            self._store.append("privacy_spent", entry | told | {"digest": self._digest}, round_number)
+            self._tell(event, round_number)
 
     def figures(self) -> dict[str, Any]:
         """What closes a run: epsilon (None for infinite) at delta, the limit, and what tells the ledger apart."""
@@ -101,6 +125,13 @@ class Budget:
             "limit": self.limit or None,
             "ledger_digest": self._digest,
         }
+
+    def _tell(self, event: Event, round_number: int | None) -> None:
+        """Log what was just spent."""
+        assert self._store is not None
+        entry = json.loads(event_to_json(event))
+        told = {"epsilon": self.epsilon if math.isfinite(self.epsilon) else None, "delta": self.delta}
+        self._store.append(SPENT, entry | told | {"digest": self._digest}, round_number)
 
     def _after(self, event: Event) -> tuple[RunningEpsilon, float]:
         if self._next is None or self._next[0].ledger.events[-1] != event:

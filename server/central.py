@@ -19,6 +19,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
@@ -93,6 +94,13 @@ class Central:
             "clip": self._clip.now,
             "participations": self._taken.most,
         }
+
+    def state(self) -> Tree:
+        return {"taken": self._taken.state(), "sums": self._sums.state()}
+
+    def restore(self, state: Tree) -> None:
+        self._taken.restore(state["taken"])
+        self._sums.restore(state["sums"])
 
     def _noised(self, total: Sums) -> Mean:
         return (total + self._noise.sample(total.size, self._entropy(KEY_BYTES))).astype(np.float64)

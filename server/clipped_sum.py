@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import NumericsError, PeerError
 from edge_runtime.privacy import AdaptiveClip, conditional_round, l2_bound
 from edge_runtime.privacy.clipping import is_within
+from server.checkpoint import Tree
 from server.protection_config import PrivacyConfig
 
 Sums = NDArray[np.int64]
@@ -135,6 +136,13 @@ class ClippedRounds:
         if self._sum is not None:
             self._next.move(self._sum.votes, self._clients)
 
+    def state(self) -> Tree:
+        return {"clip": self.clip, "next": self._next.state()}
+
+    def restore(self, state: Tree) -> None:
+        self.clip = state["clip"]
+        self._next.restore(state["next"])
+
 
 class Clip:
     """The clip of every round: `privacy.clip`, or where that is 0, one that follows the clients' norms."""
@@ -151,3 +159,10 @@ class Clip:
         """Where the clip is adaptive, by the noisy sum of +-1 votes."""
         if self.adaptive and votes is not None:
             self.adaptive = self.adaptive.updated(votes, clients)
+
+    def state(self) -> Tree:
+        return {"clip": self.adaptive.clip} if self.adaptive else {}
+
+    def restore(self, state: Tree) -> None:
+        if self.adaptive:
+            self.adaptive = replace(self.adaptive, clip=state["clip"])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_runtime.config import key
 from edge_runtime.deploy.compress.prune import lowest
 from edge_runtime.updates.delta import FloatVector, TensorLayout
+from server.checkpoint import Tree
 
 MEMORY = 0.9  # of importance, from one round to the next
 
@@ -62,3 +63,9 @@ class Pruning:
         pruned = moved.copy()
         pruned[self._matrices] = np.where(self._gone, np.float32(0), weights)
         return pruned
+
+    def state(self) -> Tree:
+        return {"importance": self._importance, "gone": self._gone, "rounds": self._rounds}
+
+    def restore(self, state: Tree) -> None:
+        self._importance, self._gone, self._rounds = state["importance"], state["gone"], state["rounds"]

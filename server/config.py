@@ -66,11 +66,12 @@ class OutputConfig:
     """Where the run directory goes; empty = `runs/<UTC time>` in the current folder.
 
     With `resume` that directory holds a run, which goes on after its last closed round, with the settings that
-    it began with.
+    it began with. The model is kept as it was after each of the last `keep_models` rounds.
     """
 
     out: str = key("")
     resume: bool = key(False)
+    keep_models: int = key(5, low=1, high=1_000_000)
 
 
 @dataclass(frozen=True, slots=True)

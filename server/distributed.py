@@ -24,6 +24,7 @@ from edge_runtime.sums import NoiseShare, SumEncoder
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, largest_vote
 from server.config import ServerConfig
 from server.private import swamped
@@ -36,6 +37,7 @@ from server.sum_plan import SumPlan, plan_lanes, round_seed, settings_of
 
 _HEADROOM = 4.0  # standard deviations of a sum that fit in half a lane
 _HEADROOM_WITH_VOTES = 12.0  # all votes may be alike, and add up to more than any rotated coordinate
+_BEGUN = "privacy_sum_begun"  # event: from here on there may be a sum that the server knows
 _PLANS = 6  # scale and noise follow from one another; they settle in two or three
 
 
@@ -84,11 +86,22 @@ class Distributed:
         self._noise_multiplier, self._plan, self._encoder = self._design(settings.noise_multiplier)
         self._spent: list[DistributedSum] = []
         self._taken = Participations()
+        self._booked = 0  # events at the last checkpoint
+        self._lost = 0  # of what is spent, that of rounds which were killed: who took part there is not known
         self._asked = 0  # clients of the last plan
+        self._store: RunStore | None = None
         self.clip: float | None = None
 
     def open(self, store: RunStore) -> None:
+        """Open the books. A sum that was under way when the run was killed may have been known: it is booked."""
         self._budget.open(store)
+        self._store, last = store, store.last_event(_BEGUN, "privacy_spent", "round_closed")
+        if last is not None and last.kind == _BEGUN:
+            event = self._event(self._noise_multiplier, self._encoder, last.data["clients"])
+            self._budget.spend(event, last.round)
+        own = [event for event in self._budget.own if isinstance(event, DistributedSum)]
+        self._lost += len(own) - self._booked
+        self._spent = own
 
     def why_stop(self) -> str | None:
         """Judged by the fewest survivors that the round may end with."""
@@ -106,6 +119,8 @@ class Distributed:
     def sum_plan(self, number: int, clients: int) -> SumPlan:
         """For a cohort of so many; ConfigError if it can't be served."""
         self.clip, self._asked = self._clip.now, clients
+        if self._store is not None:
+            self._store.append(_BEGUN, {"clients": clients}, number, durable=True)
         encoder = replace(
             self._encoder,
             clip=self.clip,
@@ -155,6 +170,20 @@ class Distributed:
             "scale": self._encoder.scale / self._clip.now,
             "inflation": self._plan.inflation,
         }
+
+    def state(self) -> Tree:
+        return {
+            "taken": self._taken.state(),
+            "clip": self._clip.state(),
+            "last_clip": self.clip,
+            "spent": len(self._spent),
+            "lost": self._lost,
+        }
+
+    def restore(self, state: Tree) -> None:
+        self._taken.restore(state["taken"])
+        self._clip.restore(state["clip"])
+        self.clip, self._lost, self._booked = state["last_clip"], state["lost"], state["spent"]
 
     def _design(self, given: float) -> tuple[float, BitPlan, SumEncoder]:
         """Noise, in what one client can do, the lanes, and the encoder at a clip of 1, that follow from each other."""
@@ -238,7 +267,7 @@ class Distributed:
 
         Of this run. Those who took part in fewer rounds, or in better ones, are told less of.
         """
-        worst = sorted(self._spent, key=lambda event: event.variance / event.l2**2)[: self._taken.most]
+        worst = sorted(self._spent, key=lambda event: event.variance / event.l2**2)[: self._taken.most + self._lost]
         return epsilon(Ledger(tuple(replace(event, sampling_rate=1.0) for event in worst)), self._budget.delta)
 
 

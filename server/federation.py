@@ -4,62 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edge_runtime import plugins
 from edge_runtime.config import flatten
 from edge_runtime.errors import ConfigError, RunError
-from edge_runtime.secagg.keys import parse_public_keys
-from edge_runtime.train.batches import Examples
-from edge_runtime.train.config import DATASETS
-from edge_runtime.train.loop import State
-from edge_runtime.train.sources import DataSource
-from edge_runtime.updates.versions import Parcel, Versions, model_hash
-from server import results
-from server.artefacts import export_and_check
-from server.central import Central
+from edge_runtime.updates.versions import Parcel, model_hash
+from server import ending, results
 from server.config import ServerConfig
-from server.distributed import Distributed
 from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.fleet import Fleet
-from server.ftrl import Ftrl
-from server.gather import Asked, Gather, PlainGather, content_of
+from server.gather import Asked, content_of
+from server.journal import Journal, Peers, began_with
 from server.link import Answer, Link, Question, read_held, read_metrics
-from server.local import Local
 from server.model import GlobalModel
-from server.private import NoPrivacy, Privacy
-from server.publish import DeltaModels, WholeModels
+from server.orders import Orders
+from server.parts import load_test, make_gather, make_privacy, make_publisher
 from server.release import check_key
 from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
-from server.run_store import RunStore, model_bytes, refuse_used, run_directory, sha256
-from server.secagg_driver import SecureGather
-from server.sum_plan import SummedUpdates, SumPlanner
+from server.run_store import RunStore, model_bytes, refuse_used, run_directory
 
-PRIVACY: Mapping[str, Callable[[ServerConfig, int], Privacy]] = {
-    "none": NoPrivacy,
-    "central": Central,
-    "distributed": Distributed,
-    "ftrl": Ftrl,
-    "local": Local,
-}
-EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
+_TOLD = ("client", "bytes", "reason", "phase")  # of single clients, where they are promised privacy
 
 
-def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = ()) -> RunFinished:
+def federate(
+    link: Link, config: ServerConfig, listeners: Iterable[Listener] = (), peers: Peers | None = None
+) -> RunFinished:
     """Train `config.server.rounds` rounds with the clients behind `link` and leave a run directory.
 
+    With `config.run.resume` the run in that directory goes on after its last closed round, with the settings that it
+    began with. `peers` are the clients' own states, where they are this process's to keep.
+
     Raises:
-        RunError: too few clients ever came, or no round gathered enough good updates.
-        ConfigError: the run directory already holds a run.
+        RunError: too few clients ever came, no round gathered enough good updates, or the disk is full.
+        ConfigError: the run directory already holds a run; to be resumed, it holds none, or one that is finished.
 
     """
-    run = _Run(link, config, tuple(listeners))
+    directory, store = run_directory(config.run.out), None
+    if config.run.resume:
+        if not config.run.out:
+            raise ConfigError("run.resume: needs run.out, the directory of the run that is to go on")
+        store = RunStore(directory, resume=True)
+    else:
+        refuse_used(directory)
     try:
-        return run.play()
+        begun = began_with(store, config.run) if store else None
+        run = _Run(link, begun or config, tuple(listeners), store, peers)
+    except BaseException:
+        if store is not None:
+            store.close()
+        raise
+    try:
+        return run.play(resumed=begun is not None)
     except BaseException as error:
         run.record_failure(error)
         raise
@@ -70,45 +67,95 @@ def federate(link: Link, config: ServerConfig, listeners: Iterable[Listener] = (
 class _Run:
     """The run in progress. `play` reads top-down; the rest are its steps."""
 
-    def __init__(self, link: Link, config: ServerConfig, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        config: ServerConfig,
+        listeners: Sequence[Listener],
+        store: RunStore | None,
+        peers: Peers | None,
+    ) -> None:
         self._link, self._config, self._listeners = link, config, listeners
-        directory = run_directory(config.run.out)
-        refuse_used(directory)
         check_key(config.rollout)
         self._fleet = Fleet()
-        self._test = _load_test(config) if config.server.evaluate == "central" else None
+        self._test = load_test(config)
         self._model = GlobalModel(config, self._test)
         self._privacy = make_privacy(config, self._model)
         self._gather = make_gather(link, config, self._model, self._privacy)
         self._publisher = make_publisher(config, self._model)
-        self._rows: list[results.RoundRow] = []
         self._downlink_bytes = 0  # of the round in progress
         self._started_s = time.monotonic()
-        self._store = RunStore(directory)  # last: what fails before this leaves nothing behind
+        # Last: what fails before this leaves nothing behind.
+        self._store = store or RunStore(run_directory(config.run.out))
+        parts = {
+            "model": self._model,
+            "publisher": self._publisher,
+            "privacy": self._privacy,
+            "fleet": self._fleet,
+            "gather": self._gather,
+        }
+        self._journal = Journal(self._store, parts, link.run_id, config.run.keep_models, peers)
+        self._orders = Orders(self._store)
 
-    def play(self) -> RunFinished:
+    def play(self, *, resumed: bool) -> RunFinished:
         settings = self._config.server
-        nodes = self._link.wait_for_nodes(settings.cohort, settings.deadline_s)
-        if len(nodes) < settings.min_updates:
-            raise RunError(
-                f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
-                f"{settings.min_updates}; start more clients or lower it"
-            )
-        self._store.append("run_started", flatten(self._config))
+        if resumed:
+            self._resume()
+        self._gather_fleet()
+        if not resumed:
+            self._store.append("run_started", flatten(self._config))
+        if self._store.last_event("run_facts") is None:
+            self._store.append("run_facts", self._facts())
         self._privacy.open(self._store)
         size, warnings = self._model.layout.size, self._privacy.warnings()
         self._emit(RunStarted(self._config, self._store.directory, size, warnings))
         stopped = None
-        for number in range(1, settings.rounds + 1):
-            if stopped := self._privacy.why_stop():
+        for number in range(self._journal.last + 1, settings.rounds + 1):
+            if stopped := self._why_stop():
                 break
             self._play_round(number)
         return self._finish(stopped)
 
+    def _gather_fleet(self) -> None:
+        """Wait for a cohort to come; fewer do, but not fewer than a round needs."""
+        settings = self._config.server
+        nodes = self._wait_for_nodes(settings.cohort)
+        if len(nodes) < settings.min_updates and not self._orders.why_stop():
+            raise RunError(
+                f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
+                f"{settings.min_updates}; start more clients or lower it"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "parameters": self._model.layout.size,
+            "warnings": list(self._privacy.warnings()),
+            "protection": self._config.protection,
+            "evaluated_on": ending.EVALUATED_ON[self._config.server.evaluate],
+        }
+
+    def _resume(self) -> None:
+        """Go back to the last closed round; what came after it counts for nothing."""
+        lost = self._journal.resume()
+        if not self._journal.same_run:
+            self._publisher.forget_nodes()
+            self._gather.forget_nodes()
+        self._store.append("run_resumed", {"round": self._journal.last, "lost_events": lost})
+
+    def _wait_for_nodes(self, wanted: int) -> list[int]:
+        """The nodes that may be asked, once `wanted` are there, or at the deadline."""
+        settings = self._config.server
+        nodes = self._link.wait_for_nodes(wanted, settings.deadline_s, self._orders.why_stop)
+        return self._fleet.eligible(nodes)
+
+    def _why_stop(self) -> str | None:
+        """Why no further round is to be played; None if one is."""
+        return self._orders.why_stop() or self._privacy.why_stop()
+
     def _play_round(self, number: int) -> None:
         settings, started_s = self._config.server, time.monotonic()
         result, unchanged = self._train(number)
-        last = number == settings.rounds or self._privacy.why_stop() is not None
+        last = number == settings.rounds or self._why_stop() is not None
         due = last or number % settings.eval_every == 0
         figures = self._evaluate(number) if due else {}
         row = results.round_row(
@@ -120,25 +167,19 @@ class _Run:
             time.monotonic() - started_s,
             clip=self._privacy.clip,
         )
-        self._close_round(row)
+        self._journal.close_round(row, model_bytes(self._model.state_dict()))
         self._downlink_bytes = 0
+        self._emit(RoundClosed(row, settings.rounds))
 
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
-        nodes = self._link.wait_for_nodes(settings.min_updates, settings.deadline_s)
+        nodes = self._wait_for_nodes(settings.min_updates)
         cohort = self._privacy.cohort(nodes, number)
         if len(cohort) < settings.min_updates:
             result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
             return result, result.unchanged
-
-        def hear(answer: Answer) -> None:
-            self._learn(answer)
-            self._emit(ClientAnswered(number, str(answer.node)))
-
-        parcels = self._parcels(cohort, number)
-        asked = Asked(number, self._question(number), parcels, hear, lambda: model_hash(self._publisher.values))
-        result = self._gather.gather(asked)
+        result = self._gather.gather(self._ask(cohort, number))
         self._downlink_bytes += result.downlink_bytes
         self._privacy.settle(number, result)
         if result.delta is None:
@@ -146,6 +187,25 @@ class _Run:
         if not self._model.apply(result.delta):
             return result, "the new weights would not be finite"
         return result, None
+
+    def _ask(self, cohort: Sequence[int], number: int) -> Asked:
+        """What the cohort is about to be sent; the log has it before anybody is asked."""
+        goal = min(self._config.server.cohort, len(cohort))
+        nodes = [str(node) for node in cohort]
+        plan = {"asked": nodes, "goal": goal, "mode": "sync", "deadline_s": self._config.server.deadline_s}
+        self._store.append("round_planned", plan, number)
+
+        def hear(answer: Answer) -> None:
+            self._learn(answer)
+            self._emit(ClientAnswered(number, str(answer.node)))
+
+        def told(kind: str, data: Mapping[str, Any]) -> None:
+            if self._config.protection:
+                data = {name: value for name, value in data.items() if name in _TOLD}
+            self._store.append(kind, data, number)
+
+        question, parcels = self._question(number), self._parcels(cohort, number)
+        return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, told=told)
 
     def _question(self, number: int) -> Question:
         return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))
@@ -160,11 +220,6 @@ class _Run:
         self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
         self._fleet.hear(answer)
 
-    def _close_round(self, row: results.RoundRow) -> None:
-        self._rows.append(row)
-        self._store.append("round_closed", results.as_json(row), row.round)
-        self._emit(RoundClosed(row, self._config.server.rounds))
-
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
         if self._test is not None:
@@ -172,7 +227,7 @@ class _Run:
         if self._config.server.evaluate == "none":
             return {}
         settings = self._config.server
-        nodes = self._link.wait_for_nodes(1, settings.deadline_s)
+        nodes = self._wait_for_nodes(1)
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         reports = []
@@ -187,62 +242,21 @@ class _Run:
         return _weighted_mean(reports)
 
     def _finish(self, stopped: str | None) -> RunFinished:
-        state = self._model.state_dict()
-        content = model_bytes(state)
-        self._store.write("model.safetensors", content)
-        applied = sum(row.applied for row in self._rows)
-        if not applied:
-            raise RunError(stopped if stopped and not self._rows else self._why_nothing_was_applied())
-        private = self._privacy.final()
-        final: dict[str, Any] = {
-            "accuracy": self._rows[-1].accuracy,
-            "loss": self._rows[-1].loss,
-            "evaluated_on": EVALUATED_ON[self._config.server.evaluate],
-            "rounds_applied": applied,
-            "uplink_bytes": sum(row.uplink_bytes for row in self._rows),
-            "downlink_bytes": sum(row.downlink_bytes for row in self._rows),
-            "epsilon": results.finite(self._privacy.epsilon),
-            "delta": private["delta"] if private else None,
-            "privacy": private,
-            "stopped": stopped,
-            "parameters": self._model.layout.size,
-            "model_sha256": sha256(content),
-            "files": {"model.safetensors": len(content)},
-        }
-        if self._config.deploy.formats:
-            final["deploy"] = exported = self._export(state)
-            final["files"] |= {name: entry["bytes"] for name, entry in exported.get("files", {}).items()}
-            final["int8_accuracy"] = {
-                row["format"]: row["accuracy"]
-                for row in exported.get("formats", {}).values()
-                if row.get("precision") == "int8" and row["refused"] is None
-            }
+        config, store = self._config, self._store
+        rows = self._journal.rows
+        final = ending.write_model(config, rows, self._model, self._privacy, store, stopped)
+        if config.deploy.formats:
+            final |= ending.export(config, self._model.state_dict(), self._test, store)
+            final["files"] |= {name: entry["bytes"] for name, entry in final["deploy"].get("files", {}).items()}
         final["artefact_versions"] = self._fleet.versions
-        if self._config.rollout.enabled:
-            final["rollout"] = roll_out(self._link, self._config, final["deploy"], self._store, self._tell)
-        final["seconds"] = round(time.monotonic() - self._started_s, 3)
-        self._store.append("run_finished", final)
+        if config.rollout.enabled:
+            final["rollout"] = roll_out(self._link, config, final["deploy"], store, self._tell)
+        final["seconds"] = round(self._journal.seconds_before + time.monotonic() - self._started_s, 3)
+        store.append("run_finished", final)
         self._write(final)
-        finished = RunFinished(self._store.directory, final)
+        finished = RunFinished(store.directory, final)
         self._emit(finished)
         return finished
-
-    def _export(self, state: State) -> dict[str, Any]:
-        """The exported files and their figures. A failure here must not cost the trained model."""
-        try:
-            return export_and_check(self._config, state, self._test, self._store.directory)
-        except Exception as error:  # exporter and runtime raise many private types
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            self._store.append("export_failed", {"error": text})
-            return {"error": text}
-
-    def _why_nothing_was_applied(self) -> str:
-        """No round moved the model: the commonest reason, and where the rest stands."""
-        reasons = Counter(failure.reason for row in self._rows for failure in row.failures)
-        reasons.update(row.unchanged for row in self._rows if row.unchanged and not row.failures)
-        reason, count = reasons.most_common(1)[0]
-        where = self._store.directory / "run.json"
-        return f"no round could be applied; {count} times the reason was: {reason} ({where} names every failure)"
 
     def record_failure(self, error: BaseException) -> None:
         """Leave what happened so far on disk, and why it ended."""
@@ -252,7 +266,7 @@ class _Run:
             self._write(final=None, error=text)
 
     def _write(self, final: Mapping[str, Any] | None, error: str | None = None) -> None:
-        rows = [results.as_json(row) for row in self._rows]
+        rows = [results.as_json(row) for row in self._journal.rows]
         record = {"version": 1, "config": flatten(self._config), "rounds": rows, "final": final, "error": error}
         self._store.write_json("run.json", record)
 
@@ -267,64 +281,8 @@ class _Run:
             listener(event)
 
 
-def make_privacy(config: ServerConfig, model: GlobalModel) -> Privacy:
-    """What `[privacy]` asks for."""
-    if config.secure.enabled and config.mechanism == "none":
-        return SummedUpdates(config, model.moving.size)
-    return PRIVACY[config.mechanism](config, model.moving.size)
-
-
-def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: Privacy) -> Gather:
-    """How rounds are played."""
-    settings = config.server
-    if config.secure.enabled:
-        if not isinstance(privacy, SumPlanner):
-            raise ConfigError(f"privacy.mechanism = {config.mechanism!r}: makes no sums under secure aggregation")
-        return SecureGather(
-            link,
-            config.secure,
-            privacy,
-            model.moving.size,
-            privacy.aggregate,
-            seed=config.seed,
-            min_updates=settings.min_updates,
-            deadline_s=settings.deadline_s,
-            devices=read_devices(config.secure.devices) if config.secure.devices else None,
-        )
-    return PlainGather(
-        link,
-        config.uplink.build(),
-        model.moving,
-        privacy.aggregate,
-        min_updates=settings.min_updates,
-        deadline_s=settings.deadline_s,
-    )
-
-
-def read_devices(path: str) -> frozenset[bytes]:
-    """The public keys in a file that the operator keeps; ConfigError if it can't be read."""
-    try:
-        text = Path(path).read_text("utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"secure.devices = {path!r}: cannot be read ({error.strerror})") from error
-    return frozenset(parse_public_keys(text, f"secure.devices = {path!r}"))
-
-
-def make_publisher(config: ServerConfig, model: GlobalModel) -> WholeModels | DeltaModels:
-    """What `[downlink]` asks for."""
-    full, delta = config.downlink.build(), config.downlink.build_delta()
-    if delta is None:
-        return WholeModels(model.layout, full)
-    return DeltaModels(Versions(model.layout, model.moving, full, delta), config.seed)
-
-
 def _weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of every figure over clients, weighted by their numbers of examples."""
     total = sum(report["num-examples"] for report in reports)
     names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
     return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}
-
-
-def _load_test(config: ServerConfig) -> Examples:
-    source: DataSource = plugins.load(DATASETS, config.data.name)
-    return source.test_split(config.data, config.seed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from server.checkpoint import Tree
 from server.link import Answer, read_running
 
 
@@ -20,7 +21,17 @@ class Fleet:
         if version is not None:
             self._running[answer.node] = version
 
+    def eligible(self, nodes: Sequence[int]) -> list[int]:
+        """Those of the nodes that may be asked now."""
+        return list(nodes)
+
     @property
     def versions(self) -> Mapping[str, int]:
         """How many devices run which version; "0" is none."""
         return {str(version): count for version, count in sorted(Counter(self._running.values()).items())}
+
+    def state(self) -> Tree:
+        return {"running": {str(node): version for node, version in self._running.items()}}
+
+    def restore(self, state: Tree) -> None:
+        self._running = {int(node): version for node, version in state["running"].items()}

@@ -20,6 +20,7 @@ from edge_runtime.privacy.words import KEY_BYTES
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
@@ -63,7 +64,8 @@ class Ftrl:
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
-        self._budget.spend(self._event)
+        if not self._budget.own:
+            self._budget.spend(self._event)
 
     def why_stop(self) -> str | None:
         """The whole run was paid for when it began."""
@@ -114,6 +116,20 @@ class Ftrl:
             "clip": self._clip.now,
             "participations": self._taken.most,
         }
+
+    def state(self) -> Tree:
+        return {
+            "last": self._last,
+            "stream": self._stream.state(),
+            "taken": self._taken.state(),
+            "sums": self._sums.state(),
+        }
+
+    def restore(self, state: Tree) -> None:
+        self._last = dict(state["last"])
+        self._stream.restore(state["stream"])
+        self._taken.restore(state["taken"])
+        self._sums.restore(state["sums"])
 
     def _dwindling(self) -> tuple[str, ...]:
         """A warning where full cohorts would have asked all of a known population before the first may come again."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.versions import Parcel
 from server.aggregate import Aggregate
+from server.checkpoint import Stateful, Tree
 from server.link import Answer, Link, Question, read_update
 from server.rounds import OpenRound, RoundResult
 
@@ -18,7 +19,8 @@ class Asked:
     """One round about to be played: the nodes of `parcels` are sent the question, each with its own parcel.
 
     `hear` is told of every node once, when it has answered with its update, or else when that has failed. `model_hash`
-    is of the model as nodes have it once they have decoded their parcel.
+    is of the model as nodes have it once they have decoded their parcel. `goal` good updates are wanted, `more` has so
+    many further nodes sent the question in this round, and `told` takes events for the run's log.
     """
 
     number: int
@@ -26,13 +28,19 @@ class Asked:
     parcels: Mapping[int, Parcel]
     hear: Callable[[Answer], None]
     model_hash: Callable[[], bytes]
+    goal: int = 0
+    more: Callable[[int], Mapping[int, Parcel]] = lambda count: {}
+    told: Callable[[str, Mapping[str, Any]], None] = lambda kind, data: None
 
 
-class Gather(Protocol):
+class Gather(Stateful, Protocol):
     """One way to play a round."""
 
     def gather(self, asked: Asked) -> RoundResult:
         """Ask, wait for what comes by the deadline, and make one delta of it."""
+
+    def forget_nodes(self) -> None:
+        """Nodes know this run under another number than before, and hold nothing of it."""
 
 
 class PlainGather:
@@ -60,11 +68,26 @@ class PlainGather:
             min_updates=self._min_updates,
             total=self._aggregate(),
         )
+        answered = set()
         for answer in self._link.train(asked.question, asked.parcels, self._deadline_s):
-            _receive(opened, answer)
+            _receive(opened, answer, asked)
+            answered.add(str(answer.node))
             asked.hear(answer)
         result = opened.close(f"no reply within {self._deadline_s:g} s")
+        for failure in result.failures:
+            if failure.client not in answered:
+                asked.told("client_dropped", asdict(failure))
         return replace(result, downlink_bytes=sum(map(asked.question.nbytes, asked.parcels.values())))
+
+    def forget_nodes(self) -> None:
+        """There is nothing to forget."""
+
+    def state(self) -> Tree:
+        """Nothing is carried from round to round."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""
 
 
 def content_of(answer: Answer) -> Any:
@@ -74,10 +97,15 @@ def content_of(answer: Answer) -> Any:
     return answer.content
 
 
-def _receive(opened: OpenRound, answer: Answer) -> None:
+def _receive(opened: OpenRound, answer: Answer, asked: Asked) -> None:
     try:
         update = read_update(content_of(answer))
     except ValueError as error:
-        opened.fail(answer.node, str(error))
+        failure = opened.fail(answer.node, str(error))
     else:
-        opened.receive(answer.node, update)
+        failure = opened.receive(answer.node, update)
+        if failure is None:
+            figures = {"bytes": len(update.payload), "examples": update.examples, "loss": update.loss}
+            asked.told("update_received", {"client": str(answer.node), **figures})
+    if failure is not None:
+        asked.told("client_dropped", asdict(failure))

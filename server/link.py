@@ -97,10 +97,10 @@ class Link:
         """Node ids online now."""
         return list(self._grid.get_node_ids())
 
-    def wait_for_nodes(self, wanted: int, deadline_s: float) -> list[int]:
-        """Node ids online once `wanted` are there, or at the deadline, however many those are."""
+    def wait_for_nodes(self, wanted: int, deadline_s: float, stop: Callable[[], object] = lambda: None) -> list[int]:
+        """Node ids online once `wanted` are there; at the deadline, or if `stop` says so, however many those are."""
         end = self._clock() + deadline_s
-        while len(nodes := self.nodes()) < wanted and self._clock() < end:
+        while len(nodes := self.nodes()) < wanted and self._clock() < end and not stop():
             time.sleep(POLL_S)
         return nodes
 

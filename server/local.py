@@ -18,6 +18,7 @@ from edge_runtime.privacy.noise import table
 from edge_runtime.train.config import LocalPrivacy, RoundTask
 from server.aggregate import Aggregate, EqualSum
 from server.budget import Budget
+from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Grid
 from server.config import ServerConfig
 from server.private import swamped
@@ -50,9 +51,14 @@ class Local:
         self._event = SampledGaussian(self._noise_multiplier, 1.0, 1, size, variation)
         self._asked = Participations()
         self._cohort: list[int] = []
+        self._store: RunStore | None = None
 
     def open(self, store: RunStore) -> None:
         self._budget.open(store)
+        self._store = store
+        # All that were ever asked, in closed rounds and in others: a client has answered whatever became of the server.
+        for _, asked in store.events("privacy_asked"):
+            self._asked.add(asked["clients"])
 
     def why_stop(self) -> str | None:
         return self._budget.why_not(self._event) if self._asked.most < self._most else None
@@ -68,8 +74,10 @@ class Local:
 
     def task(self, task: RoundTask) -> RoundTask:
         """The task with what clients are to do; booked before it is sent, for their answers can't be taken back."""
-        before = self._asked.most
-        self._asked.add(map(str, self._cohort))
+        before, clients = self._asked.most, [str(node) for node in self._cohort]
+        if self._store is not None:
+            self._store.append("privacy_asked", {"clients": clients}, task.round, durable=True)
+        self._asked.add(clients)
         if self._asked.most > before:
             self._budget.spend(self._event, task.round)
         return replace(task, local=self._local)
@@ -97,3 +105,10 @@ class Local:
             "clip": self.clip,
             "participations": self._asked.most,
         }
+
+    def state(self) -> Tree:
+        """Nothing: who was asked stands in the run's events, be the round closed or not."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""

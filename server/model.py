@@ -20,9 +20,11 @@ from edge_runtime.train.loop import LocalTrainer, State
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.versions import gather, replaced
+from server.checkpoint import Tree
 from server.compress import Pruning
 from server.config import ServerConfig
 from server.strategy import STRATEGIES
+from server.strategy import State as StrategyState
 
 EVALUATION_BATCH = 256
 SMALLEST_VARIANCE = 1e-6  # of a running variance under noise; a normalised layer divides by its root
@@ -105,8 +107,24 @@ class GlobalModel:
         self._strategy_state = state
         if self._pruning is not None:
             moved = self._pruning.apply(moved, delta)
-        self.weights = replaced(self.weights, self.layout, self.moving, moved)
+        if not np.array_equal(moved, before):  # else it stays the same array, by which a publisher knows it
+            self.weights = replaced(self.weights, self.layout, self.moving, moved)
         return True
+
+    def state(self) -> Tree:
+        """Weights, and what the strategy and `[compress]` carry from round to round."""
+        return {
+            "weights": self.weights,
+            "applied": self._strategy_state.applied,
+            "moments": list(self._strategy_state.moments),
+            "pruning": self._pruning.state() if self._pruning else {},
+        }
+
+    def restore(self, state: Tree) -> None:
+        self.weights = state["weights"]
+        self._strategy_state = StrategyState(state["applied"], tuple(state["moments"]))
+        if self._pruning is not None:
+            self._pruning.restore(state["pruning"])
 
     def state_dict(self) -> State:
         """All tensors under the module's own names, in its order; adapters are merged into the module's weights."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from edge_runtime.train.config import RoundTask
 from server.aggregate import Aggregate
+from server.checkpoint import Stateful, Tree
 from server.config import ServerConfig
 from server.robust import make_aggregate
 from server.rounds import RoundResult
@@ -15,15 +16,18 @@ from server.run_store import RunStore
 from server.sampling import SeededSampling
 
 
-class Privacy(Protocol):
+class Privacy(Stateful, Protocol):
     """One mechanism.
 
-    `open` once; then in every round, in this order: `why_stop`, `cohort`, and if the round is played, `task`,
-    `aggregate` where updates are read, and `settle`.
+    `open` once, and where a run is resumed `restore` before it; then in every round, in this order: `why_stop`,
+    `cohort`, and if the round is played, `task`, `aggregate` where updates are read, and `settle`.
     """
 
     def open(self, store: RunStore) -> None:
-        """The run begins: what is spent from here on is written there before it is used."""
+        """The run begins, or goes on: what is spent from here on is written there before it is used.
+
+        What that run had spent before, closed rounds or not, stays spent.
+        """
 
     def why_stop(self) -> str | None:
         """Why no further round may be played; None if one may."""
@@ -88,6 +92,13 @@ class NoPrivacy:
 
     def final(self) -> dict[str, Any] | None:
         return None
+
+    def state(self) -> Tree:
+        """Nothing: who is asked follows from the seed."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""
 
 
 def swamped(ratio: float, rounds: int) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from edge_runtime.updates.versions import MAX_DELTAS, Chain, Delta, Parcel, Versions, model_id
+from edge_runtime.updates.versions import MAX_DELTAS, Chain, Delta, Parcel, Versions, model_hash, model_id
+from server.checkpoint import Tree
 
 
 class WholeModels:
@@ -36,6 +37,16 @@ class WholeModels:
     def learn(self, node: int, held: bytes) -> None:
         """A node has said which version it holds; empty: none, or it is not known."""
 
+    def state(self) -> Tree:
+        """Nothing: what is sent follows from the weights."""
+        return {}
+
+    def restore(self, state: Tree) -> None:
+        """There is nothing to restore."""
+
+    def forget_nodes(self) -> None:
+        """There is nothing to forget."""
+
 
 class DeltaModels:
     """A node that is known to hold a version is sent the deltas from there on, while they are smaller than the whole.
@@ -46,7 +57,8 @@ class DeltaModels:
 
     def __init__(self, versions: Versions, seed: int) -> None:
         self._versions, self._seed = versions, seed
-        self._source: FloatVector | None = None
+        self._source: FloatVector | None = None  # the weights that the current version is of
+        self._restored = b""  # their hash, from a run's being resumed to the first time that anything is published
         self._values: FloatVector
         self._newest = Chain(b"", ())  # from the oldest version that is still worth a delta to the current one
         self._round = self._whole_bytes = 0
@@ -65,6 +77,9 @@ class DeltaModels:
     def publish(self, weights: FloatVector, round_number: int) -> None:
         """As `WholeModels.publish`, but the same array as the last time is no new version."""
         self._round, self._parcels = round_number, {}
+        if self._restored:
+            self._source = weights if model_hash(weights) == self._restored else weights.copy()
+            self._restored = b""
         if self._source is None:
             self._values = self._versions.on_grid(weights)
             self._newest = Chain(model_id(self._values), ())
@@ -84,6 +99,29 @@ class DeltaModels:
 
     def learn(self, node: int, held: bytes) -> None:
         self._held[node] = held
+
+    def forget_nodes(self) -> None:
+        """Nodes know this run under another number, and hold nothing of it."""
+        self._held = {}
+
+    def state(self) -> Tree:
+        source = self._restored if self._source is None else model_hash(self._source)
+        if not source:
+            return {}
+        return {
+            "source": source,
+            "values": self._values,
+            "chain": self._newest.pack(),
+            "whole_bytes": self._whole_bytes,
+            "held": {str(node): held.hex() for node, held in self._held.items()},
+        }
+
+    def restore(self, state: Tree) -> None:
+        if not state:
+            return
+        self._restored, self._values, self._whole_bytes = state["source"], state["values"], state["whole_bytes"]
+        self._newest = Chain.unpack(state["chain"])
+        self._held = {int(node): bytes.fromhex(held) for node, held in state["held"].items()}
 
     def _whole(self) -> Parcel:
         rules = self._versions

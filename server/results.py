@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from server.rounds import Failure, RoundResult
@@ -76,6 +76,13 @@ def round_row(
 
 def as_json(item: RoundRow) -> dict[str, Any]:
     return asdict(item)
+
+
+def row_from_json(data: Mapping[str, Any]) -> RoundRow:
+    """What `as_json` made, read back; fields of another release are left out."""
+    known = {item.name for item in fields(RoundRow)}
+    failures = tuple(Failure(**failure) for failure in data["failures"])
+    return RoundRow(**{name: value for name, value in data.items() if name in known} | {"failures": failures})
 
 
 def describe(row: RoundRow, rounds: int) -> str:

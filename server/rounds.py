@@ -97,10 +97,10 @@ class OpenRound:
         if self.codec.names != ("float32",):
             self._scratch = np.empty(self.layout.size, np.float32)
 
-    def receive(self, node: int, update: Update) -> None:
-        """Check one update and add it to the sum; a bad one becomes that client's failure."""
+    def receive(self, node: int, update: Update) -> Failure | None:
+        """Check one update and add it to the sum; a bad one becomes that client's failure, which is returned."""
         if node not in self.names or node in self._outcome:
-            return  # not asked, or a second answer: the first one stands
+            return None  # not asked, or a second answer: the first one stands
         self._uplink_bytes += len(update.payload)
         self._payloads += 1
         try:
@@ -109,15 +109,17 @@ class OpenRound:
             delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number, out=self._scratch)
             self.total.add(delta, update.examples)
         except PeerError as error:
-            self.fail(node, str(error))
-            return
+            return self.fail(node, str(error))
         self._loss += update.examples * update.loss
         self._outcome[node] = None
+        return None
 
-    def fail(self, node: int, reason: str) -> None:
-        """Record that no usable update came from this client."""
-        if node in self.names and node not in self._outcome:
-            self._outcome[node] = Failure(self.names[node], reason)
+    def fail(self, node: int, reason: str) -> Failure | None:
+        """Record that no usable update came from this client, unless it has its outcome."""
+        if node not in self.names or node in self._outcome:
+            return None
+        self._outcome[node] = failure = Failure(self.names[node], reason)
+        return failure
 
     def close(self, silent_reason: str) -> RoundResult:
         """End the round; whoever has not answered failed for `silent_reason`."""

@@ -1,8 +1,8 @@
 """Who writes in a run directory: the holder of a lock that others can ask about without ever taking it.
 
-An open file description lock (fcntl(2), F_OFD_SETLK). It belongs to the open file, as flock(2)'s does, and ends with its
-process in whichever way; unlike that one it can be asked about. A reader that had to take the lock to see whether it is
-free could, for that moment, keep a run from being resumed.
+An open file description lock (fcntl(2), F_OFD_SETLK). It belongs to the open file, as flock(2)'s does, and ends with
+its process in whichever way; unlike that one it can be asked about. A reader that had to take the lock to see whether
+it is free could, for that moment, keep a run from being resumed.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import RunError
-from server import run_lock
+from server import run_devices, run_files, run_lock
 from server.run_store import EVENTS, LOCK
-from server.run_view import COUNTED, LoggedEvent, RunView, mapping, number, text, whole
+from server.run_view import COUNTED, Data, LoggedEvent, Now, RunView, mapping, number, text, whole
 
 _MOST_BYTES = 16 << 20  # of one event's data that is read; what is longer reads as empty
 _BATCH = 5000  # events a query
@@ -28,6 +28,9 @@ _WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
 _SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
 _ETA_ROUNDS = 5
+_MOST_SHOWN = 100
+_TOLD_OF_A_CLIENT = frozenset({"client", "bytes", "reason", "phase", "ask", "place", "version", "staleness"})
+LIVE = ("running", "paused")
 
 
 def find_runs(place: Path) -> dict[str, Path]:
@@ -67,6 +70,10 @@ class RunReader:
             self._refresh()
             return self._view
 
+    def is_there(self) -> bool:
+        """Whether the directory still stands where it was found, and is no link."""
+        return not self.directory.is_symlink() and (self.directory / EVENTS).is_file()
+
     @property
     def unreadable(self) -> str:
         """Why the directory could not be read the last time; empty if it could."""
@@ -91,13 +98,113 @@ class RunReader:
 
     def summary(self) -> dict[str, Any]:
         """The run in the figures of one row of a table."""
+        return self._summary(self.view())
+
+    def details(self) -> dict[str, Any]:
+        """The summary, and all that is known of the run as a whole."""
         view = self.view()
-        config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
-        state, epsilon = self.state(view), _last(rows, "epsilon")
-        protected = is_protected(config)
-        private = protected and (
-            number(config.get("privacy.epsilon")) or number(config.get("privacy.noise_multiplier"))
+        summary, facts, now = self._summary(view), view.facts, view.now
+        live, warnings = summary["state"] in LIVE, facts.get("warnings")
+        return summary | {
+            "config": dict(view.config),
+            "parameters": whole(facts.get("parameters")) or whole(mapping(view.final).get("parameters")),
+            "warnings": [text(one) for one in warnings] if isinstance(warnings, list) else [],
+            "eta_s": _eta_s(view, summary) if live else None,
+            "now": _now(now) if live and now else None,
+            "final": None if view.final is None else dict(view.final),
+        }
+
+    def rounds(self, after: int = 0) -> list[dict[str, Any]]:
+        """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
+        return [plain_row(row) for _, row in self.view().rounds if (whole(row.get("round")) or 0) > after]
+
+    def privacy(self) -> dict[str, Any]:
+        """What was spent of the privacy budget, round by round."""
+        view = self.view()
+        config, rows = view.config, [row for _, row in view.rounds]
+        told = mapping(mapping(view.final).get("privacy"))
+        mechanism = mechanism_of(config)
+        if mechanism == "none":
+            return {"mechanism": "none"}
+        clip, noise = _last(rows, "clip"), number(told.get("noise_multiplier"))
+        return {
+            "mechanism": mechanism,
+            "epsilon": self._summary(view)["epsilon"],
+            "limit": number(config.get("privacy.epsilon")) or None,
+            "delta": number(config.get("privacy.delta")),
+            "noise_multiplier": noise if noise is not None else number(config.get("privacy.noise_multiplier")) or None,
+            "clip": clip if clip is not None else number(config.get("privacy.clip")) or None,
+            "events": [
+                {"round": whole(row.get("round")) or 0, "epsilon": value}
+                for row in rows
+                if (value := number(row.get("epsilon"))) is not None
+            ],
+        }
+
+    def devices(
+        self, page: int = 0, sort: str = "node", *, descending: bool = False, words: str = ""
+    ) -> dict[str, Any]:
+        """One page of the devices that pass the filter, and counts of all of them; see run_devices.py."""
+        view = self.view()
+        live = self.state(view) in LIVE
+        online_s = (time.time() if live else view.updated_s or 0.0) - run_devices.ONLINE_S
+        asked = (
+            run_devices.count_query(words, online_s),
+            run_devices.totals_query(online_s),
+            run_devices.versions_query(),
+            run_devices.page_query(page, sort, descending, words, online_s),
         )
+        try:
+            with self._opened() as events:
+                count, totals, running, rows = (events.execute(one.sql, one.values).fetchall() for one in asked)
+        except sqlite3.Error as error:
+            if "no such table" not in str(error):
+                raise RunError(f"{self.name}/{EVENTS}: cannot be read ({error})") from error
+            count, totals, running, rows = [(0,)], [(0, 0)], [], []  # of a release that kept no device table
+        protected = is_protected(view.config)
+        return {
+            "total": count[0][0],
+            "counts": {
+                "online": int(totals[0][0]),
+                "eligible": int(totals[0][1]),
+                "running_versions": run_devices.versions(running),
+            },
+            "devices": [
+                run_devices.device_row(node, seen_s, _parsed(data), protected=protected) for node, seen_s, data in rows
+            ],
+        }
+
+    def device_counts(self) -> dict[str, Any] | None:
+        """Counts of all devices; None where there is no device table."""
+        try:
+            counts: dict[str, Any] = self.devices()["counts"]
+        except RunError:
+            return None
+        return counts
+
+    def models(self) -> dict[str, Any]:
+        """Versions of the model, what was exported of it, and the roll-out; see run_files.py."""
+        view = self.view()
+        return run_files.models(self.directory, view) | {"downloads": run_files.there(self.directory, view)}
+
+    def open_file(self, name: str) -> int | None:
+        """A descriptor of one of the files that the run lists; None if it is none of them, or not there."""
+        return run_files.open_file(self.directory, name) if name in run_files.downloads(self.view()) else None
+
+    def events(self, before: int | None = None, kind: str = "", most: int = 100) -> list[dict[str, Any]]:
+        """The log from its end, or from before an event; `lost` are events of attempts that count for nothing."""
+        view = self.view()
+        query = f"SELECT {_COLUMNS} FROM events WHERE id < ? {'AND kind = ?' if kind else ''} ORDER BY id DESC LIMIT ?"  # noqa: S608 - constants
+        values = (2**62 if before is None else before, *([kind] if kind else []), most)
+        return [shown(_event(row), view) for row in self._read(query, values)]
+
+    def _summary(self, view: RunView) -> dict[str, Any]:
+        config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
+        state = self.state(view)
+
+        def figure(key: str) -> float | None:
+            return number(final[key]) if key in final else _last(rows, key)
+
         return {
             "id": self.name,
             "name": self.name,
@@ -111,35 +218,16 @@ class RunReader:
             "started_s": view.started_s,
             "updated_s": view.updated_s,
             "seconds": number(final.get("seconds")) or _elapsed(view, state),
-            "accuracy": number(final.get("accuracy")) if "accuracy" in final else _last(rows, "accuracy"),
-            "loss": number(final.get("loss")) if "loss" in final else _last(rows, "loss"),
-            "epsilon": number(final.get("epsilon")) if "epsilon" in final else epsilon,
+            "accuracy": figure("accuracy"),
+            "loss": figure("loss"),
+            "epsilon": figure("epsilon"),
             "epsilon_limit": number(config.get("privacy.epsilon")) or None,
-            "delta": number(config.get("privacy.delta")) if private else None,
+            "delta": number(config.get("privacy.delta")) if mechanism_of(config) != "none" else None,
             "protection": text(view.facts.get("protection")) or protection_of(config),
             "uplink_bytes": sum(whole(row.get("uplink_bytes")) or 0 for row in rows),
             "downlink_bytes": sum(whole(row.get("downlink_bytes")) or 0 for row in rows),
             "error": self._unreadable or view.error or view.paused or "",
         }
-
-    def details(self) -> dict[str, Any]:
-        """The summary, and all that is known of the run as a whole."""
-        summary, view = self.summary(), self.view()
-        facts, now = view.facts, view.now
-        live = summary["state"] in ("running", "paused")
-        return summary | {
-            "config": dict(view.config),
-            "parameters": whole(facts.get("parameters")) or whole(mapping(view.final).get("parameters")),
-            "warnings": [text(one) for one in facts.get("warnings") or () if isinstance(one, str)],
-            "eta_s": _eta_s(view, summary) if live else None,
-            "now": _now(view) if live and now else None,
-            "final": None if view.final is None else dict(view.final),
-        }
-
-    def rounds(self, after: int = 0) -> list[dict[str, Any]]:
-        """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
-        rows = ({**row, "round": whole(row.get("round")) or 0} for _, row in self.view().rounds)
-        return [{key: row[key] for key in row if key != "failures"} for row in rows if row["round"] > after]
 
     def _refresh(self) -> None:
         """Read on where the last call ended."""
@@ -185,19 +273,52 @@ class RunReader:
             yield events
 
 
-def is_protected(config: Any) -> bool:
-    """Whether the settings promise clients that nothing is told of one of them alone."""
-    told = (config.get("secure.enabled"), config.get("privacy.epsilon"), config.get("privacy.noise_multiplier"))
-    return any(told)
+def mechanism_of(config: Data) -> str:
+    """How updates are made private, by the run's settings; see `PrivacyConfig.chosen`."""
+    if not (config.get("privacy.epsilon") or config.get("privacy.noise_multiplier")):
+        return "none"
+    chosen = text(config.get("privacy.mechanism"), 64)
+    return chosen or ("distributed" if config.get("secure.enabled") else "central")
 
 
-def protection_of(config: Any) -> str:
+def is_protected(config: Data) -> bool:
+    """Whether the settings promise clients that no figure of one of them alone is told."""
+    return bool(config.get("secure.enabled")) or mechanism_of(config) != "none"
+
+
+def protection_of(config: Data) -> str:
     """What is done for the clients' data, in words; empty if nothing."""
     words = ["secure aggregation"] if config.get("secure.enabled") else []
-    if config.get("privacy.epsilon") or config.get("privacy.noise_multiplier"):
-        mechanism = text(config.get("privacy.mechanism")) or ("distributed" if words else "central")
-        words.append(f"{mechanism} differential privacy")
-    return ", ".join(words)
+    mechanism = mechanism_of(config)
+    return ", ".join([*words, *([] if mechanism == "none" else [f"{mechanism} differential privacy"])])
+
+
+def plain_row(row: Data) -> dict[str, Any]:
+    """A closed round's row without the clients' names."""
+    kept = {key: value for key, value in row.items() if key != "failures"}
+    return kept | {"round": whole(row.get("round")) or 0}
+
+
+def shown(event: LoggedEvent, view: RunView) -> dict[str, Any]:
+    """An event as it is shown. Where clients are promised so, none that is about one of them holds a figure of its."""
+    data = event.data
+    if is_protected(view.config) and "client" in data:
+        data = {name: value for name, value in data.items() if name in _TOLD_OF_A_CLIENT}
+    return {
+        "id": event.id,
+        "unix_s": event.unix_s,
+        "kind": event.kind,
+        "round": event.round,
+        "data": {name: _shortened(value) for name, value in data.items()},
+        "lost": view.is_lost(event.id),
+    }
+
+
+def _shortened(value: Any) -> Any:
+    """A long list, of all devices perhaps, by its beginning."""
+    if isinstance(value, list) and len(value) > _MOST_SHOWN:
+        return [*value[:_MOST_SHOWN], f"... {len(value) - _MOST_SHOWN} more"]
+    return value
 
 
 _COLUMNS = "id, unix_s, kind, round, data"
@@ -246,7 +367,7 @@ def _last(rows: Sequence[Any], key: str) -> float | None:
 def _elapsed(view: RunView, state: str) -> float | None:
     if view.started_s is None or view.updated_s is None:
         return None
-    until_s = time.time() if state in ("running", "paused") else view.updated_s
+    until_s = time.time() if state in LIVE else view.updated_s
     return max(0.0, until_s - view.started_s)
 
 
@@ -257,8 +378,6 @@ def _eta_s(view: RunView, summary: Any) -> float | None:
     return sum(seconds) / len(seconds) * max(0, left) if seconds else None
 
 
-def _now(view: RunView) -> dict[str, Any]:
-    now = view.now
-    assert now is not None
+def _now(now: Now) -> dict[str, Any]:
     plan = {"round": now.round, "asked": now.asked, "goal": now.goal, "deadline_s": now.deadline_s, "mode": now.mode}
     return plan | now.counts

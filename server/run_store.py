@@ -62,6 +62,16 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One row of the event log."""
+
+    id: int
+    kind: str
+    round: int | None
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The run as it was when `round` closed (0: before the first): the names of its blob and of its model's file."""
 
@@ -111,9 +121,11 @@ class RunStore:
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"run.out = {str(directory)!r}: cannot be written ({error})") from error
 
-    def append(self, kind: str, data: Mapping[str, Any], round_number: int | None = None) -> None:
-        """Add one event; it is with the operating system when this returns."""
-        with self._writing():
+    def append(
+        self, kind: str, data: Mapping[str, Any], round_number: int | None = None, *, durable: bool = False
+    ) -> None:
+        """Add one event; it is with the operating system when this returns, if `durable` on the disk itself."""
+        with self._writing(durable=durable):
             self._insert(kind, data, round_number)
 
     def close_round(self, number: int, row: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -142,6 +154,19 @@ class RunStore:
         rows = self.read("SELECT round, data FROM events WHERE kind = ? ORDER BY id", (kind,))
         return [(number, json.loads(data)) for number, data in rows]
 
+    def last_event(self, *kinds: str) -> LoggedEvent | None:
+        """The newest event of these kinds."""
+        found = self.read(
+            "SELECT id, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
+            "ORDER BY id DESC LIMIT 1",
+            (json.dumps(kinds),),
+        )
+        return LoggedEvent(found[0][0], found[0][1], found[0][2], json.loads(found[0][3])) if found else None
+
+    def events_after(self, number: int) -> int:
+        """How many events have a higher id."""
+        return int(self.read("SELECT count(*) FROM events WHERE id > ?", (number,))[0][0])
+
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a query."""
         with self._guard:
@@ -152,7 +177,7 @@ class RunStore:
 
     def keep(self, content: bytes) -> str:
         """Write a blob, if it is not there; returns its name. It is on the disk itself when this returns."""
-        return self._keep(BLOBS, content, "")
+        return self._keep(BLOBS, content, "", mode=0o600)  # a checkpoint may hold what the model does not tell
 
     def keep_model(self, content: bytes) -> str:
         """As `keep`, of a model's safetensors file in `models`."""
@@ -179,10 +204,8 @@ class RunStore:
     def write(self, name: str, content: bytes) -> None:
         """Replace a file atomically: readers see the old content or the new, never a part."""
         path = self.directory / name
-        temporary = path.with_name(f".{name}.part")
         try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
+            write_atomically(path, [content])
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -231,13 +254,13 @@ class RunStore:
         row = (time.time(), kind, round_number, json.dumps(data))
         self._events.execute("INSERT INTO events (unix_s, kind, round, data) VALUES (?, ?, ?, ?)", row)
 
-    def _keep(self, folder: str, content: bytes, suffix: str) -> str:
+    def _keep(self, folder: str, content: bytes, suffix: str, mode: int = 0o666) -> str:
         name = sha256(content)
         path = self.directory / folder / f"{name}{suffix}"
         try:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                write_atomically(path, [content])
+                write_atomically(path, [content], mode=mode)
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
         return name

@@ -3,7 +3,7 @@
 A fold over the event log, in order, which takes events a few at a time. Events are data from a file that another
 process writes, perhaps an older or a newer release, and may be damaged: a value of the wrong type reads as absent.
 
-Whatever happened between the last checkpoint and a `run_resumed` belongs to an attempt that was lost, and is taken back.
+Whatever happened between the last checkpoint and a `run_resumed` belongs to an attempt that was lost: it is taken back.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RunView:
         for event in events:
             if handler := _HANDLERS.get(event.kind):
                 handler(self, event)
-            elif event.kind.startswith("rollout_"):
+            elif event.kind.startswith("rollout_") and event.kind != "rollout_device":  # of those there can be many
                 self.rollout.append(event)
             elif self.now and (count := COUNTED.get(event.kind)):
                 self.now.counts[count] += 1

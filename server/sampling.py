@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from edge_runtime.errors import ConfigError
+from server.checkpoint import Tree
 from server.config import ServerConfig
 from server.rounds import choose_cohort
 
@@ -80,3 +81,9 @@ class Participations:
     def most(self) -> int:
         """Of any one client."""
         return max(self._counts.values(), default=0)
+
+    def state(self) -> Tree:
+        return dict(self._counts)
+
+    def restore(self, state: Tree) -> None:
+        self._counts = Counter(state)

@@ -18,6 +18,7 @@ from edge_runtime.secagg.keys import device_id, verify_hello
 from edge_runtime.secagg.transitions import FIRST, LAST
 from edge_runtime.sums import work_hash
 from server.aggregate import Aggregate
+from server.checkpoint import Tree
 from server.gather import Asked, content_of
 from server.link import Answer, Hello, Link, greeting, read_hello
 from server.protection_config import SecureConfig
@@ -49,7 +50,7 @@ class SecureGather:
         self._hellos: dict[int, Hello] = {}
 
     def gather(self, asked: Asked) -> RoundResult:
-        book = Book()
+        book = Book(told=asked.told)
         present = self._greet(asked, book)
         try:
             groups = self._form_groups(asked, present)
@@ -62,6 +63,24 @@ class SecureGather:
             self._hellos.pop(node, None)  # it may come back as another process, with another key
         opened = [str(group.nodes[client]) for group in groups for client in _outcome(group).opened]
         return replace(self._close(asked, groups, book), opened=tuple(sorted(opened, key=int)))
+
+    def forget_nodes(self) -> None:
+        """A proof of a device key holds in one run alone, and a node may have a key for each."""
+        self._hellos = {}
+
+    def state(self) -> Tree:
+        return {
+            "hellos": {
+                str(node): {"device": hello.device.hex(), "proof": hello.proof.hex(), "prgs": list(hello.prgs)}
+                for node, hello in self._hellos.items()
+            }
+        }
+
+    def restore(self, state: Tree) -> None:
+        self._hellos = {
+            int(node): Hello(bytes.fromhex(said["device"]), bytes.fromhex(said["proof"]), tuple(said["prgs"]))
+            for node, said in state["hellos"].items()
+        }
 
     def _greet(self, asked: Asked, book: Book) -> list[int]:
         """The nodes of the cohort whose device keys are known and may take part; asks those that are not known yet."""

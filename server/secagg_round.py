@@ -7,8 +7,9 @@ goes wrong with a client costs the round that client, no more. All groups' proto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edge_runtime.errors import PeerError
 from edge_runtime.secagg import PHASES, RoundConfig, Server
@@ -49,12 +50,14 @@ class Book:
     downlink_bytes: int = 0
     inputs: int = 0  # masked inputs that came
     input_bytes: int = 0
+    told: Callable[[str, Mapping[str, Any]], None] = lambda kind, data: None  # events for the run's log
 
     def lose(self, node: int, phase: str, reason: str) -> None:
         """The first reason stands; what a client is told goodbye with costs nobody anything."""
         if phase != FAREWELL and node not in self.failures:
             self.failures[node] = f"{phase}: {reason}"
             self.dropped_in[phase] += 1
+            self.told("client_dropped", {"client": str(node), "reason": reason, "phase": phase})
 
 
 @dataclass(slots=True)
@@ -157,6 +160,7 @@ def _feed(letter: _Letter, answer: Answer, book: Book) -> list[_Letter]:
         if phase == "masked_input":
             book.inputs += 1
             book.input_bytes += len(data)
+            book.told("update_received", {"client": str(node), "bytes": len(data)})
     except (ValueError, PeerError) as error:
         book.lose(node, phase, str(error))
         sends = group.server.receive(Gone(client))

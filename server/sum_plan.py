@@ -16,6 +16,7 @@ from edge_runtime.secagg import Config, choose_neighbours
 from edge_runtime.secagg.graph import COMPLETE_UP_TO, Degree
 from edge_runtime.secagg.plan import BitPlan, plan_bits
 from edge_runtime.sums import SumEncoder, texts_of
+from server.checkpoint import Tree
 from server.clipped_sum import Clip
 from server.config import ServerConfig
 from server.private import NoPrivacy
@@ -79,6 +80,13 @@ class SummedUpdates(NoPrivacy):
     def settle(self, number: int, result: RoundResult) -> None:
         if result.clients:
             self._clip.move(result.votes, len(result.clients))
+
+    def state(self) -> Tree:
+        return {**super().state(), "clip": self._clip.state()}
+
+    def restore(self, state: Tree) -> None:
+        super().restore(state)
+        self._clip.restore(state["clip"])
 
 
 def plan_lanes(

@@ -27,7 +27,7 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
     """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised."""
     if scenario.model.entry and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the user's own model usually stands in the folder they are in
-    if scenario.run.out:
+    if scenario.run.out and not scenario.run.resume:
         refuse_used(Path(scenario.run.out))  # before the seconds that loading and planning take
     scenario, owners = with_owners(scenario)
     finished: list[RunFinished] = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.commands import Name
 
 State = Literal["running", "paused", "finished", "failed", "interrupted", "unreadable"]
 
@@ -91,3 +93,162 @@ class Rounds(BaseModel):
     """Ascending. Evenly thinned where there are more than fit; the last one is always there."""
 
     rounds: list[Round]
+
+
+class Report(BaseModel):
+    """What a device says of itself; null or "" is unknown. Sizes are bytes, temperature is in degrees Celsius."""
+
+    name: str
+    version: str
+    arch: str
+    isa: str
+    power: str
+    why_not: str
+    memory_budget: int | None
+    memory_available: int | None
+    rss: int | None
+    rss_peak: int | None
+    temperature_c: float | None
+    retry_s: float | None
+    throttled: bool | None
+    under_voltage: bool | None
+    metered: bool | None
+    eligible: bool | None
+
+
+class Device(BaseModel):
+    """What the server knows of a device. `seconds` is null where nothing is told of one client alone."""
+
+    node: str
+    seen_s: float
+    report: Report
+    eligible: bool
+    why_not: str
+    retry_s: float | None
+    rounds: int
+    dropped: int
+    late: int
+    declined: int
+    last_reason: str
+    dropped_in: dict[str, int]
+    running: int | None
+    seconds: float | None
+
+
+class DeviceCounts(BaseModel):
+    """Of all devices. `eligible` are online too; `running_versions` counts them by the artefact that they run."""
+
+    online: int
+    eligible: int
+    running_versions: dict[str, int]
+
+
+class Devices(BaseModel):
+    """A page of 100. `total` passed the filter."""
+
+    total: int
+    counts: DeviceCounts
+    devices: list[Device]
+
+
+class Spent(BaseModel):
+    """Epsilon of everything up to this round."""
+
+    round: int
+    epsilon: float
+
+
+class Privacy(BaseModel):
+    """`mechanism` "none" has nothing else."""
+
+    mechanism: str
+    epsilon: float | None = None
+    limit: float | None = None
+    delta: float | None = None
+    noise_multiplier: float | None = None
+    clip: float | None = None
+    events: list[Spent] | None = None
+
+
+class ModelVersion(BaseModel):
+    """A kept version of the model; the newest is `current`."""
+
+    sha256: str
+    round: int
+    bytes: int
+    current: bool
+    accuracy: float | None
+    loss: float | None
+
+
+class Artefact(BaseModel):
+    """An exported file and how it held; `refused` is why it was not released."""
+
+    file: str
+    format: str
+    precision: str
+    accuracy: float | None
+    agreement: float | None
+    latency_us: float | None
+    bytes: int | None
+    peak_rss_bytes: int | None
+    refused: str | None
+
+
+class Rollout(BaseModel):
+    """As run.json's final.rollout."""
+
+    model_config = ConfigDict(extra="allow")
+    state: Literal["running", "waiting", "halted", "finished", "failed"]
+
+
+class Models(BaseModel):
+    """Newest first. `downloads` are names for /files/."""
+
+    versions: list[ModelVersion]
+    artefacts: list[Artefact]
+    rollout: Rollout | None
+    downloads: list[str]
+
+
+class Event(BaseModel):
+    """One event of the log. `lost`: of an attempt that was broken off, and counts for nothing."""
+
+    id: int
+    unix_s: float
+    kind: str
+    round: int | None
+    data: dict[str, Any]
+    lost: bool
+
+
+class Events(BaseModel):
+    """Newest first."""
+
+    events: list[Event]
+
+
+class Login(BaseModel):
+    """A token, as `hedgerow dashboard --new-token` printed it."""
+
+    model_config = ConfigDict(extra="forbid")
+    token: str = Field(min_length=1, max_length=512)
+
+
+class Order(BaseModel):
+    """What is asked of a run; see server/commands.py."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Name
+
+
+class Taken(BaseModel):
+    """The order is written down; the run reads it before its next step."""
+
+    accepted: Name
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]

@@ -15,7 +15,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.secagg import Policy, choose_neighbours
 from edge_runtime.sums import agreed_encoder
 from server.config import ServerConfig
-from server.federation import read_devices
+from server.parts import read_devices
 from server.protection_config import SecureConfig
 from server.rounds import RoundResult
 from server.sum_plan import SummedUpdates, choose_degree, group_sizes, round_seed
