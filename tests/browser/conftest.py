@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
 from server.dashboard import charts
 
+HEDGEROW = Path(sys.executable).with_name("hedgerow")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SWITCHES = ("--no-sandbox", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
 WAIT_MS = 15_000
@@ -34,6 +36,7 @@ def browser() -> Iterator[Browser]:
     found = os.environ.get("HEDGEROW_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
         pytest.skip("no Chromium found: apt-get install chromium, or set HEDGEROW_CHROMIUM")
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(SWITCHES))
         yield browser
@@ -117,7 +120,7 @@ class Dashboard:
     def start(self) -> None:
         """On the port that it had before, if it had one. Returns when it answers."""
         self.port = self.port or free_port()
-        command = [sys.executable, "-m", "edge_runtime.cli", "dashboard", str(self.runs), "--port", str(self.port)]
+        command = [HEDGEROW, "dashboard", self.runs, "--port", str(self.port)]
         log = (self.runs.parent / f"{self.runs.name}.log").open("ab")
         with log:
             self._process = subprocess.Popen([*command, *self.arguments], stdout=log, stderr=log)
@@ -146,6 +149,12 @@ class Dashboard:
 
 
 Serve = Callable[..., Dashboard]
+
+
+@pytest.fixture(scope="session")
+def hedgerow() -> Path:
+    """The installed command."""
+    return HEDGEROW
 
 
 @pytest.fixture(scope="module")

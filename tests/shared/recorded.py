@@ -21,7 +21,9 @@ GIB = 1 << 30
 class Recorded:
     """A run that is written event by event. While it is open, this process is the one that trains: it is running."""
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, settings: Mapping[str, Any] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         self.store = RunStore(directory)
         self.settings = {**SETTINGS, **(settings or {})}
         self._round = 0
@@ -32,7 +34,9 @@ class Recorded:
     def __enter__(self) -> Recorded:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.store.close()
 
     def plan(self, asked: Sequence[str] = ("1", "2", "3"), goal: int = 2) -> None:
@@ -48,7 +52,7 @@ class Recorded:
     def close_round(self, **figures: Any) -> None:
         """The round in progress is over; begins it first if none is."""
         last = self.store.last_checkpoint()
-        if last is not None and last.round == self._round or self._round == 0:
+        if (last is not None and last.round == self._round) or self._round == 0:
             self.plan()
         number = self._round
         row = {

@@ -3,7 +3,7 @@
 import { get, runPath } from "./api.js";
 import { h, replace } from "./dom.js";
 import { bytes, count, duration, figure, known, percent, plain } from "./format.js";
-import { epsilon, notice, stateName } from "./parts.js";
+import { epsilon, field, notice, stateName } from "./parts.js";
 import { loadPlots, noPlots, Plot } from "./plots.js";
 import { table } from "./table.js";
 
@@ -29,7 +29,7 @@ export function openCompare(main, a, b) {
   /** @type {Plot[]} */
   let plots = [];
   let against = AGAINST[0];
-  const body = h("div", { class: "rows" });
+  const body = h("div", { class: "rows" }, h("p", { class: "waiting" }, "Loading…"));
   const first = h("select", { id: "run-a", onchange: () => go() });
   const second = h("select", { id: "run-b", onchange: () => go() });
   const axis = h("select", { id: "against", onchange: () => void show() }, AGAINST.map((one) => h("option", { value: one.name }, one.label)));
@@ -39,7 +39,7 @@ export function openCompare(main, a, b) {
   replace(
     main,
     h("div", { class: "head" }, h("h1", {}, "Compare")),
-    h("div", { class: "card tools" }, h("label", { for: "run-a" }, "First run"), first, h("label", { for: "run-b" }, "Second run"), second, h("label", { for: "against" }, "Against"), axis),
+    h("div", { class: "card tools" }, field("First run", first), field("Second run", second), field("Against", axis)),
     body,
   );
   /** @type {any[] | null} */

@@ -3,16 +3,19 @@
 import { get, runPath } from "./api.js";
 import { announce, h, refresh, replace } from "./dom.js";
 import { ago, count, duration, known, memory, moment, plural, UNKNOWN } from "./format.js";
-import { meter, notice } from "./parts.js";
+import { field, meter, notice } from "./parts.js";
 import { table } from "./table.js";
 
 const PAGE = 100;
 const EVERY_MS = 10_000;
 const TYPING_MS = 250;
+const MOST_FILTER = 200;
+/** Words that the server's filter knows. */
+const KINDS = [["", "All"], ["is:online", "Online"], ["is:offline", "Offline"], ["is:eligible", "May train"], ["is:ineligible", "May not train"], ["is:throttled", "Throttled"]];
 
 /** @param {HTMLElement} place @param {import("./run-data.js").RunData} data */
 export function openDevices(place, data) {
-  const asked = { page: 1, sort: "seen_s", order: "desc", filter: "" };
+  const asked = { page: 0, sort: "seen_s", order: "desc", filter: "" };
   const stop = new AbortController();
   /** @type {ReturnType<typeof setTimeout>} */
   let timer;
@@ -20,14 +23,16 @@ export function openDevices(place, data) {
   const versions = h("p", { class: "sub" });
   const list = h("div", { class: "card flush" }, h("p", { class: "waiting" }, "Loading devices…"));
   const pager = h("nav", { class: "pager", "aria-label": "Pages of devices" });
-  const box = h("input", { id: "device-filter", type: "search", placeholder: "Name, version, reason", spellcheck: "false", oninput: () => later(TYPING_MS, () => ask({ filter: box.value.trim(), page: 1 })) });
-  replace(place, h("div", { class: "head tools" }, h("h2", {}, "Devices"), tally, h("label", { for: "device-filter" }, "Filter"), box), versions, list, pager);
+  const box = h("input", { id: "device-filter", type: "search", placeholder: "Name, version, reason", spellcheck: "false", oninput: () => later(TYPING_MS, sift) });
+  const kind = h("select", { id: "device-kind", onchange: () => sift() }, KINDS.map(([word, name]) => h("option", { value: word }, name)));
+  replace(place, h("div", { class: "head tools" }, h("h2", {}, "Devices"), tally, field("Show", kind), field("Filter", box)), versions, list, pager);
 
   /** @param {Partial<typeof asked>} change */
   const ask = (change) => {
     Object.assign(asked, change);
     void load();
   };
+  const sift = () => ask({ filter: `${kind.value} ${box.value}`.trim().slice(0, MOST_FILTER), page: 0 });
   /** @param {number} ms @param {() => void} act */
   const later = (ms, act) => {
     clearTimeout(timer);
@@ -36,7 +41,7 @@ export function openDevices(place, data) {
   /** @param {string} by */
   const sortBy = (by) => {
     const order = asked.sort === by ? (asked.order === "asc" ? "desc" : "asc") : FALLING.has(by) ? "desc" : "asc";
-    ask({ sort: by, order, page: 1 });
+    ask({ sort: by, order, page: 0 });
     announce(`Sorted by ${by}, ${order === "asc" ? "rising" : "falling"}`);
   };
   let asking = 0;
@@ -62,15 +67,15 @@ export function openDevices(place, data) {
     refresh(list, table({ caption: "Devices of this run", columns: COLUMNS, rows: devices, sorted: { by: asked.sort, order: /** @type {any} */ (asked.order) }, onsort: sortBy, nothing }));
     const pages = Math.max(1, Math.ceil(total / PAGE));
     const go = (/** @type {number} */ page, /** @type {string} */ text, /** @type {string} */ name) =>
-      h("button", { type: "button", "data-key": name, disabled: page < 1 || page > pages || page === asked.page, onclick: () => ask({ page }) }, text);
+      h("button", { type: "button", "data-key": name, disabled: page < 0 || page >= pages || page === asked.page, onclick: () => ask({ page }) }, text);
     refresh(
       pager,
       pages > 1 && [
-        go(1, "First", "first"),
+        go(0, "First", "first"),
         go(asked.page - 1, "Previous", "previous"),
-        h("span", {}, `${count((asked.page - 1) * PAGE + 1)} to ${count(Math.min(total, asked.page * PAGE))} of ${count(total)}`),
+        h("span", {}, `${count(asked.page * PAGE + 1)} to ${count(Math.min(total, (asked.page + 1) * PAGE))} of ${count(total)}`),
         go(asked.page + 1, "Next", "next"),
-        go(pages, "Last", "last"),
+        go(pages - 1, "Last", "last"),
       ],
     );
   };
@@ -84,14 +89,14 @@ export function openDevices(place, data) {
 }
 
 /** Sorted from the highest on at first. */
-const FALLING = new Set(["seen_s", "rounds", "dropped", "late", "declined", "temperature_c", "rss", "seconds"]);
+const FALLING = new Set(["seen_s", "rounds", "dropped", "late", "declined", "temperature_c", "rss_peak", "seconds"]);
 
 /** @type {import("./table.js").Column<any>[]} */
 const COLUMNS = [
   { head: "Device", sort: "node", row: true, cell: ({ node, report }) => [h("span", { class: "strong" }, report?.name || node), report?.name && h("span", { class: "sub" }, node)] },
   { head: "Last seen", sort: "seen_s", cell: (device) => h("span", { title: moment(device.seen_s) }, ago(device.seen_s)) },
   { head: "May train", sort: "eligible", cell: (device) => mayTrain(device) },
-  { head: "Memory", sort: "rss", cell: ({ report }) => memoryOf(report ?? {}), title: "The most that was in use, of its budget" },
+  { head: "Memory", sort: "rss_peak", cell: ({ report }) => memoryOf(report ?? {}), title: "The most that was in use, of its budget" },
   { head: "Heat", sort: "temperature_c", cell: ({ report }) => heat(report ?? {}) },
   { head: "Rounds", sort: "rounds", number: true, cell: (device) => count(device.rounds), title: "Updates taken from it" },
   { head: "Dropped", sort: "dropped", number: true, cell: (device) => [count(device.dropped), ...phases(device.dropped_in)] },

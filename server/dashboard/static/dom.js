@@ -56,7 +56,10 @@ export function focusAgain(node, held) {
 }
 
 /** What tells a control from the others, also when it is made anew. @param {Element} node */
-export const mark = (node) => [node.tagName, node.id, node.getAttribute("href"), node.getAttribute("aria-label"), node.getAttribute("data-sort"), node.getAttribute("data-key") ?? node.textContent?.slice(0, 40)].join("|");
+export const mark = (node) => {
+  const names = ["id", "href", "aria-label", "data-sort", "data-key"].map((name) => node.getAttribute(name) ?? "");
+  return [node.tagName, ...(names.some(Boolean) ? names : [node.textContent])].join("|");
+};
 
 /**
  * What assistive technology reads out; the same text twice is read twice.

@@ -3,7 +3,7 @@
 import { get, runPath } from "./api.js";
 import { h, replace } from "./dom.js";
 import { bytes, clock, figure, moment, percent, plain } from "./format.js";
-import { notice } from "./parts.js";
+import { field, notice } from "./parts.js";
 
 const PAGE = 100;
 const MOST_LINES = 2000;
@@ -23,7 +23,7 @@ export function openEvents(place, data) {
   const nothing = h("p", { class: "empty-line", hidden: true }, "No such event.");
   replace(
     place,
-    h("div", { class: "head tools" }, h("h2", { class: "grow" }, "Events"), h("label", { for: "event-kind" }, "Kind"), kind, h("label", { for: "event-text" }, "Filter"), words),
+    h("div", { class: "head tools" }, h("h2", { class: "grow" }, "Events"), field("Kind", kind), field("Filter", words)),
     problem,
     h("div", { class: "card flush" }, list, nothing),
     h("p", { class: "pager" }, more),
@@ -107,7 +107,7 @@ const title = (kind) => `${kind.charAt(0).toUpperCase()}${kind.slice(1).replaceA
 
 /** @param {any} event */
 function line(event) {
-  const told = BAD.test(event.kind) ? "bad" : WORTH_A_LOOK.test(event.kind) ? "warn" : "";
+  const told = event.lost ? "lost" : BAD.test(event.kind) ? "bad" : WORTH_A_LOOK.test(event.kind) ? "warn" : "";
   const rest = JSON.stringify(event.data, null, 1);
   return h(
     "li",
@@ -115,7 +115,7 @@ function line(event) {
     h("time", { title: moment(event.unix_s), datetime: new Date(1000 * event.unix_s).toISOString() }, clock(event.unix_s)),
     h("span", { class: "kind" }, title(event.kind)),
     h("span", { class: "round" }, event.round === null || event.round === undefined ? "" : `round ${event.round}`),
-    h("span", { class: "what" }, inWords(event)),
+    h("span", { class: "what" }, inWords(event), event.lost && h("span", { class: "badge" }, "lost attempt")),
     rest.length > 2 && h("details", {}, h("summary", { "aria-label": `All of event ${event.id}` }, "…"), h("pre", {}, rest)),
   );
 }

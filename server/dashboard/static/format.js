@@ -7,10 +7,10 @@ export const UNKNOWN = "–";
 /** @param {Maybe} value @returns {value is number} */
 export const known = (value) => typeof value === "number" && Number.isFinite(value);
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 /** @param {Maybe} value */
-export const count = (value) => (known(value) ? whole.format(value) : UNKNOWN);
+export const count = (value) => (known(value) ? grouped.format(value) : UNKNOWN);
 
 /** @param {Maybe} value of 1 */
 export const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : UNKNOWN);
@@ -21,7 +21,7 @@ export const figure = (value) => {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e");
-  return size >= 1000 ? whole.format(value) : String(Number(value.toPrecision(4)));
+  return size >= 1000 ? grouped.format(value) : String(Number(value.toPrecision(4)));
 };
 
 /** Bytes on the wire and in files: decimal. @param {Maybe} value */
@@ -34,11 +34,15 @@ export const memory = (value) => scaled(value, 1024, ["B", "KiB", "MiB", "GiB", 
 export function duration(seconds) {
   if (!known(seconds)) return UNKNOWN;
   if (seconds === 0) return "0 s";
+  if (seconds < 0.001) return `${(1e6 * seconds).toFixed(0)} µs`;
   if (seconds < 0.0995) return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   if (seconds < 59.5) return `${seconds < 9.95 ? seconds.toFixed(1) : seconds.toFixed(0)} s`;
-  if (seconds < 3570) return `${Math.floor(Math.round(seconds) / 60)} min ${Math.round(seconds) % 60} s`;
-  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
-  return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
+  const whole = Math.round(seconds);
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 1440) return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const hours = Math.round(seconds / 3600);
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
 /** How long ago; of a clock that is ahead of ours, now. @param {Maybe} unixSeconds @param {number} [nowSeconds] */
@@ -85,5 +89,5 @@ function scaled(value, base, units) {
     size /= base;
     unit += 1;
   }
-  return `${unit === 0 ? whole.format(size) : size.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0)} ${units[unit]}`;
+  return `${unit === 0 ? grouped.format(size) : size.toFixed(size < 10 ? 2 : size < 100 ? 1 : 0)} ${units[unit]}`;
 }

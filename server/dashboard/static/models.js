@@ -1,8 +1,8 @@
 // Versions of the model, the files made of the last one, and how far they have come among the devices.
 
 import { command, get, runPath, session, url } from "./api.js";
-import { announce, h, refresh, replace } from "./dom.js";
-import { bytes, count, duration, figure, memory, percent, short } from "./format.js";
+import { h, refresh, replace } from "./dom.js";
+import { bytes, count, duration, figure, memory, percent, short, UNKNOWN } from "./format.js";
 import { confirmed, notice } from "./parts.js";
 import { rolloutCard } from "./rollout.js";
 import { table } from "./table.js";
@@ -16,7 +16,8 @@ export function openModels(place, data) {
   const rollout = h("section", { class: "card", "aria-labelledby": "rollout-title", hidden: true });
   const versions = h("div", { class: "card flush" }, h("p", { class: "waiting" }, "Loading…"));
   const artefacts = h("div", { class: "card flush" });
-  replace(place, problem, rollout, h("h2", {}, "Versions"), versions, h("h2", {}, "Artefacts"), artefacts);
+  const others = h("p", { class: "sub" });
+  replace(place, problem, rollout, h("h2", {}, "Versions"), versions, h("h2", {}, "Artefacts"), artefacts, others);
   /** @type {ReturnType<typeof setTimeout>} */
   let timer;
 
@@ -30,7 +31,6 @@ export function openModels(place, data) {
     if (!sure) return;
     try {
       await command(data.id, name);
-      announce(halt ? "The roll-out was asked to halt." : "The next stage was approved.");
       replace(problem, notice(halt ? "Asked to halt." : "Approved; the next stage begins shortly."));
     } catch (error) {
       replace(problem, notice(`That was not accepted: ${error instanceof Error ? error.message : error}.`, "bad"));
@@ -41,8 +41,11 @@ export function openModels(place, data) {
       const answer = await get(`${runPath(data.id)}/models`, stop.signal);
       rollout.hidden = !answer.rollout;
       if (answer.rollout) refresh(rollout, rolloutCard(answer.rollout, data.run, session.role === "admin" ? act : null));
-      refresh(versions, table({ caption: "Versions of the model", columns: VERSIONS(data.id), rows: answer.versions ?? [], nothing: "No version is kept yet; the first comes with the first closed round." }));
-      refresh(artefacts, table({ caption: "Files made of the model", columns: ARTEFACTS(data.id), rows: answer.artefacts ?? [], nothing: "Files for devices are made when the run ends." }));
+      refresh(versions, table({ caption: "Versions of the model", columns: VERSIONS(data.id, answer.downloads ?? []), rows: answer.versions ?? [], nothing: "No version is kept yet; the first comes with the first closed round." }));
+      refresh(artefacts, table({ caption: "Files made of the model", columns: ARTEFACTS(data.id, answer.downloads ?? []), rows: answer.artefacts ?? [], nothing: "Files for devices are made when the run ends." }));
+      const listed = new Set(answer.artefacts.map((/** @type {any} */ one) => one.file));
+      const rest = answer.downloads.filter((/** @type {string} */ name) => !listed.has(name) && !name.startsWith("models/"));
+      refresh(others, rest.length > 0 && "Other files: ", rest.flatMap((/** @type {string} */ name, /** @type {number} */ i) => [i > 0 && ", ", download(data.id, name, name)]));
     } catch (error) {
       if (!stop.signal.aborted) replace(problem, notice(`Models cannot be listed: ${error instanceof Error ? error.message : error}.`, "bad"));
     }
@@ -68,19 +71,25 @@ export function openModels(place, data) {
 const download = (run, name, label) =>
   h("a", { href: url(`${runPath(run)}/files/${name.split("/").map(encodeURIComponent).join("/")}`), download: name.split("/").pop(), "aria-label": `Download ${name}` }, label);
 
-/** @param {string} run @returns {import("./table.js").Column<any>[]} */
-const VERSIONS = (run) => [
+/** @param {string} run @param {string[]} files @returns {import("./table.js").Column<any>[]} */
+const VERSIONS = (run, files) => [
   { head: "Version", row: true, cell: (one) => [h("code", { title: one.sha256 }, short(one.sha256)), one.current && h("span", { class: "badge" }, "current")] },
   { head: "Round", number: true, cell: (one) => count(one.round) },
   { head: "Accuracy", number: true, cell: (one) => percent(one.accuracy) },
   { head: "Loss", number: true, cell: (one) => figure(one.loss) },
   { head: "Size", number: true, cell: (one) => bytes(one.bytes) },
-  { head: "File", cell: (one) => download(run, one.file ?? `models/${one.sha256}.safetensors`, "safetensors") },
+  {
+    head: "File",
+    cell: (one) => {
+      const name = [`models/${one.sha256}.safetensors`, one.current && "model.safetensors"].find((file) => file && files.includes(file));
+      return name ? download(run, name, "safetensors") : UNKNOWN;
+    },
+  },
 ];
 
-/** @param {string} run @returns {import("./table.js").Column<any>[]} */
-const ARTEFACTS = (run) => [
-  { head: "File", row: true, cell: (one) => (one.refused ? h("span", {}, one.file) : download(run, one.file, one.file)) },
+/** @param {string} run @param {string[]} files @returns {import("./table.js").Column<any>[]} */
+const ARTEFACTS = (run, files) => [
+  { head: "File", row: true, cell: (one) => (files.includes(one.file) ? download(run, one.file, one.file) : one.file) },
   { head: "Format", cell: (one) => [one.format, h("span", { class: "sub" }, one.precision)] },
   { head: "Size", number: true, cell: (one) => bytes(one.bytes) },
   { head: "Accuracy", number: true, cell: (one) => percent(one.accuracy) },

@@ -28,6 +28,9 @@ export function epsilon(run) {
   return `${known(run.epsilon) ? figure(run.epsilon) : "unbounded"}${limit}`;
 }
 
+/** A control with its label. @param {string} label @param {HTMLElement} control which has an id */
+export const field = (label, control) => h("span", { class: "field" }, h("label", { for: control.id }, label), control);
+
 const MODES = { sync: "synchronous", semi_sync: "semi-synchronous", async: "asynchronous" };
 
 /** @param {string} mode */

@@ -11,16 +11,18 @@ import { facts, table } from "./table.js";
  * @param {((name: "rollout_approve" | "rollout_halt") => void) | null} act null: may not
  */
 export function rolloutCard(rollout, run, act) {
-  if (rollout.error) return [h("h2", { id: "rollout-title" }, "Roll-out"), notice(`There was none: ${rollout.error}`, "warn")];
-  const open = (run.state === "running" || run.state === "paused") && !rollout.finished && !rollout.halted;
+  if (rollout.error) return [h("h2", { id: "rollout-title" }, "Roll-out"), notice(`It failed: ${rollout.error}`, "warn")];
+  const live = run.state === "running" || run.state === "paused";
+  const waiting = live && rollout.state === "waiting";
+  const open = live && (waiting || rollout.state === "running");
   const stages = rollout.stages ?? [];
   return [
     h(
       "div",
       { class: "head" },
-      h("h2", { id: "rollout-title", class: "grow" }, `Roll-out of version ${rollout.version ?? ""}`, h("span", { class: "sub inline" }, stateOf(rollout, open))),
+      h("h2", { id: "rollout-title", class: "grow" }, `Roll-out of version ${rollout.version ?? ""}`, h("span", { class: "sub inline" }, open || !(rollout.state in OPEN) ? (STATES[rollout.state] ?? rollout.state) : "broke off with the run")),
       act && open && [
-        h("button", { type: "button", class: "primary", onclick: () => act("rollout_approve") }, "Approve next stage"),
+        waiting && h("button", { type: "button", class: "primary", onclick: () => act("rollout_approve") }, "Approve next stage"),
         h("button", { type: "button", class: "danger", onclick: () => act("rollout_halt") }, "Halt roll-out"),
       ],
     ),
@@ -35,12 +37,10 @@ export function rolloutCard(rollout, run, act) {
   ];
 }
 
-/** @param {any} rollout @param {boolean} open */
-function stateOf(rollout, open) {
-  if (rollout.halted) return "halted";
-  if (rollout.state) return String(rollout.state);
-  return open ? "under way" : "finished";
-}
+/** @type {Record<string, string>} */
+const OPEN = { running: "under way", waiting: "waits for approval of the next stage" };
+/** @type {Record<string, string>} */
+const STATES = { ...OPEN, halted: "halted", finished: "finished", failed: "failed" };
 
 /** @param {Record<string, number> | undefined} devices @returns {[string, string][]} */
 const places = (devices) => Object.entries(devices ?? {}).map(([place, n]) => [`${place.charAt(0).toUpperCase()}${place.slice(1)}`, count(n)]);

@@ -67,8 +67,13 @@ export class RunData {
   hear(kind, data) {
     this.heardAt = Date.now();
     if (kind === "summary") {
-      this.run = { ...this.run, ...data };
+      const before = this.run;
+      this.run = { ...before, ...data };
       this.tell("run", this.run);
+      // A summary leaves out what seldom changes: settings, warnings, the closing figures.
+      if (before.state !== data.state || before.started_s !== data.started_s || before.parameters !== data.parameters) void this.readAgain();
+    } else if (kind === "reset") {
+      void this.readAgain();
     } else if (kind === "round") {
       this.byRound.set(data.round, data);
       this.tell("round", data);
@@ -76,6 +81,10 @@ export class RunData {
       this.events.unshift(data);
       this.events.length = Math.min(this.events.length, MOST_EVENTS);
       this.tell("event", data);
+      if (data.kind === "run_resumed") {
+        this.byRound.clear(); // rounds of an attempt that was lost may be among them
+        void this.readAgain();
+      }
     }
   }
 
@@ -85,13 +94,17 @@ export class RunData {
     this.link = link;
     this.tell("link", link);
     if (link.state !== "live" || !lost) return;
-    // The stream goes on where it ended; this also covers a server that was started anew.
-    this.catchUp().then(
+    // The stream goes on where it ended; this also covers another folder that stands there now.
+    void this.readAgain();
+  }
+
+  readAgain() {
+    return this.catchUp().then(
       () => {
         this.tell("run", this.run);
         this.tell("round", null);
       },
-      () => undefined, // the stream ends too, and says so
+      () => undefined, // the stream fails as well, and says so
     );
   }
 
