@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.config import ServerConfig
 from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.federation import federate
+from server.journal import Peers
 from server.link import Link
 from server.results import describe, privacy_lines
 from server.rollout_report import rollout_lines
@@ -22,13 +23,17 @@ def make_app(
     listeners: Sequence[Listener] = (),
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
+    peers: Peers | None = None,
 ) -> ServerApp:
-    """A ServerApp whose run reports to `listeners`, reads deadlines off `clock` and waits with `pause` (seconds)."""
+    """A ServerApp whose run reports to `listeners`, reads deadlines off `clock` and waits with `pause` (seconds).
+
+    `peers` are the clients' own states, where they are the server's to keep.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federate(Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config), listeners)
+        federate(Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config), listeners, peers)
 
     return app
 

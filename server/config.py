@@ -1,7 +1,7 @@
 """The server's settings: the `[server]`, `[uplink]`, `[downlink]`, `[deploy]` and `[run]` tables of a scenario.
 
 `[secure]`, `[privacy]` and `[robust]` stand in protection_config.py, `[compress]` in compress.py, `[rollout]` in
-rollout_config.py.
+rollout_config.py, `[personal]` in personal_config.py.
 """
 
 from __future__ import annotations
@@ -13,8 +13,18 @@ from typing import Any
 
 from edge_runtime.config import key, pick, section
 from edge_runtime.errors import ConfigError
-from edge_runtime.train.config import DataConfig, DownlinkConfig, ModelConfig, RoundTask, TrainConfig, UplinkConfig
+from edge_runtime.train.config import (
+    DataConfig,
+    DownlinkConfig,
+    ModelConfig,
+    PersonalTask,
+    RoundTask,
+    TrainConfig,
+    UplinkConfig,
+)
 from server.compress import CompressConfig
+from server.counting import Counting, check_strategy
+from server.personal_config import PersonalConfig, check_personal
 from server.protection_config import PrivacyConfig, RobustConfig, SecureConfig, check_robust, check_together
 from server.rollout_config import RolloutConfig
 from server.strategy import STRATEGIES
@@ -91,6 +101,7 @@ class ServerConfig:
     compress: CompressConfig = section(CompressConfig)
     deploy: DeployConfig = section(DeployConfig)
     rollout: RolloutConfig = section(RolloutConfig)
+    personal: PersonalConfig = section(PersonalConfig)
     run: OutputConfig = section(OutputConfig)
 
     def __post_init__(self) -> None:
@@ -101,6 +112,21 @@ class ServerConfig:
             )
         check_together(self.secure, self.privacy, self.robust, self.uplink, self.server.evaluate)
         check_robust(self.robust, self.secure, self.server.cohort)
+        check_strategy(
+            self.server.strategy,
+            STRATEGIES[self.server.strategy],
+            self.task(1),
+            self.uplink,
+            protection=self.protection,
+            aggregator=self.robust.aggregator,
+        )
+        check_personal(
+            self.personal,
+            protected=bool(self.protection),
+            evaluate=self.server.evaluate,
+            formats=self.deploy.formats,
+            lora_rank=self.train.lora_rank,
+        )
         if self.compress.lever and self.train.lora_rank:
             raise ConfigError(
                 f"compress.lever = {self.compress.lever!r}: must be empty with a train.lora_rank; adapters are few "
@@ -138,13 +164,25 @@ class ServerConfig:
 
     def task(self, round_number: int) -> RoundTask:
         """What clients are asked to do in this round."""
+        strategy, personal = STRATEGIES[self.server.strategy], self.personal
+        # Under protection nobody asks for figures on examples that were held out.
+        holdout = personal.holdout if personal.enabled and not self.protection else 0.0
         return RoundTask(
             round=round_number,
             seed=self.seed,
-            proximal_mu=self.server.proximal_mu if STRATEGIES[self.server.strategy].proximal else 0.0,
+            proximal_mu=self.server.proximal_mu if strategy.proximal else 0.0,
+            control=strategy.control,
+            normalise=strategy.normalised,
+            personal=PersonalTask(personal.layers, holdout),
             data=self.data,
             model=self.model,
             train=self.train_at(round_number),
             uplink=self.uplink,
             downlink=self.downlink,
         )
+
+
+def counting_of(config: ServerConfig, round_number: int) -> Counting:
+    """How updates count in this round."""
+    strategy = STRATEGIES[config.server.strategy]
+    return Counting(strategy.control, config.task(round_number) if strategy.normalised else None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edge_runtime.config import flatten
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.updates.versions import Parcel, model_hash
-from server import ending, results
+from server import ending, personal, results
+from server.checkpoint import Stateful
 from server.config import ServerConfig
 from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
 from server.fleet import Fleet
@@ -23,7 +25,7 @@ from server.parts import load_test, make_gather, make_privacy, make_publisher
 from server.release import check_key
 from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
-from server.run_store import RunStore, model_bytes, refuse_used, run_directory
+from server.run_store import EVENTS, RunStore, model_bytes, refuse_used, run_directory
 
 _TOLD = ("client", "bytes", "reason", "phase")  # of single clients, where they are promised privacy
 
@@ -64,6 +66,27 @@ def federate(
         run.close()
 
 
+def finished_run(directory: Path) -> RunFinished | None:
+    """The run in that directory, if it is finished; its `run.json` is then whole. None if it is not.
+
+    Raises:
+        ConfigError: another process writes there, or it can't be read.
+
+    """
+    if not (directory / EVENTS).is_file():
+        return None
+    store = RunStore(directory, resume=True)
+    try:
+        final, begun = store.last_event("run_finished"), store.last_event("run_started")
+        if final is None or begun is None:
+            return None
+        rows = [data for _, data in store.events("round_closed")]
+        store.write_json("run.json", results.record(begun.data, rows, final.data))  # killed before it was written?
+        return RunFinished(directory, final.data)
+    finally:
+        store.close()
+
+
 class _Run:
     """The run in progress. `play` reads top-down; the rest are its steps."""
 
@@ -87,8 +110,9 @@ class _Run:
         self._started_s = time.monotonic()
         # Last: what fails before this leaves nothing behind.
         self._store = store or RunStore(run_directory(config.run.out))
-        parts = {
+        parts: dict[str, Stateful] = {
             "model": self._model,
+            "keeping": self._model.keeping,
             "publisher": self._publisher,
             "privacy": self._privacy,
             "fleet": self._fleet,
@@ -107,7 +131,7 @@ class _Run:
         if self._store.last_event("run_facts") is None:
             self._store.append("run_facts", self._facts())
         self._privacy.open(self._store)
-        size, warnings = self._model.layout.size, self._privacy.warnings()
+        size, warnings = self._model.size, self._privacy.warnings()
         self._emit(RunStarted(self._config, self._store.directory, size, warnings))
         stopped = None
         for number in range(self._journal.last + 1, settings.rounds + 1):
@@ -128,10 +152,10 @@ class _Run:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "parameters": self._model.layout.size,
+            "parameters": self._model.size,
             "warnings": list(self._privacy.warnings()),
             "protection": self._config.protection,
-            "evaluated_on": ending.EVALUATED_ON[self._config.server.evaluate],
+            "evaluated_on": ending.evaluated_on(self._config),
         }
 
     def _resume(self) -> None:
@@ -139,6 +163,7 @@ class _Run:
         lost = self._journal.resume()
         if not self._journal.same_run:
             self._publisher.forget_nodes()
+            self._model.keeping.forget_nodes()
             self._gather.forget_nodes()
         self._store.append("run_resumed", {"round": self._journal.last, "lost_events": lost})
 
@@ -175,6 +200,8 @@ class _Run:
         """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
         settings = self._config.server
         nodes = self._wait_for_nodes(settings.min_updates)
+        if self._model.control is not None:
+            self._model.control.meet(nodes)
         cohort = self._privacy.cohort(nodes, number)
         if len(cohort) < settings.min_updates:
             result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
@@ -184,7 +211,7 @@ class _Run:
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
-        if not self._model.apply(result.delta):
+        if not self._model.apply(result.delta, tau_eff=result.tau_eff, number=number, clients=result.clients):
             return result, "the new weights would not be finite"
         return result, None
 
@@ -212,12 +239,13 @@ class _Run:
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
-        self._publisher.publish(self._model.weights, number)
-        return {node: self._publisher.parcel(node) for node in nodes}
+        self._publisher.publish(self._model.sent, number)
+        return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
 
     def _learn(self, answer: Answer) -> None:
         # An error may be that the node has lost its state: it is sent the whole model the next time.
         self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
+        self._model.keeping.learn(answer.node, answer.content is not None)
         self._fleet.hear(answer)
 
     def _evaluate(self, number: int) -> dict[str, float]:
@@ -249,6 +277,9 @@ class _Run:
             final |= ending.export(config, self._model.state_dict(), self._test, store)
             final["files"] |= {name: entry["bytes"] for name, entry in final["deploy"].get("files", {}).items()}
         final["artefact_versions"] = self._fleet.versions
+        if personal.asks(config):
+            final["personal"] = personal.personalise(self._link, config, self._model, self._wait_for_nodes(1), store)
+            final["downlink_bytes"] += final["personal"]["downlink_bytes"]
         if config.rollout.enabled:
             final["rollout"] = roll_out(self._link, config, final["deploy"], store, self._tell)
         final["seconds"] = round(self._journal.seconds_before + time.monotonic() - self._started_s, 3)
@@ -267,8 +298,7 @@ class _Run:
 
     def _write(self, final: Mapping[str, Any] | None, error: str | None = None) -> None:
         rows = [results.as_json(row) for row in self._journal.rows]
-        record = {"version": 1, "config": flatten(self._config), "rounds": rows, "final": final, "error": error}
-        self._store.write_json("run.json", record)
+        self._store.write_json("run.json", results.record(flatten(self._config), rows, final, error))
 
     def close(self) -> None:
         self._store.close()

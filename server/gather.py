@@ -10,6 +10,7 @@ from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.versions import Parcel
 from server.aggregate import Aggregate
 from server.checkpoint import Stateful, Tree
+from server.counting import Counting
 from server.link import Answer, Link, Question, read_update
 from server.rounds import OpenRound, RoundResult
 
@@ -55,9 +56,10 @@ class PlainGather:
         *,
         min_updates: int,
         deadline_s: float,
+        counting: Callable[[int], Counting] = lambda number: Counting(),
     ) -> None:
         self._link, self._codec, self._layout, self._aggregate = link, codec, layout, aggregate
-        self._min_updates, self._deadline_s = min_updates, deadline_s
+        self._min_updates, self._deadline_s, self._counting = min_updates, deadline_s, counting
 
     def gather(self, asked: Asked) -> RoundResult:
         opened = OpenRound(
@@ -67,6 +69,7 @@ class PlainGather:
             codec=self._codec,
             min_updates=self._min_updates,
             total=self._aggregate(),
+            counting=self._counting(asked.number),
         )
         answered = set()
         for answer in self._link.train(asked.question, asked.parcels, self._deadline_s):

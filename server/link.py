@@ -41,13 +41,14 @@ class Question:
         # the model stands in the task's record.
         stype = STYPE if parcel.whole else CHAIN_STYPE
         array = Array("uint8", (len(parcel.content),), stype, parcel.content)
-        beside = {"program": self.program, "model-id": parcel.model_id}
+        beside = {"program": self.program, "model-id": parcel.model_id, **parcel.beside}
         task = ConfigRecord({**self.task, **{name: value for name, value in beside.items() if value}})
         return RecordDict({"model": ArrayRecord({"weights": array}), "task": task})
 
     def nbytes(self, parcel: Parcel) -> int:
         """Payload bytes of `content`."""
-        return len(parcel.content) + len(self.program)
+        own = sum(len(value) for value in parcel.beside.values() if isinstance(value, bytes))
+        return len(parcel.content) + len(self.program) + own
 
     def contents(self, parcels: Mapping[int, Parcel]) -> dict[int, RecordDict]:
         """The message to each node; nodes that are sent the same share one object: held, hashed and stored once."""
@@ -162,10 +163,10 @@ def read_update(content: RecordDict) -> Update:
     metrics = _record(content, "metrics", MetricRecord)
     if not isinstance(array, Array) or array.stype != STYPE:
         raise ValueError(f"reply has no update of type {STYPE}")
-    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    examples, loss, steps = metrics.get("num-examples"), metrics.get("loss"), metrics.get("local-steps", 0)
     if type(examples) is not int or not isinstance(loss, float):
         raise ValueError("reply does not say num-examples (whole number) and loss (number)")
-    return Update(array.data, examples, loss)
+    return Update(array.data, examples, loss, steps if type(steps) is int else 0)
 
 
 def greeting() -> Content:

@@ -13,7 +13,7 @@ from edge_runtime.train.config import DATASETS
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates.versions import Versions
 from server.central import Central
-from server.config import ServerConfig
+from server.config import ServerConfig, counting_of
 from server.distributed import Distributed
 from server.ftrl import Ftrl
 from server.gather import Gather, PlainGather
@@ -65,6 +65,7 @@ def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: P
         privacy.aggregate,
         min_updates=settings.min_updates,
         deadline_s=settings.deadline_s,
+        counting=lambda number: counting_of(config, number),
     )
 
 

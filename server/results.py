@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -83,6 +83,16 @@ def row_from_json(data: Mapping[str, Any]) -> RoundRow:
     known = {item.name for item in fields(RoundRow)}
     failures = tuple(Failure(**failure) for failure in data["failures"])
     return RoundRow(**{name: value for name, value in data.items() if name in known} | {"failures": failures})
+
+
+def record(
+    config: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    final: Mapping[str, Any] | None,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """`run.json`: of a finished run with its closing figures, of one that failed with the reason."""
+    return {"version": 1, "config": dict(config), "rounds": list(rows), "final": final, "error": error}
 
 
 def describe(row: RoundRow, rounds: int) -> str:

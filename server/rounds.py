@@ -13,6 +13,7 @@ from edge_runtime.errors import PeerError, RunError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from server.aggregate import Aggregate
+from server.counting import Counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Update:
     payload: bytes
     examples: int
     loss: float
+    steps: int = 0  # local steps, where the strategy asks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class RoundResult:
     votes: float | None = None
     unchanged: str | None = None  # why there is no delta
     opened: tuple[str, ...] = ()
+    tau_eff: float = 1.0  # what a mean of normalised updates is to be multiplied with
     downlink_bytes: int = 0  # sent to clients: models, Programs, and what secure aggregation sends beside them
 
 
@@ -85,8 +88,10 @@ class OpenRound:
     codec: Codec
     min_updates: int
     total: Aggregate
+    counting: Counting = Counting()
     _outcome: dict[int, Failure | None] = field(init=False, default_factory=dict)
     _loss: float = field(init=False, default=0.0)
+    _steps: float = field(init=False, default=0.0)
     _uplink_bytes: int = field(init=False, default=0)
     _payloads: int = field(init=False, default=0)
     _scratch: FloatVector | None = field(init=False, default=None)
@@ -107,10 +112,12 @@ class OpenRound:
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
             delta = self.codec.decode_vector(update.payload, self.layout, round_number=self.number, out=self._scratch)
-            self.total.add(delta, update.examples)
+            weight, steps = self.counting.weight(update.examples), self.counting.steps(update.examples, update.steps)
+            self.total.add(delta, weight)
         except PeerError as error:
             return self.fail(node, str(error))
-        self._loss += update.examples * update.loss
+        self._loss += weight * update.loss
+        self._steps += weight * steps
         self._outcome[node] = None
         return None
 
@@ -136,6 +143,7 @@ class OpenRound:
             uplink_bytes=self._uplink_bytes,
             uplink_bits_per_parameter=8 * self._uplink_bytes / values if values else None,
             unchanged=unchanged,
+            tau_eff=self._steps / self.total.total_weight if self.counting.task and self.total.total_weight else 1.0,
         )
 
     def _delta(self) -> tuple[NDArray[np.float64] | None, str | None]:

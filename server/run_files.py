@@ -96,7 +96,7 @@ def rollout(view: RunView) -> dict[str, Any] | None:
 
 
 def _versions(directory: Path, view: RunView) -> list[dict[str, Any]]:
-    figures = {whole(row.get("round")) or 0: row for _, row in view.rounds}
+    figures = {whole(one.row.get("round")) or 0: one.row for one in view.rounds}
     last = text(mapping(view.final).get("model_sha256"), 64)
     kept: dict[str, tuple[int, Path]] = {}
     for _, number_, sha in view.models[-_MOST_VERSIONS:]:

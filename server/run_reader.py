@@ -116,12 +116,12 @@ class RunReader:
 
     def rounds(self, after: int = 0) -> list[dict[str, Any]]:
         """The rows of the closed rounds after that one, as in run.json but for the clients' names."""
-        return [plain_row(row) for _, row in self.view().rounds if (whole(row.get("round")) or 0) > after]
+        return [row for one in self.view().rounds if (row := plain_row(one.row))["round"] > after]
 
     def privacy(self) -> dict[str, Any]:
         """What was spent of the privacy budget, round by round."""
         view = self.view()
-        config, rows = view.config, [row for _, row in view.rounds]
+        config, rows = view.config, [one.row for one in view.rounds]
         told = mapping(mapping(view.final).get("privacy"))
         mechanism = mechanism_of(config)
         if mechanism == "none":
@@ -199,7 +199,7 @@ class RunReader:
         return [shown(_event(row), view) for row in self._read(query, values)]
 
     def _summary(self, view: RunView) -> dict[str, Any]:
-        config, final, rows = view.config, mapping(view.final), [row for _, row in view.rounds]
+        config, final, rows = view.config, mapping(view.final), [one.row for one in view.rounds]
         state = self.state(view)
 
         def figure(key: str) -> float | None:
@@ -373,7 +373,7 @@ def _elapsed(view: RunView, state: str) -> float | None:
 
 def _eta_s(view: RunView, summary: Any) -> float | None:
     """What the rounds to come take if they take as long as the last few."""
-    seconds = [value for _, row in view.rounds[-_ETA_ROUNDS:] if (value := number(row.get("seconds"))) is not None]
+    seconds = [value for one in view.rounds[-_ETA_ROUNDS:] if (value := number(one.row.get("seconds"))) is not None]
     left = summary["rounds"] - summary["round"]
     return sum(seconds) / len(seconds) * max(0, left) if seconds else None
 

@@ -35,6 +35,15 @@ class LoggedEvent:
     data: Data
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedRound:
+    """The row of a round, as in run.json, and the event that it stands in."""
+
+    id: int
+    unix_s: float
+    row: Data
+
+
 @dataclass(slots=True)
 class Now:
     """The round in progress."""
@@ -49,14 +58,14 @@ class Now:
 
 @dataclass(slots=True)
 class RunView:
-    """Everything up to event `last_id`. Lists that may be taken back hold (event id, ...)."""
+    """Everything up to event `last_id`."""
 
     last_id: int = 0
     started_s: float | None = None
     updated_s: float | None = None
     config: Data = field(default_factory=dict)
     facts: Data = field(default_factory=dict)
-    rounds: list[tuple[int, Data]] = field(default_factory=list)
+    rounds: list[ClosedRound] = field(default_factory=list)
     models: list[tuple[int, int, str]] = field(default_factory=list)  # event, round, sha256
     lost: list[tuple[int, int]] = field(default_factory=list)  # first and last event of each lost attempt
     rollout: list[LoggedEvent] = field(default_factory=list)
@@ -95,7 +104,7 @@ def _run_facts(view: RunView, event: LoggedEvent) -> None:
 def _run_resumed(view: RunView, event: LoggedEvent) -> None:
     if view.last_id > view._safe_id:
         view.lost.append((view._safe_id + 1, view.last_id))
-    view.rounds = [one for one in view.rounds if one[0] <= view._safe_id]
+    view.rounds = [one for one in view.rounds if one.id <= view._safe_id]
     view.models = [one for one in view.models if one[0] <= view._safe_id]
     view.rollout = []
     view.now = view.paused = view.error = view.final = view.exported = None
@@ -110,7 +119,7 @@ def _round_planned(view: RunView, event: LoggedEvent) -> None:
 
 
 def _round_closed(view: RunView, event: LoggedEvent) -> None:
-    view.rounds.append((event.id, event.data))
+    view.rounds.append(ClosedRound(event.id, event.unix_s, event.data))
     view.now = None
 
 

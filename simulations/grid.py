@@ -21,7 +21,9 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -93,6 +95,7 @@ class InProcessGrid(Grid):
         self._own_folders = dict(own_folders or {})
         self._setup = WorkerSetup([path for path in sys.path if path], faults or FaultConfig(), trainer, client_app)
         self._states: dict[int, RecordDict] = {}  # Context.state of the clients that keep any
+        self._changed: set[int] = set()  # whose state is not as it was when `changed_states` was asked last
         self._order: deque[str] = deque()  # pushed and not yet handed out, oldest first
         self._waiting: deque[Message] = deque()  # pushed and not yet given to a process
         self._settled: dict[str, Message] = {}
@@ -117,6 +120,16 @@ class InProcessGrid(Grid):
 
     def pause(self, seconds: float) -> None:
         """Simulated seconds go by, and nothing of this machine's time."""
+
+    def changed_states(self) -> dict[int, bytes]:
+        """The states of the clients that have answered since this was asked last, for `restore_states`."""
+        changed, self._changed = sorted(self._changed), set()
+        return {node: recorddict_to_proto(self._states[node]).SerializeToString() for node in changed}
+
+    def restore_states(self, states: Mapping[int, bytes]) -> None:
+        """Go on with these; clients that are not named have none."""
+        self._states = {node: recorddict_from_proto(ProtoRecordDict.FromString(one)) for node, one in states.items()}
+        self._changed = set()
 
     @property
     def run(self) -> Run:
@@ -254,6 +267,7 @@ class InProcessGrid(Grid):
             return
         node = worker.message.metadata.dst_node_id
         self._states[node] = state
+        self._changed.add(node)
         self._settle(worker, reply)
 
     def _replace(self, worker: _Worker, code: int, reason: str) -> None:

@@ -90,16 +90,28 @@ def _from_file(path: Path, function: str) -> Callable[[], torch.nn.Module]:
 
 
 def make_program(
-    model: ModelConfig, train: TrainConfig, example: Array, *, proximal_mu: float = 0.0, seed: int = 0
+    model: ModelConfig,
+    train: TrainConfig,
+    example: Array,
+    *,
+    proximal_mu: float = 0.0,
+    correction: bool = False,
+    seed: int = 0,
 ) -> Program:
     """What the engine trains: `model` for batches of rows like those of `example`, planned as `train` says."""
-    return _cached_program(model, train, example.shape[1:], example.dtype.name, proximal_mu, seed)
+    return _cached_program(model, train, example.shape[1:], example.dtype.name, proximal_mu, correction, seed)
 
 
 # A simulation asks for it twice: to see whether all fits together before the first round, and to train it.
 @functools.lru_cache(maxsize=2)
 def _cached_program(
-    model: ModelConfig, train: TrainConfig, shape: tuple[int, ...], dtype: str, proximal_mu: float, seed: int
+    model: ModelConfig,
+    train: TrainConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    proximal_mu: float,
+    correction: bool,
+    seed: int,
 ) -> Program:
     from edge_runtime.building import build
 
@@ -115,6 +127,7 @@ def _cached_program(
         lora_alpha=train.lora_alpha or None,
         micro_batch=train.micro_batch or None,
         proximal_mu=proximal_mu,
+        correction=correction,
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
         qat_bits=train.qat_bits,
@@ -155,15 +168,21 @@ def make_trainer(
     *,
     program: Program | None = None,
     proximal_mu: float = 0.0,
+    correction: bool = False,
     seed: int = 0,
     threads: int = 1,
 ) -> LocalTrainer:
-    """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names."""
+    """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names.
+
+    With `correction` it has room for SCAFFOLD's.
+    """
     if train.trainer == "engine":
         from edge_runtime.train.trainer import Trainer
 
         if program is None:
-            program = make_program(model, train, example_of(model), proximal_mu=proximal_mu, seed=seed)
+            program = make_program(
+                model, train, example_of(model), proximal_mu=proximal_mu, correction=correction, seed=seed
+            )
         return Trainer(program, threads=threads, seed=seed)
 
     from edge_runtime.train.torch_trainer import TorchTrainer
