@@ -25,11 +25,10 @@ TINY = {
 
 
 @pytest.fixture
-def simulation(tmp_path: Path, hedgerow: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`hedgerow simulate`, in a process of its own."""
+def simulation(tmp_path: Path, watched: Any, hedgerow: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`hedgerow simulate`, in a process of its own; its run joins those that the dashboard shows."""
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    command = [hedgerow, "simulate", "--out", tmp_path / "runs" / "alive", *settings]
-    (tmp_path / "runs").mkdir()
+    command = [hedgerow, "simulate", "--out", watched.runs / "alive", *settings]
     environment = {**os.environ, **FLOWER_ENV, "FLWR_HOME": str(tmp_path / "flwr")}
     with (tmp_path / "simulate.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
@@ -39,9 +38,9 @@ def simulation(tmp_path: Path, hedgerow: Path) -> Iterator[subprocess.Popen[byte
 
 
 def test_a_real_run_is_seen_from_its_first_round_to_its_last(
-    tmp_path: Path, simulation: subprocess.Popen[bytes], serve: Any, open_page: Any
+    tmp_path: Path, simulation: subprocess.Popen[bytes], base: str, open_page: Any
 ) -> None:
-    page = open_page(serve(tmp_path / "runs").base).go("")
+    page = open_page(base).go("")
     page.get_by_role("link", name="alive").click(timeout=120_000)
     reached = page.locator(".run-head dd").first
     expect(page.locator("#link")).to_have_text("Live")

@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from recorded import Recorded
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
-HOSTILE = '<script>window.pwned = 1</script><img src="/pwned" onerror="window.pwned = 2">'
 TABS = ("", "/devices", "/privacy", "/models", "/events", "/settings")
-LONG = "a" * 100
-STAGE = {"percent": 10, "offered": 10, "installed": 7, "refused": 1, "silent": 2, "rolled_back": 0, "good": True}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, serve: Any) -> Iterator[str]:
-    """A dashboard over a run that goes on, one that is over, one that kept to a budget, and a hostile one."""
-    runs = tmp_path_factory.mktemp("page") / "runs"
-    with Recorded(runs / "fleet", warnings=["a warning to read"]) as fleet:
-        for _ in range(12):
-            fleet.close_round()
-        fleet.devices(250)
-        fleet.plan([str(n) for n in range(13)], goal=10)
-        for n in range(6):
-            fleet.tell("update_received", client=str(n), bytes=40_000)
-        fleet.tell("client_late", client="6", reason="the goal was reached")
-        fleet.tell("client_dropped", client="7", reason="no reply within 60 s")
-        fleet.store.append("rollout_started", {"version": 4, "format": "engine", "nbytes": 70_100})
-        fleet.store.append("rollout_stage", STAGE)
-        with Recorded(runs / "over", {"train.optimizer.lr": 0.5}) as over:
-            for _ in range(5):
-                over.close_round()
-            over.finish()
-        with Recorded(
-            runs / "private", {"privacy.epsilon": 8.0, "privacy.delta": 1e-5, "secure.enabled": True}
-        ) as private:
-            for n in range(6):
-                private.close_round(epsilon=2.0 + n, train_loss=None, clip=0.3)
-        hostile(runs)
-        yield serve(runs).base
-
-
-def hostile(runs: Path) -> None:
-    """Every text that a client can bring in is markup."""
-    settings = {"model.name": HOSTILE, "data.name": HOSTILE, HOSTILE: HOSTILE}
-    with Recorded(runs / "hostile", settings, warnings=[HOSTILE]) as run:
-        run.plan([HOSTILE])
-        run.tell("client_dropped", client=HOSTILE, reason=HOSTILE, phase=HOSTILE)
-        run.tell(HOSTILE, **{HOSTILE: HOSTILE})
-        run.close_round(unchanged=HOSTILE, applied=False)
-        report = {"name": HOSTILE, "version": HOSTILE, "arch": HOSTILE, "power": HOSTILE, "memory_budget": LONG}
-        run.devices(3, report=report, eligible=False, why_not=HOSTILE, last_reason=HOSTILE, dropped_in={HOSTILE: 1})
-        run.store.append("rollout_started", {"version": 4, "format": HOSTILE, "nbytes": HOSTILE})
-        run.store.append("rollout_halted", {"reason": HOSTILE})
-        run.store.append("run_failed", {"error": HOSTILE})
 
 
 def test_the_list_leads_to_a_run_and_its_figures_are_those_of_the_log(base: str, open_page: Any) -> None:

@@ -42,7 +42,7 @@ class Recorded:
     def plan(self, asked: Sequence[str] = ("1", "2", "3"), goal: int = 2) -> None:
         """The next round begins."""
         self._round += 1
-        told = {"asked": list(asked), "goal": goal, "mode": "sync", "deadline_s": 60.0}
+        told = {"asked": list(asked), "goal": goal, "mode": "sync", "deadline_s": 3600.0}
         self.store.append("round_planned", told, self._round)
 
     def tell(self, kind: str, **data: Any) -> None:

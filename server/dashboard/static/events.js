@@ -67,6 +67,7 @@ export function openEvents(place, data) {
   /** @type {any[]} */
   let fresh = [];
   const off = data.on((change, event) => {
+    if (change === "reset") restart(); // too much was missed to be told one by one
     if (change !== "event" || shown.has(event.id) || !fits(event)) return;
     shown.add(event.id);
     fresh.push(event);

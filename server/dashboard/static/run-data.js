@@ -4,7 +4,7 @@ import { get, runPath } from "./api.js";
 import { Stream } from "./stream.js";
 
 /**
- * @typedef {"run" | "round" | "event" | "link"} Change what a listener hears of
+ * @typedef {"run" | "round" | "event" | "reset" | "link"} Change what a listener hears of
  * @typedef {import("./stream.js").Link} Link
  */
 
@@ -18,6 +18,8 @@ export class RunData {
     this.run = null;
     /** @type {Map<number, any>} */
     this.byRound = new Map();
+    /** All rounds up to this one were asked for; later ones came as they closed, so there may be gaps between them. */
+    this.complete = 0;
     /** Since the page was opened, newest first. @type {any[]} */
     this.events = [];
     /** @type {Link | null} */
@@ -55,11 +57,11 @@ export class RunData {
   }
 
   async catchUp() {
-    const last = Math.max(0, ...this.byRound.keys());
     const signal = this.abort.signal;
-    const [run, { rounds }] = await Promise.all([get(runPath(this.id), signal), get(`${runPath(this.id)}/rounds?after=${last}`, signal)]);
+    const [run, { rounds }] = await Promise.all([get(runPath(this.id), signal), get(`${runPath(this.id)}/rounds?after=${this.complete}`, signal)]);
     this.run = run;
     for (const row of rounds) this.byRound.set(row.round, row);
+    this.complete = rounds[rounds.length - 1]?.round ?? this.complete;
     this.heardAt = Date.now();
   }
 
@@ -73,6 +75,7 @@ export class RunData {
       // A summary leaves out what seldom changes: settings, warnings, the closing figures.
       if (before.state !== data.state || before.started_s !== data.started_s || before.parameters !== data.parameters) void this.readAgain();
     } else if (kind === "reset") {
+      this.tell("reset", null);
       void this.readAgain();
     } else if (kind === "round") {
       this.byRound.set(data.round, data);
@@ -83,6 +86,7 @@ export class RunData {
       this.tell("event", data);
       if (data.kind === "run_resumed") {
         this.byRound.clear(); // rounds of an attempt that was lost may be among them
+        this.complete = 0;
         void this.readAgain();
       }
     }
@@ -90,12 +94,10 @@ export class RunData {
 
   /** @param {Link} link */
   linked(link) {
-    const lost = this.link?.state === "waiting";
     this.link = link;
     this.tell("link", link);
-    if (link.state !== "live" || !lost) return;
-    // The stream goes on where it ended; this also covers another folder that stands there now.
-    void this.readAgain();
+    // What happened before the stream was open is not in it.
+    if (link.state === "live") void this.readAgain();
   }
 
   readAgain() {
