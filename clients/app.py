@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from clients.config import NodeConfig
 from clients.datasets import held_out, load_examples
 from clients.deploy import answer_artefact, running
+from clients.eligibility import device_mod
 from clients.exchange import encode_update, receive_model, sent_control
 from clients.local_privacy import randomised
 from clients.records import (
@@ -35,7 +36,7 @@ from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainC
 from edge_runtime.train.factory import make_trainer, unpack_program
 from edge_runtime.updates.delta import FloatVector
 
-app = ClientApp()
+app = ClientApp(mods=[device_mod])
 
 
 @app.train()

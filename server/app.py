@@ -11,7 +11,16 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
+from server.events import (
+    Event,
+    Listener,
+    RolloutTold,
+    RoundClosed,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+)
 from server.federation import federate
 from server.journal import Peers
 from server.link import Link
@@ -51,6 +60,8 @@ def log_progress(event: Event) -> None:
             log(INFO, "%s", describe(row, rounds))
             for failure in row.failures:
                 log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
+        case RunPaused() | RunContinued():
+            log(WARNING, "%s", event.line)
         case RolloutTold(line):
             log(INFO, "%s", line)
         case RunFinished(_, final):

@@ -8,7 +8,16 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.events import ClientAnswered, Event, RolloutTold, RoundClosed, RunFinished, RunStarted
+from server.events import (
+    ClientAnswered,
+    Event,
+    RolloutTold,
+    RoundClosed,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+)
 from server.results import RoundRow, describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
@@ -35,8 +44,8 @@ class Console:
                 self._progress.advance(self._progress.task_ids[0])
             case RoundClosed(row, rounds):
                 self._round(row, rounds)
-            case RolloutTold(line):
-                (self._progress.print if self._progress else self._out.print)(line, soft_wrap=True)
+            case RolloutTold() | RunPaused() | RunContinued():
+                (self._progress.print if self._progress else self._out.print)(event.line, soft_wrap=True)
             case _:
                 pass
 
