@@ -22,6 +22,7 @@ from server.run_reader import LIVE, RunReader
 
 MOST_ROUNDS = 2000
 MOST_EVENTS = 500
+_ANY = (400, 413, 414, 421, 431)  # what is refused before it is known what it asks for
 _CHUNK = 256 << 10  # of a download
 _Number = Annotated[int, Query(ge=0, lt=2**53)]
 _Sort = Annotated[str, Query(pattern=f"^({'|'.join(SORTS)})$")]
@@ -226,4 +227,4 @@ def _session(access: Access, asker: Asker) -> dict[str, Any]:
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": answers.Failure} for status in statuses}
+    return {status: {"model": answers.Failure} for status in (*_ANY, *statuses)}
