@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.config import NodeConfig
-from clients.datasets import load_examples
+from clients.datasets import held_out, load_examples
 from clients.deploy import answer_artefact, running
-from clients.exchange import encode_update, receive_model
+from clients.eligibility import device_mod
+from clients.exchange import encode_update, receive_model, sent_control
 from clients.local_privacy import randomised
-from clients.records import answer, client_number, holding, open_state, read_model, read_program, read_task
-from clients.round import Workbench
+from clients.records import (
+    answer,
+    client_number,
+    holding,
+    open_state,
+    read_control_round,
+    read_model,
+    read_personal,
+    read_program,
+    read_task,
+)
+from clients.round import LocalUpdate, Own, Workbench, own_layers
 from clients.secure import begin, is_setup, settle
+from clients.state import ClientState
 from edge_runtime.engine.cores import allowed_cores
 from edge_runtime.errors import PeerError, ProgramError
 from edge_runtime.train.batches import Examples
@@ -22,7 +35,7 @@ from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainC
 from edge_runtime.train.factory import make_trainer, unpack_program
 from edge_runtime.updates.delta import FloatVector
 
-app = ClientApp()
+app = ClientApp(mods=[device_mod])
 
 
 @app.train()
@@ -32,31 +45,55 @@ def train(message: Message, context: Context) -> Message:
         return settled
     node, task, bench = _read(message, context)
     sent, state, client = read_model(message), open_state(context), client_number(context)
-    examples = _examples(node, task.data, task.seed)
+    examples, _ = _examples(node, task, client)
     weights = receive_model(task, sent, bench.tensors, state)
+    own, counted = _own(message, task, bench, state), read_control_round(message)
+
+    def work() -> LocalUpdate:
+        update = bench.train(task, weights, examples, client, own)
+        if task.personal.layers:
+            state.keep_personal(bench.parts.personal, task.round, update.personal)
+        return update
+
     if is_setup(message):
 
-        def work() -> tuple[FloatVector, int]:
-            update = bench.train(task, weights, examples, client)
+        def train() -> tuple[FloatVector, int]:
+            update = work()
             return update.delta, update.examples
 
-        return holding(begin(message, context, task, weights, bench.tensors.moving.size, work), sent.model_id)
-    update = bench.train(task, weights, examples, client)
+        return holding(begin(message, context, task, weights, bench.tensors.moving.size, train), sent.model_id)
+    update = work()
     if task.local.clip:
         update = randomised(update, task.local)
     payload = encode_update(task, update.delta, bench.tensors, state, client)
+    if task.control:
+        control = own.control + sent_control(task, payload, bench.tensors)
+        state.keep_control(bench.parts.control, counted, task.round, control)
     figures = {"num-examples": update.examples, "loss": update.loss, **running(context)}
+    if task.normalise:
+        figures["local-steps"] = update.steps
     return answer(message, figures, sent.model_id, payload)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the global model on this node's examples."""
+    """Measure the global model on this node's examples: on those held out, where it keeps some for that.
+
+    A task that says `personal.tune` asks what the model comes to when this node trains it for itself.
+    """
     settle(message, context)
     node, task, bench = _read(message, context)
-    sent = read_model(message)
-    examples = _examples(node, task.data, task.seed)
-    figures = bench.evaluate(receive_model(task, sent, bench.tensors, open_state(context)), examples)
+    sent, state, client = read_model(message), open_state(context), client_number(context)
+    train, held = _examples(node, task, client)
+    if task.personal.holdout and not len(held):
+        raise PeerError("this node has one example, none to hold out and be measured on")
+    weights, own = receive_model(task, sent, bench.tensors, state), _own(message, task, bench, state)
+    examples = held if task.personal.holdout else train
+    before = bench.evaluate(weights, examples, own)
+    if not task.personal.tune:
+        return answer(message, {"num-examples": len(examples), **before}, sent.model_id)
+    after = bench.tune(task, weights, train, examples, client, own)
+    figures = {**before, **{f"tuned-{name}": value for name, value in after.items()}}
     return answer(message, {"num-examples": len(examples), **figures}, sent.model_id)
 
 
@@ -64,6 +101,19 @@ def evaluate(message: Message, context: Context) -> Message:
 def query(message: Message, context: Context) -> Message:
     """Say which artefact this node runs, or take the one that is offered."""
     return answer_artefact(message, context)
+
+
+def _own(message: Message, task: RoundTask, bench: Workbench, state: ClientState) -> Own:
+    """What this node keeps; its own layers are kept from here on, whatever becomes of the round."""
+    parts = bench.parts
+    control = state.control(parts.control, read_control_round(message)) if task.control else None
+    if not task.personal.layers:
+        return Own() if control is None else Own(control=control)
+    kept = state.personal(parts.personal)
+    personal = own_layers(bench, kept, read_personal(message))
+    if kept is None:
+        state.keep_personal(parts.personal, task.round, personal)
+    return Own(personal) if control is None else Own(personal, control)
 
 
 def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Workbench]:
@@ -86,7 +136,8 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Wo
 
 def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:
     threads = node.threads or allowed_cores()
-    return _cached_workbench(task.model, task.train, task.proximal_mu, task.seed, program, node.memory_budget, threads)
+    rules = task.proximal_mu, task.control, task.personal.layers
+    return _cached_workbench(task.model, task.train, rules, task.seed, program, node.memory_budget, threads)
 
 
 # A process serves many rounds (and, in a simulation, many clients) of one task: build the model once.
@@ -94,23 +145,36 @@ def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:
 def _cached_workbench(
     model: ModelConfig,
     settings: TrainConfig,
-    proximal_mu: float,
+    rules: tuple[float, bool, tuple[str, ...]],
     seed: int,
     packed: bytes,
     memory_budget: int,
     threads: int,
 ) -> Workbench:
+    proximal_mu, control, personal = rules
     program = unpack_program(packed, memory_budget or None) if packed else None
     if program and program.batch_size < settings.batch_size:
         raise PeerError(f"the task asks for batches of {settings.batch_size}, its Program is for {program.batch_size}")
     try:
-        return Workbench(
-            make_trainer(model, settings, program=program, proximal_mu=proximal_mu, seed=seed, threads=threads)
+        trainer = make_trainer(
+            model,
+            settings,
+            program=program,
+            proximal_mu=proximal_mu,
+            correction=control,
+            seed=seed,
+            threads=threads,
         )
+        return Workbench(trainer, personal=personal, control=control)
     except ProgramError as error:  # what only the native core sees, such as an op that reaches outside the arena
         raise PeerError(f"the message's Program: {error}") from error
 
 
+def _examples(node: NodeConfig, task: RoundTask, client: int) -> tuple[Examples, Examples]:
+    """The examples that this node trains on, and those that it holds out."""
+    return _split(node, task.data, task.seed, task.personal.holdout, client)
+
+
 @lru_cache(maxsize=64)
-def _examples(node: NodeConfig, data: DataConfig, seed: int) -> Examples:
-    return load_examples(node, data, seed)
+def _split(node: NodeConfig, data: DataConfig, seed: int, holdout: float, client: int) -> tuple[Examples, Examples]:
+    return held_out(load_examples(node, data, seed), holdout, np.random.default_rng([seed, client]))

@@ -19,6 +19,7 @@ from edge_runtime.errors import ConfigError, MissingPackageError
 from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS, DataConfig
 from edge_runtime.train.sources import DataSource
+from edge_runtime.train.splits import hold_out
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,6 +36,15 @@ def load_examples(node: NodeConfig, data: DataConfig, seed: int) -> Examples:
         return read_examples(Path(node.data_path))
     source: DataSource = plugins.load(DATASETS, data.name)
     return source.client_split(dataclasses.replace(data, path=node.dataset_path), seed, node.partition)
+
+
+def held_out(examples: Examples, share: float, rng: np.random.Generator) -> tuple[Examples, Examples]:
+    """(training examples, held-out ones): a share of each class; of a single example, or at a share of 0, none."""
+    if not share or len(examples) < 2:
+        return examples, examples.rows(slice(0))
+    classes = examples.y.ndim == 1 and np.issubdtype(examples.y.dtype, np.integer)
+    train, held = hold_out(len(examples), share, rng, examples.y.astype(np.int64) if classes else None)
+    return examples.rows(np.sort(train)), examples.rows(np.sort(held))
 
 
 def read_examples(path: Path) -> Examples:

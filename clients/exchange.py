@@ -19,10 +19,14 @@ from edge_runtime.updates.versions import Chain, Parcel, Versions, model_id
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """The float tensors of a model, and those of them that training moves: what an update holds."""
+    """The float tensors of a model, and those of them that training moves: what an update holds.
+
+    The last `control` values of both are SCAFFOLD's control variate.
+    """
 
     layout: TensorLayout
     moving: TensorLayout
+    control: int = 0
 
 
 def receive_model(task: RoundTask, sent: Parcel, tensors: Tensors, state: ClientState) -> FloatVector:
@@ -72,6 +76,7 @@ def encode_update(task: RoundTask, delta: FloatVector, tensors: Tensors, state: 
     does not give back of e is the residual of the next round. It is kept before the answer leaves: an answer that gets
     lost takes what it says along. A round that is asked for again is answered without the residual, and leaves none:
     which of the answers counts is not known here. So part of a delta may be lost, and none is ever counted twice.
+    A control variate needs no residual: its next delta is from what was sent of it, see `sent_control`.
 
     Raises:
         NumericsError: the delta holds NaN or infinite values; names the tensor.
@@ -85,8 +90,18 @@ def encode_update(task: RoundTask, delta: FloatVector, tensors: Tensors, state: 
     wanted = delta if residual is None else delta + residual
     payload = codec.encode_vector(wanted, moving, round_number=task.round, seed=seed)
     left = np.zeros_like(delta) if residual is None else wanted - codec.decode_vector(payload, moving)
+    left[moving.size - tensors.control :] = 0
     state.keep_residual(moving, task.round, left)
     return payload
+
+
+def sent_control(task: RoundTask, payload: bytes, tensors: Tensors) -> FloatVector:
+    """What the server reads in the update of how the control variate moved.
+
+    The client moves its own by just that: so the server's stays the mean of its clients' whatever the codec loses, and
+    what it lost is a part of the next delta.
+    """
+    return task.uplink.build().decode_vector(payload, tensors.moving)[tensors.moving.size - tensors.control :]
 
 
 def round_seeds(task: RoundTask, client: int) -> list[np.random.SeedSequence]:

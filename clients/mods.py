@@ -28,6 +28,7 @@ from clients.records import answer, client_number, holding, open_state, read_mod
 from clients.round import LocalUpdate
 from clients.secure import begin, is_setup, settle
 from edge_runtime.config import flatten
+from edge_runtime.errors import PeerError
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import gather
@@ -57,6 +58,8 @@ def update_codec_mod(
         if (settled := settle(message, context)) is not None:
             return settled
         task, sent, state = read_task(message), read_model(message), open_state(context)
+        if task.control or task.normalise or task.personal.layers or task.personal.tune:
+            raise PeerError("SCAFFOLD, FedNova and personalisation need Hedgerow's own client app; this one has a mod")
         weights, in_secret = receive_model(task, sent, tensors, state), is_setup(message)
 
         def work() -> Message:

@@ -18,7 +18,8 @@ from edge_runtime.updates.versions import CHAIN_STYPE, Parcel
 
 Figure = int | float | list[int] | list[float]  # what Flower lets a MetricRecord hold
 STATE = "hedgerow.state"
-BESIDE = ("program", "model-id")  # stand in the task's record and are no settings
+BESIDE = ("program", "model-id", "personal", "control-round")  # stand in the task's record and are no settings
+MAX_ROUND = 2**31 - 1
 
 
 def read_task(message: Message) -> RoundTask:
@@ -58,6 +59,20 @@ def read_model(message: Message) -> Parcel:
         raise PeerError(f"message has no weights of type {STYPE} or {CHAIN_STYPE}")
     version = _task_record(message).get("model-id", b"")
     return Parcel(array.data, array.stype == STYPE, version if isinstance(version, bytes) else b"")
+
+
+def read_personal(message: Message) -> bytes:
+    """The values that this client's own layers start from; empty where the message does not bring them."""
+    values = _task_record(message).get("personal", b"")
+    return values if isinstance(values, bytes) else b""
+
+
+def read_control_round(message: Message) -> int:
+    """The last round of this client's whose update the server has counted; 0 for none."""
+    counted = _task_record(message).get("control-round", 0)
+    if type(counted) is not int or not 0 <= counted <= MAX_ROUND:
+        raise PeerError("message's control-round is no round")
+    return counted
 
 
 def _task_record(message: Message) -> ConfigRecord:

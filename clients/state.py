@@ -1,6 +1,7 @@
 """What a client keeps from one message to the next: the model version it holds, and what its codec has not yet sent.
 
-And which secure rounds it was in; of such a round itself nothing is kept here (see `secure.py`).
+And the layers that are its own, its control variate, and which secure rounds it was in; of such a round itself nothing
+is kept here (see `secure.py`).
 
 With `state-path` in the node config it is a few files a run, which only their owner may read, and survives a restart of
 the process; else it is in Flower's `Context.state` (`records.ContextStore`), which lives as long as the node's process.
@@ -33,6 +34,7 @@ _ROUND_BYTES = 4
 _RUN_FOLDER = re.compile(r"run-[0-9a-f]{16}")
 _LOG = logging.getLogger(__name__)
 _FLOAT32 = make_codec("float32")
+_SLOTS = ("control-a", "control-b")
 
 
 class Store(Protocol):
@@ -77,6 +79,36 @@ class ClientState:
 
     def keep_residual(self, layout: TensorLayout, round_number: int, values: FloatVector) -> None:
         self._write("residual", layout, bytes(ID_BYTES), round_number, values)
+
+    def personal(self, layout: TensorLayout) -> FloatVector | None:
+        """The values of this node's own layers, of shape (layout.size,); None before it has any."""
+        found = self._read("personal", layout)
+        return None if found is None else found[2]
+
+    def keep_personal(self, layout: TensorLayout, round_number: int, values: FloatVector) -> None:
+        self._write("personal", layout, bytes(ID_BYTES), round_number, values)
+
+    def control(self, layout: TensorLayout, counted: int) -> FloatVector:
+        """SCAFFOLD's c_i, of shape (layout.size,), as after `counted`: the last round of this node's that counts.
+
+        Two are kept: whether an answer counts is not known before the next message. Zeros if none counts, or if the
+        one that does is lost.
+        """
+        found = self._slots(layout).get(counted)
+        if found is None and counted:
+            _LOG.warning("this node's control variate of round %s is lost, it goes on from zero", counted)
+        return np.zeros(layout.size, np.float32) if found is None or not counted else found[1]
+
+    def keep_control(self, layout: TensorLayout, counted: int, round_number: int, values: FloatVector) -> None:
+        """Keep c_i as this round leaves it, beside that of `counted`."""
+        held = self._slots(layout).get(counted)
+        name = next(one for one in _SLOTS if held is None or one != held[0])
+        self._write(name, layout, bytes(ID_BYTES), round_number, values)
+
+    def _slots(self, layout: TensorLayout) -> dict[int, tuple[str, FloatVector]]:
+        """Name and values of the control variates that are here, by their rounds."""
+        found = {name: self._read(name, layout) for name in _SLOTS}
+        return {one[1]: (name, one[2]) for name, one in found.items() if one is not None}
 
     def enter(self, round_number: int) -> bool:
         """Whether neither this secure round nor a later one was entered before; from now on it was."""

@@ -203,8 +203,8 @@ def _type_text(hint: Any) -> str:
     return {int: "a whole number", float: "a finite number", bool: "true or false", str: "text,"}.get(hint, str(hint))
 
 
-def names_that_fit(patterns: Sequence[str] | str, known: Sequence[str]) -> set[str]:
-    """The parameters among `known` that `trainable` means: names, or patterns with `*`.
+def names_that_fit(patterns: Sequence[str] | str, known: Sequence[str], what: str = "trainable") -> set[str]:
+    """The parameters among `known` that `trainable`, or the key `what`, means: names, or patterns with `*`.
 
     >>> sorted(names_that_fit(["*.bias", "a.weight"], ["a.weight", "a.bias", "b.weight", "b.bias"]))
     ['a.bias', 'a.weight', 'b.bias']
@@ -213,7 +213,7 @@ def names_that_fit(patterns: Sequence[str] | str, known: Sequence[str]) -> set[s
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         fitting = [name for name in known if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ConfigError(f"trainable = {pattern!r}: fits no parameter; there are {', '.join(known)}")
+            raise ConfigError(f"{what} = {pattern!r}: fits no parameter; there are {', '.join(known)}")
         wanted.update(fitting)
     return wanted
 

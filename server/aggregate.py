@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,35 @@ class Aggregate(Protocol):
 
         RunError if they are too few for one: the round leaves the model as it was, for that reason.
         """
+
+
+@runtime_checkable
+class Clipping(Protocol):
+    """An `Aggregate` that bounds each update. It must do so before any discount, to bite on stale ones too."""
+
+    def add_discounted(self, update: NDArray[np.float32], weight: int, discount: float) -> None:
+        """`add` an update, `discount` times what is left of it once it is bounded."""
+
+
+def add_discounted(
+    total: Aggregate,
+    update: NDArray[np.float32],
+    weight: int,
+    discount: float,
+    scratch: NDArray[np.float32] | None = None,
+) -> None:
+    """Add `discount` times the update, above 0 and at most 1; `weight` stays what it is.
+
+    So stale updates move the model less, rather than the others more: sum_k weight_k discount_k x_k / sum_k weight_k,
+    as in FedBuff (Nguyen et al. 2022).
+    """
+    if discount == 1.0:
+        total.add(update, weight)
+    elif isinstance(total, Clipping):
+        total.add_discounted(update, weight, discount)
+    else:
+        with np.errstate(invalid="ignore"):  # infinities are for `add` to find
+            total.add(np.multiply(update, np.float32(discount), out=scratch), weight)
 
 
 def check_update(update: NDArray[np.float32], weight: int) -> None:

@@ -110,6 +110,10 @@ class Distributed:
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         return self._sampling.draw(nodes, number)
 
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Nobody: a sum is of those who were asked together."""
+        return []
+
     def task(self, task: RoundTask) -> RoundTask:
         return task
 

@@ -19,6 +19,13 @@ from server.run_store import RunStore, model_bytes, sha256
 EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
 
 
+def evaluated_on(config: ServerConfig) -> str | None:
+    """Whose examples the rounds' loss and accuracy are on."""
+    if config.server.evaluate == "clients" and config.personal.enabled:
+        return "clients' own held-out data"
+    return EVALUATED_ON[config.server.evaluate]
+
+
 def write_model(
     config: ServerConfig,
     rows: Sequence[results.RoundRow],
@@ -42,7 +49,7 @@ def write_model(
     return {
         "accuracy": rows[-1].accuracy,
         "loss": rows[-1].loss,
-        "evaluated_on": EVALUATED_ON[config.server.evaluate],
+        "evaluated_on": evaluated_on(config),
         "rounds_applied": applied,
         "uplink_bytes": sum(row.uplink_bytes for row in rows),
         "downlink_bytes": sum(row.downlink_bytes for row in rows),
@@ -50,7 +57,7 @@ def write_model(
         "delta": private["delta"] if private else None,
         "privacy": private,
         "stopped": stopped,
-        "parameters": model.layout.size,
+        "parameters": model.size,
         "model_sha256": sha256(content),
         "files": {"model.safetensors": len(content)},
     }

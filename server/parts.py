@@ -12,8 +12,9 @@ from edge_runtime.train.batches import Examples
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.sources import DataSource
 from edge_runtime.updates.versions import Versions
+from server.buffered import BufferedGather
 from server.central import Central
-from server.config import ServerConfig
+from server.config import ServerConfig, counting_of
 from server.distributed import Distributed
 from server.ftrl import Ftrl
 from server.gather import Gather, PlainGather
@@ -58,13 +59,27 @@ def make_gather(link: Link, config: ServerConfig, model: GlobalModel, privacy: P
             deadline_s=settings.deadline_s,
             devices=read_devices(config.secure.devices) if config.secure.devices else None,
         )
-    return PlainGather(
+    if settings.mode == "sync":
+        return PlainGather(
+            link,
+            config.uplink.build(),
+            model.moving,
+            privacy.aggregate,
+            min_updates=settings.min_updates,
+            deadline_s=settings.deadline_s,
+            counting=lambda number: counting_of(config, number),
+        )
+    at_will = settings.mode == "async"
+    return BufferedGather(
         link,
         config.uplink.build(),
         model.moving,
         privacy.aggregate,
+        config.buffer,
         min_updates=settings.min_updates,
         deadline_s=settings.deadline_s,
+        period_s=settings.deadline_s if at_will else settings.period_s,
+        concurrency=config.concurrency if at_will else 0,
     )
 
 

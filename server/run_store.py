@@ -156,12 +156,16 @@ class RunStore:
 
     def last_event(self, *kinds: str) -> LoggedEvent | None:
         """The newest event of these kinds."""
+        return next(iter(self.log(*kinds, newest_first=True, most=1)), None)
+
+    def log(self, *kinds: str, newest_first: bool = False, most: int = -1) -> list[LoggedEvent]:
+        """The events of these kinds, in order."""
         found = self.read(
             "SELECT id, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
-            "ORDER BY id DESC LIMIT 1",
-            (json.dumps(kinds),),
+            "ORDER BY CASE WHEN ? THEN -id ELSE id END LIMIT ?",
+            (json.dumps(kinds), newest_first, most),
         )
-        return LoggedEvent(found[0][0], found[0][1], found[0][2], json.loads(found[0][3])) if found else None
+        return [LoggedEvent(number, kind, at, json.loads(data)) for number, kind, at, data in found]
 
     def events_after(self, number: int) -> int:
         """How many events have a higher id."""

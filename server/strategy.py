@@ -3,6 +3,9 @@
 Delta = mean over clients of (w_client - w), weighted by examples. FedAvg and FedProx: McMahan et al. 2017, Li et al.
 2020; FedAvgM: Hsu et al. 2019; FedAdagrad, FedAdam, FedYogi: Reddi et al. 2021, algorithm 2, with Adam's bias
 correction where Flower's FedAdam has it. State and arithmetic are float64, weights are float32.
+
+Two are the clients' work as much as the server's: FedNova (Wang et al. 2020), whose step is FedAvg's with the clients'
+normalised updates (`counting.py`), and SCAFFOLD (Karimireddy et al. 2020, option II; `keeping.py`).
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ class Strategy:
     moment_count: int
     step: Callable[[Settings, int, Moments, Delta], tuple[Moments, Delta]]
     proximal: bool = False  # clients add FedProx's term
+    control: bool = False  # clients correct their steps by SCAFFOLD's control variates, and count alike
+    normalised: bool = False  # clients divide by what their steps add up to, as FedNova has it
     default_lr: float = 1.0  # adaptive steps are about lr per weight whatever the delta's size: they need a small one
 
     def init(self, size: int) -> State:
@@ -95,6 +100,9 @@ STRATEGIES: dict[str, Strategy] = {
     "fedadam": Strategy(2, _fedadam, default_lr=0.02),
     "fedavg": Strategy(0, _fedavg),
     "fedavgm": Strategy(1, _fedavgm),
+    "fednova": Strategy(0, _fedavg, normalised=True),
+    "fednova_prox": Strategy(0, _fedavg, proximal=True, normalised=True),
     "fedprox": Strategy(0, _fedavg, proximal=True),
     "fedyogi": Strategy(2, _fedyogi, default_lr=0.02),
+    "scaffold": Strategy(0, _fedavg, control=True),
 }

@@ -14,13 +14,14 @@ from edge_runtime.errors import ConfigError, MissingPackageError
 
 def simulate_command(parser: argparse.ArgumentParser) -> None:
     """Train a whole federation on this machine, on real data, and write a report."""
-    parser.add_argument(
-        "scenario", nargs="?", default="mnist", help="a shipped scenario's name or a .toml file (default: mnist)"
-    )
+    parser.add_argument("scenario", nargs="?", help="a shipped scenario's name or a .toml file (default: mnist)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; may be repeated"
     )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/SCENARIO-TIME)")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in this directory, after its last closed round"
+    )
     parser.set_defaults(run=_simulate)
 
 
@@ -32,16 +33,23 @@ def bench_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from simulations.scenario import load_scenario
+    from simulations.resume import kept_scenario
+    from simulations.scenario import DEFAULT, load_scenario
 
-    stem = Path(options.scenario).stem
-    out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    scenario = load_scenario(options.scenario, options.set, out=out)
+    if options.resume:
+        if options.scenario or options.out:
+            raise ConfigError("--resume: the run directory says what is simulated; leave out the scenario and --out")
+        scenario = kept_scenario(Path(options.resume), options.set)
+    else:
+        stem = Path(options.scenario or DEFAULT).stem
+        out = options.out or f"runs/{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        scenario = load_scenario(options.scenario or DEFAULT, options.set, out=out)
 
     # Asked for, not imported: these are needed at the end of the run, and would weigh 100 MiB during it.
     late = ("matplotlib", "onnx", "flatbuffers", "ai_edge_litert")
     missing = [name for name in late if importlib.util.find_spec(name) is None]
     try:
+        from server.federation import finished_run
         from simulations.console import Console
         from simulations.report import write_report
         from simulations.runner import simulate
@@ -49,9 +57,13 @@ def _simulate(options: argparse.Namespace) -> int:
         missing.append(error.name or str(error))
     if missing:
         raise MissingPackageError(f"simulating needs {', '.join(missing)}, not installed: pip install 'hedgerow[sim]'")
-    if scenario.model.entry:
+    if scenario.model.entry and options.scenario:
         sys.path.append(str(Path(options.scenario).resolve().parent))
 
+    if options.resume and (finished := finished_run(Path(options.resume))) is not None:
+        report = write_report(finished.directory)
+        print(f"{options.resume}: the run is finished, there is nothing left to resume; report: {report}")
+        return 0
     with Console() as console:
         finished = simulate(scenario, [console.on_event])
     report = write_report(finished.directory)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime.deploy.trust.keys import RELEASE
-from edge_runtime.deploy.trust.publish import ROOT_KEY, make_release_key, make_root_key
+from edge_runtime.deploy.trust.publish import RELEASE_KEY, ROOT_KEY, make_release_key, make_root_key
 from edge_runtime.errors import ConfigError
-from server.config import OutputConfig
 from server.run_store import run_directory
 from simulations.scenario import Scenario
 
@@ -36,11 +35,13 @@ def with_owners(scenario: Scenario) -> tuple[Scenario, Owners]:
     if not scenario.rollout.enabled:
         return scenario, Owners()
     directory = run_directory(scenario.run.out)
-    scenario = replace(scenario, run=OutputConfig(out=str(directory)))
+    scenario = replace(scenario, run=replace(scenario.run, out=str(directory)))
     if not scenario.rollout.key:
         keys = directory / FOLDER / "keys"
-        make_root_key(keys)
-        key, _ = make_release_key(keys, days=KEY_DAYS, now_s=time.time())
+        key = keys / RELEASE_KEY
+        if not scenario.run.resume:
+            make_root_key(keys)
+            key, _ = make_release_key(keys, days=KEY_DAYS, now_s=time.time())
         scenario = replace(scenario, rollout=replace(scenario.rollout, key=str(key)))
     root = Path(scenario.rollout.key).with_name(f"{ROOT_KEY}.pub").absolute()
     if not root.exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -15,41 +17,73 @@ from edge_runtime.errors import BudgetError, ConfigError, MissingPackageError
 from edge_runtime.train.config import DATASETS
 from edge_runtime.train.factory import example_of, make_program, make_trainer
 from edge_runtime.train.sources import DataSource
+from server import personal
 from server.app import make_app
 from server.events import Event, Listener, RoundClosed, RunFinished
-from server.run_store import refuse_used
+from server.federation import finished_run
+from server.run_store import refuse_used, run_directory
 from simulations.fleet import with_owners
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
+from simulations.resume import ClientStates, keep_scenario
 from simulations.scenario import Scenario
+from simulations.traces import Traces
 
 
 def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:
-    """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised."""
+    """Run a whole federation and leave its run directory; see `server.federation.federate` for what is raised.
+
+    With `run.resume` the run in that directory goes on, if it is not finished; its scenario must be the one it began
+    with: `simulations.resume.kept_scenario`.
+    """
     if scenario.model.entry and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the user's own model usually stands in the folder they are in
-    if scenario.run.out and not scenario.run.resume:
-        refuse_used(Path(scenario.run.out))  # before the seconds that loading and planning take
-    scenario, owners = with_owners(scenario)
-    finished: list[RunFinished] = []
+    directory = run_directory(scenario.run.out)
+    if not scenario.run.resume:
+        refuse_used(directory)  # before the seconds that loading and planning take
+    elif (finished := finished_run(directory)) is not None:
+        return finished
+    scenario = replace(scenario, run=replace(scenario.run, out=str(directory)))
+    given, (scenario, owners) = scenario, with_owners(scenario)
+    ended: list[RunFinished] = []
     with InProcessGrid(
         scenario.data.clients,
         worker_count(scenario),
-        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path, **owners.node_config},
+        node_config={
+            "model-entry": scenario.model.entry,
+            "dataset-path": scenario.data.path,
+            "device-root": os.devnull,  # a simulated device is not this machine, and says nothing of it
+            **owners.node_config,
+        },
         own_folders=owners.own_folders,
         faults=scenario.faults,
+        traces=make_traces(scenario),
         trainer="trainer" if scenario.train.trainer == "engine" else "torch_trainer",
     ) as grid:
         check(scenario)  # while the client processes start
+        if not scenario.run.resume:
+            keep_scenario(given, directory)
 
         def watch(event: Event) -> None:
-            if isinstance(event, RoundClosed) and event.row.round == event.rounds and not scenario.rollout.enabled:
+            last = isinstance(event, RoundClosed) and event.row.round == event.rounds
+            if last and not scenario.rollout.enabled and not personal.asks(scenario):
                 grid.close()  # the export that follows needs the memory, the clients' work is done
             if isinstance(event, RunFinished):
-                finished.append(event)
+                ended.append(event)
 
-        app = make_app([*listeners, watch], clock=grid.clock, pause=grid.pause)
+        app = make_app([*listeners, watch], clock=grid.clock, pause=grid.pause, peers=ClientStates(grid))
         app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(scenario))))
-    return finished[0]
+    return ended[0]
+
+
+def make_traces(scenario: Scenario) -> Traces:
+    """How long the scenario's devices take, each with its own share of the data."""
+    source: DataSource = plugins.load(DATASETS, scenario.data.name)
+
+    @cache
+    def examples(node: int) -> int:
+        return len(source.client_split(scenario.data, scenario.seed, node))
+
+    return Traces(scenario.fleet, scenario.seed, scenario.data.clients, examples)
 
 
 def worker_count(scenario: Scenario) -> int:
@@ -70,9 +104,16 @@ def check(scenario: Scenario) -> None:
     try:
         program = None
         if scenario.train.trainer == "engine":
-            mu = scenario.task(1).proximal_mu
+            task = scenario.task(1)
             example = example_of(scenario.model) if scenario.model.input else few.x
-            program = make_program(scenario.model, scenario.train, example, proximal_mu=mu, seed=scenario.seed)
+            program = make_program(
+                scenario.model,
+                scenario.train,
+                example,
+                proximal_mu=task.proximal_mu,
+                correction=task.control,
+                seed=scenario.seed,
+            )
         make_trainer(scenario.model, scenario.train, program=program).evaluate([(few.x, few.y)])
     except (BudgetError, ConfigError, MissingPackageError):
         raise

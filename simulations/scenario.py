@@ -12,6 +12,7 @@ from edge_runtime.config import flatten_tree, from_flat, section
 from edge_runtime.errors import ConfigError
 from server.config import ServerConfig
 from simulations.faults import FaultConfig
+from simulations.traces import FleetConfig
 
 SHIPPED = Path(__file__).with_name("scenarios")
 DEFAULT = "mnist"
@@ -19,13 +20,15 @@ DEFAULT = "mnist"
 
 @dataclass(frozen=True, slots=True)
 class Scenario(ServerConfig):
-    """The server's settings and, for a simulation, how its clients misbehave."""
+    """The server's settings and, for a simulation, how its clients misbehave, and how fast they are."""
 
     faults: FaultConfig = section(FaultConfig)
+    fleet: FleetConfig = section(FleetConfig)
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)  # super() does not find its way in a dataclass with slots
-        if self.mechanism != "none" and not self.privacy.population:
+        drawn = self.server.mode == "sync" or self.mechanism in ("local", "ftrl")
+        if self.mechanism != "none" and drawn and not self.privacy.population:
             # A simulation knows all its clients, and draws from them itself.
             object.__setattr__(self, "privacy", replace(self.privacy, population=self.data.clients))
         if self.server.cohort > self.data.clients:

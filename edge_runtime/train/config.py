@@ -251,12 +251,32 @@ class LocalPrivacy:
 
 
 @dataclass(frozen=True, slots=True)
+class PersonalTask:
+    """What a client keeps for itself: its own `layers`, and a share of its examples that it never trains on.
+
+    With `tune`, the client trains the model as it was sent, with its own layers, and tells how good it is before and
+    after, on that share. See docs/strategies.md.
+    """
+
+    layers: tuple[str, ...] = key(())
+    holdout: float = key(0.0, low=0, below=1)  # 0: all examples are trained on
+    tune: bool = key(False)
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTask:
-    """What a server asks of a client in one round; travels as flat keys beside the model."""
+    """What a server asks of a client in one round; travels as flat keys beside the model.
+
+    With `control`, model and update have SCAFFOLD's control variates behind them; with `normalise`, the update is
+    divided by what its local steps add up to, as FedNova has it.
+    """
 
     round: int = key(1, low=1, high=2**31 - 1)
     seed: int = key(1, low=0, high=2**31 - 1)
     proximal_mu: float = key(0.0, low=0, high=1000)
+    control: bool = key(False)
+    normalise: bool = key(False)
+    personal: PersonalTask = section(PersonalTask)
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime import plugins
-from edge_runtime.errors import ConfigError, MissingPackageError, PeerError, ProgramError
+from edge_runtime.errors import ConfigError, MemoryLimitError, MissingPackageError, PeerError, ProgramError
 from edge_runtime.program.program import Program
 from edge_runtime.train.batches import Array
 from edge_runtime.train.config import MODELS, ModelConfig, TrainConfig
@@ -90,16 +90,28 @@ def _from_file(path: Path, function: str) -> Callable[[], torch.nn.Module]:
 
 
 def make_program(
-    model: ModelConfig, train: TrainConfig, example: Array, *, proximal_mu: float = 0.0, seed: int = 0
+    model: ModelConfig,
+    train: TrainConfig,
+    example: Array,
+    *,
+    proximal_mu: float = 0.0,
+    correction: bool = False,
+    seed: int = 0,
 ) -> Program:
     """What the engine trains: `model` for batches of rows like those of `example`, planned as `train` says."""
-    return _cached_program(model, train, example.shape[1:], example.dtype.name, proximal_mu, seed)
+    return _cached_program(model, train, example.shape[1:], example.dtype.name, proximal_mu, correction, seed)
 
 
 # A simulation asks for it twice: to see whether all fits together before the first round, and to train it.
 @functools.lru_cache(maxsize=2)
 def _cached_program(
-    model: ModelConfig, train: TrainConfig, shape: tuple[int, ...], dtype: str, proximal_mu: float, seed: int
+    model: ModelConfig,
+    train: TrainConfig,
+    shape: tuple[int, ...],
+    dtype: str,
+    proximal_mu: float,
+    correction: bool,
+    seed: int,
 ) -> Program:
     from edge_runtime.building import build
 
@@ -115,6 +127,7 @@ def _cached_program(
         lora_alpha=train.lora_alpha or None,
         micro_batch=train.micro_batch or None,
         proximal_mu=proximal_mu,
+        correction=correction,
         clip_value=train.clip_value,
         clip_norm=train.clip_norm,
         qat_bits=train.qat_bits,
@@ -155,15 +168,21 @@ def make_trainer(
     *,
     program: Program | None = None,
     proximal_mu: float = 0.0,
+    correction: bool = False,
     seed: int = 0,
     threads: int = 1,
 ) -> LocalTrainer:
-    """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names."""
+    """The trainer that `train` names: the engine for `program`, or PyTorch for the model that `model` names.
+
+    With `correction` it has room for SCAFFOLD's.
+    """
     if train.trainer == "engine":
         from edge_runtime.train.trainer import Trainer
 
         if program is None:
-            program = make_program(model, train, example_of(model), proximal_mu=proximal_mu, seed=seed)
+            program = make_program(
+                model, train, example_of(model), proximal_mu=proximal_mu, correction=correction, seed=seed
+            )
         return Trainer(program, threads=threads, seed=seed)
 
     from edge_runtime.train.torch_trainer import TorchTrainer
@@ -198,7 +217,8 @@ def unpack_program(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `pack_program` wrote.
 
     Raises:
-        PeerError: it is malformed, larger than 4 MiB, or needs more than `max_arena_bytes` to train.
+        PeerError: it is malformed, or larger than 4 MiB.
+        MemoryLimitError: it needs more than `max_arena_bytes` to train.
 
     """
     inflate = zlib.decompressobj()
@@ -206,6 +226,10 @@ def unpack_program(data: bytes, max_arena_bytes: int | None = None) -> Program:
         content = inflate.decompress(data, MAX_PROGRAM_BYTES)
         if not inflate.eof or inflate.unused_data:
             raise PeerError("the message's Program is cut off, or too large")
-        return Program.from_bytes(content, max_arena_bytes=max_arena_bytes)
+        program = Program.from_bytes(content)
     except (zlib.error, ProgramError) as error:
         raise PeerError(f"the message's Program: {error}") from error
+    if max_arena_bytes is not None and program.arena_bytes > max_arena_bytes:
+        needs = f"it needs {program.arena_bytes} bytes to train, {max_arena_bytes} are allowed"
+        raise MemoryLimitError(f"the message's Program: {needs}")
+    return program

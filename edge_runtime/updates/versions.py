@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -90,12 +91,14 @@ class Versions:
 class Parcel:
     """The model as one receiver is sent it: a whole payload, or a packed `Chain`; and the id of the version that it is.
 
-    The id is empty where versions are not told apart, and the model is always sent whole.
+    The id is empty where versions are not told apart, and the model is always sent whole. `beside` is for this receiver
+    alone: small values by their names in the message.
     """
 
     content: bytes
     whole: bool = True
     model_id: bytes = b""
+    beside: Mapping[str, int | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,14 @@ def test_the_event_log_tells_the_run_in_order(finished: Finished) -> None:
         events = connection.execute("SELECT kind, round FROM events ORDER BY id").fetchall()
     finally:
         connection.close()
-    assert events == [("run_started", None), ("round_closed", 1), ("round_closed", 2), ("run_finished", None)]
+    of_run = [kind for kind, number in events if number is None]
+    assert (of_run[0], of_run[1], of_run[-1]) == ("run_started", "run_facts", "run_finished")
+    for number in (1, 2):
+        kinds = [kind for kind, at in events if at == number]
+        updates = kinds.count("update_received")
+        assert kinds == ["round_planned", *["update_received"] * updates, "round_closed", "checkpoint"]
+        assert updates == finished.run["rounds"][number - 1]["clients"]
+    assert [number for _, number in events if number is not None] == sorted(n for _, n in events if n is not None)
 
 
 def test_output_is_plain_lines_where_there_is_no_terminal(finished: Finished) -> None:
