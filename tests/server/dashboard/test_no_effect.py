@@ -43,6 +43,7 @@ def opened(directory):
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_the_model_is_the_same_whatever_dashboards_do(tmp_path):
     alone = ended(simulating(tmp_path / "alone"), tmp_path / "alone")
     out = tmp_path / "watched"
