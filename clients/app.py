@@ -12,7 +12,7 @@ from clients.config import NodeConfig
 from clients.datasets import held_out, load_examples
 from clients.deploy import answer_artefact, running
 from clients.eligibility import device_mod
-from clients.exchange import encode_update, receive_model, sent_control
+from clients.exchange import Tensors, encode_update, receive_model, sent_control
 from clients.local_privacy import randomised
 from clients.records import (
     answer,
@@ -25,6 +25,7 @@ from clients.records import (
     read_program,
     read_task,
 )
+from clients.region import evaluate_region, refuse_what_counts_clients, region_socket, train_region
 from clients.round import LocalUpdate, Own, Workbench, own_layers
 from clients.secure import begin, is_setup, settle
 from clients.state import ClientState
@@ -41,6 +42,8 @@ app = ClientApp(mods=[device_mod])
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this node's examples; the reply holds the encoded delta, or this node's part of a secure round."""
+    if socket := region_socket(context):
+        return train_region(message, context, _region_tensors(message), socket)
     if (settled := settle(message, context)) is not None:
         return settled
     node, task, bench = _read(message, context)
@@ -81,6 +84,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
     A task that says `personal.tune` asks what the model comes to when this node trains it for itself.
     """
+    if socket := region_socket(context):
+        return evaluate_region(message, context, _region_tensors(message), socket)
     settle(message, context)
     node, task, bench = _read(message, context)
     sent, state, client = read_model(message), open_state(context), client_number(context)
@@ -100,6 +105,8 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say which artefact this node runs, or take the one that is offered."""
+    if region_socket(context):
+        raise PeerError("a region runs no artefact of its own: roll it out to its devices from the region's server")
     return answer_artefact(message, context)
 
 
@@ -132,6 +139,16 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Wo
             f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"
         )
     return node, task, _workbench(task, program, node)
+
+
+def _region_tensors(message: Message) -> Tensors:
+    """The model's tensors, for a node that trains none of them itself."""
+    refuse_what_counts_clients(message)
+    task, program = read_task(message), read_program(message)
+    if (task.train.trainer == "engine") != bool(program) or (not program and task.model.entry):
+        raise PeerError("a region learns a model's tensors from its Program, or from a model that is registered here")
+    rules = task.proximal_mu, task.control, task.personal.layers
+    return _cached_workbench(task.model, task.train, rules, task.seed, program, 0, 1).tensors
 
 
 def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:
