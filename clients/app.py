@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -51,6 +52,8 @@ def train(message: Message, context: Context) -> Message:
     examples, _ = _examples(node, task, client)
     weights = receive_model(task, sent, bench.tensors, state)
     own, counted = _own(message, task, bench, state), read_control_round(message)
+    if task.control:
+        own = replace(own, control=state.control(bench.parts.control, counted))
 
     def work() -> LocalUpdate:
         update = bench.train(task, weights, examples, client, own)
@@ -111,16 +114,14 @@ def query(message: Message, context: Context) -> Message:
 
 
 def _own(message: Message, task: RoundTask, bench: Workbench, state: ClientState) -> Own:
-    """What this node keeps; its own layers are kept from here on, whatever becomes of the round."""
-    parts = bench.parts
-    control = state.control(parts.control, read_control_round(message)) if task.control else None
+    """Values of this node's own layers, which are kept from here on, whatever becomes of the round."""
     if not task.personal.layers:
-        return Own() if control is None else Own(control=control)
-    kept = state.personal(parts.personal)
-    personal = own_layers(bench, kept, read_personal(message))
+        return Own()
+    kept = state.personal(bench.parts.personal)
+    values = own_layers(bench, kept, read_personal(message))
     if kept is None:
-        state.keep_personal(parts.personal, task.round, personal)
-    return Own(personal) if control is None else Own(personal, control)
+        state.keep_personal(bench.parts.personal, task.round, values)
+    return Own(values)
 
 
 def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Workbench]:
