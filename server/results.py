@@ -152,3 +152,10 @@ def privacy_lines(final: Mapping[str, Any]) -> list[str]:
 def finite(value: float | None) -> float | None:
     """JSON knows no NaN; a diverged model's loss becomes null."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure over clients, weighted by their numbers of examples."""
+    total = sum(report["num-examples"] for report in reports)
+    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
+    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}

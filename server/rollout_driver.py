@@ -16,7 +16,7 @@ from server.orders import Orders
 from server.release import Release, make_release, open_release
 from server.rollout import Order, Plan, Rollout, parse_stages
 from server.rollout_log import FINISHED, Begun, RolloutLog, Tell
-from server.run_store import RunStore
+from server.run_store import RunStore, is_disk_trouble
 
 LOOKS = 1000  # for an order to halt, while a stage is on trial: so many at most, and none sooner than POLL_S
 
@@ -51,6 +51,8 @@ def roll_out(
         raise
     except Exception as error:  # runtimes and keys raise many types
         text = " ".join(f"{type(error).__name__}: {error}".split())
+        if is_disk_trouble(error):
+            raise RunError(f"{store.directory}: the roll-out cannot be written down ({text})") from error
         store.append("rollout_failed", {"error": text})
         return {"error": text}
 

@@ -140,3 +140,20 @@ def test_an_order_to_stop_is_heard_in_the_middle_of_a_wait() -> None:
     world.order = lambda: "stopped by ada" if world.now_s >= 50 else None
     assert world.pool.enough(1) == [1]
     assert world.now_s <= 50 + SLICE_S
+
+
+def test_in_real_time_too_a_run_ends_with_its_patience() -> None:
+    """By the link's own clock and sleep."""
+    world = World(lambda now: [1], patience_s=0.8, deadline_s=0.3)
+    world.link = Link(world)  # type: ignore[arg-type]
+    pool = Pool(
+        world.link,
+        Fleet(),
+        StrategyConfig(min_updates=3, cohort=5, deadline_s=0.3, patience_s=0.8),
+        lambda kind, data, number: world.log.append((kind, data, number)),
+        world.told.append,
+        lambda: None,
+    )
+    with pytest.raises(RunError, match=r"for 0\.8 s \(server\.patience_s\) 1 devices can be asked"):
+        pool.enough(1)
+    assert world.kinds() == ["run_paused"]
