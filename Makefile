@@ -17,7 +17,7 @@ PIP_INSTALL = pip install --quiet --disable-pip-version-check --no-warn-conflict
 PIP = $(BIN)/$(PIP_INSTALL)
 SOURCES = $(shell find edge_runtime -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt) CMakeLists.txt
 
-.PHONY: demo test check format wheel sanitize rivals rivals-nncodec rivals-tflite rivals-litert-torch clean
+.PHONY: demo test check format wheel charts sanitize rivals rivals-nncodec rivals-tflite rivals-litert-torch clean
 
 demo: $(VENV)/sim.done
 	$(BIN)/hedgerow simulate mnist
@@ -37,6 +37,10 @@ format: $(VENV)/dev.done
 
 wheel: $(VENV)/dev.done
 	$(BIN)/python -m build --wheel
+
+# The dashboard's plot library, where a build had no network to fetch it.
+charts:
+	$(PYTHON) server/dashboard/charts.py
 
 sanitize: $(VENV)/dev.done
 	VENV=$(abspath $(VENV)) .ci/sanitize

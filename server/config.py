@@ -108,6 +108,16 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionConfig:
+    """With a `socket` this server is that of a region, and serves the node that stands for it there. Empty: it is not.
+
+    What is trained is then what the federation above asks for: docs/hierarchy.md has which settings still count.
+    """
+
+    socket: str = key("")
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """All that `server.app` needs to know."""
 
@@ -128,6 +138,7 @@ class ServerConfig:
     rollout: RolloutConfig = section(RolloutConfig)
     personal: PersonalConfig = section(PersonalConfig)
     run: OutputConfig = section(OutputConfig)
+    region: RegionConfig = section(RegionConfig)
 
     def __post_init__(self) -> None:
         if self.server.mode == "async" and self.buffer.size not in (0, self.server.cohort):
@@ -223,6 +234,7 @@ class ServerConfig:
             train=self.train_at(round_number),
             uplink=self.uplink,
             downlink=self.downlink,
+            per_client=bool(self.protection or strategy.control or strategy.normalised or personal.layers),
         )
 
 

@@ -301,7 +301,7 @@ class _Run:
                 reports.append(read_metrics(content_of(answer)))
             except ValueError as error:
                 self._store.append("evaluation_failed", {"client": str(answer.node), "reason": str(error)}, number)
-        return _weighted_mean(reports)
+        return results.weighted_mean(reports)
 
     def _finish(self, stopped: str | None) -> RunFinished:
         config, store = self._config, self._store
@@ -345,10 +345,3 @@ class _Run:
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
-
-
-def _weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every figure over clients, weighted by their numbers of examples."""
-    total = sum(report["num-examples"] for report in reports)
-    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
-    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}

@@ -61,6 +61,8 @@ class Local:
         # All that were ever asked, in closed rounds and in others: a client has answered whatever became of the server.
         for _, asked in store.events("privacy_asked"):
             self._asked.add(asked["clients"])
+        while len(self._budget.own) < self._asked.most:  # killed between the asking and the booking of it
+            self._budget.spend(self._event)
 
     def why_stop(self) -> str | None:
         return self._budget.why_not(self._event) if self._asked.most < self._most else None

@@ -128,6 +128,17 @@ def describe(row: RoundRow, rounds: int) -> str:
     return "  ".join([*parts, f"{row.seconds:.1f} s"])
 
 
+def personal_lines(final: Mapping[str, Any]) -> list[str]:
+    """What a run says at the end of how good the model is for each of its clients."""
+    personal = final.get("personal")
+    if not personal or personal["accuracy_before"] is None:
+        return []
+    parts = [f"on {personal['clients']} clients' own held-out data: accuracy {personal['accuracy_before']:.3f}"]
+    if personal["accuracy_after"] is not None:
+        parts.append(f"after training for themselves {personal['accuracy_after']:.3f}")
+    return [", ".join([*parts, f"a tenth below {personal['p10']:.3f}"])]
+
+
 def privacy_lines(final: Mapping[str, Any]) -> list[str]:
     """What a run says of its privacy at the end, in one line, and why it ended early, in another."""
     lines = [f"stopped: {final['stopped']}"] if final["stopped"] else []
@@ -141,3 +152,10 @@ def privacy_lines(final: Mapping[str, Any]) -> list[str]:
 def finite(value: float | None) -> float | None:
     """JSON knows no NaN; a diverged model's loss becomes null."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure over clients, weighted by their numbers of examples."""
+    total = sum(report["num-examples"] for report in reports)
+    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
+    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}

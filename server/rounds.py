@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.errors import PeerError, RunError
 from edge_runtime.updates import Codec, TensorLayout
 from edge_runtime.updates.delta import FloatVector
-from server.aggregate import Aggregate, add_discounted
+from server.aggregate import Aggregate, add_discounted, spread
 from server.counting import Counting
 
 FURTHER = 1000  # the purpose of a second draw in one round; a third has the next number, and so on
@@ -163,7 +163,9 @@ class OpenRound:
                 raise PeerError(self.too_stale(asked_in))
             if not math.isfinite(update.loss):
                 raise PeerError("update reports a loss that is not finite")
-            delta = self.codec.decode_vector(update.payload, self.layout, round_number=asked_in, out=self._scratch)
+            delta = self.codec.decode_vector(
+                update.payload, self.layout, round_number=asked_in, out=self._scratch, spread=spread
+            )
             weight, steps = self.counting.weight(update.examples), self.counting.steps(update.examples, update.steps)
             add_discounted(self.total, delta, weight, self.discount(staleness), self._scratch)
         except PeerError as error:

@@ -18,7 +18,7 @@ from server.events import (
     RunPaused,
     RunStarted,
 )
-from server.results import RoundRow, describe, privacy_lines
+from server.results import RoundRow, describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -78,7 +78,7 @@ class Console:
             self._out.print(line, soft_wrap=True)
         if reason := deploy.get("skipped") or deploy.get("error"):
             self._out.print(f"no model file: {reason}")
-        for line in [*privacy_lines(final), *rollout_lines(final)]:
+        for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
             self._out.print(line, soft_wrap=True)
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")

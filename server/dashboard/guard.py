@@ -70,6 +70,8 @@ class Guard:
         if len(named) != 1 or not allowed_host(named[0].decode("latin-1"), self._hosts):
             return 421, "host: not a name of this dashboard; --allow-host NAME adds one"
         lengths = [value for name, value in headers if name == b"content-length"]
+        if lengths and any(name == b"transfer-encoding" for name, _ in headers):
+            return 400, "headers: a body has a length or comes in chunks"
         if lengths and (not lengths[0].isdigit() or int(lengths[0][:20]) > MOST_BODY):
             return 413, f"body: at most {MOST_BODY} bytes are read"
         return None

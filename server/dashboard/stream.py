@@ -30,6 +30,7 @@ MOST_LISTENERS = 100  # over all runs
 _QUEUE = 64  # batches that may wait for one listener
 _BATCH = 500  # events a look
 _MOST_MISSED = 5000  # events that are sent again
+_NEVER = 2**62  # no event has this number
 
 # What of a run's details never changes, or is long and comes once.
 _LEFT_OUT = ("config", "final", "warnings")
@@ -108,8 +109,9 @@ class _Feed:
         """What the listener is told at once; its queue gets all that follows."""
         async with self._starting:
             if self._task is None:
-                self._told = (await asyncio.to_thread(self.reader.view)).last_id
-                self._task = asyncio.create_task(self._poll())
+                _, view, details = await asyncio.to_thread(self._look, _NEVER)
+                self._told = view.last_id
+                self._task = asyncio.create_task(self._poll(_lasting(details)))
         told = self._told
         self._listeners.add(listener)  # nothing was awaited since: no event comes twice, none is left out
         return await asyncio.to_thread(self._welcome, last_id, told)
@@ -120,17 +122,15 @@ class _Feed:
         if not self.users and self._task is not None:
             self._task.cancel()
 
-    async def _poll(self) -> None:
-        figures: Mapping[str, Any] = {}
+    async def _poll(self, figures: Mapping[str, Any]) -> None:
         try:
             while True:
                 events, view, details = await asyncio.to_thread(self._look, self._told)
-                now = {name: value for name, value in details.items() if name not in _BY_THEMSELVES}
                 if events:
                     self._told = events[-1].id
-                if events or now != figures:
+                if events or _lasting(details) != figures:
                     self._publish(_log(events, view) + _message("summary", details, self._told))
-                    figures = now
+                    figures = _lasting(details)
                 if len(events) < _BATCH:
                     await asyncio.sleep(self._period_s)
         finally:
@@ -169,6 +169,10 @@ class _Feed:
 
     def _details(self) -> dict[str, Any]:
         return {name: value for name, value in self.reader.details().items() if name not in _LEFT_OUT}
+
+
+def _lasting(details: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in details.items() if name not in _BY_THEMSELVES}
 
 
 def _log(events: Iterable[LoggedEvent], view: RunView) -> bytes:
