@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,8 @@ from flwr.clientapp import ClientApp
 from clients.config import NodeConfig
 from clients.datasets import held_out, load_examples
 from clients.deploy import answer_artefact, running
-from clients.exchange import encode_update, receive_model, sent_control
+from clients.eligibility import device_mod
+from clients.exchange import Tensors, encode_update, receive_model, sent_control
 from clients.local_privacy import randomised
 from clients.records import (
     answer,
@@ -24,6 +26,7 @@ from clients.records import (
     read_program,
     read_task,
 )
+from clients.region import evaluate_region, refuse_what_counts_clients, region_socket, train_region
 from clients.round import LocalUpdate, Own, Workbench, own_layers
 from clients.secure import begin, is_setup, settle
 from clients.state import ClientState
@@ -34,12 +37,14 @@ from edge_runtime.train.config import DataConfig, ModelConfig, RoundTask, TrainC
 from edge_runtime.train.factory import make_trainer, unpack_program
 from edge_runtime.updates.delta import FloatVector
 
-app = ClientApp()
+app = ClientApp(mods=[device_mod])
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this node's examples; the reply holds the encoded delta, or this node's part of a secure round."""
+    if socket := region_socket(context):
+        return train_region(message, context, _region_tensors(message), socket)
     if (settled := settle(message, context)) is not None:
         return settled
     node, task, bench = _read(message, context)
@@ -47,6 +52,8 @@ def train(message: Message, context: Context) -> Message:
     examples, _ = _examples(node, task, client)
     weights = receive_model(task, sent, bench.tensors, state)
     own, counted = _own(message, task, bench, state), read_control_round(message)
+    if task.control:
+        own = replace(own, control=state.control(bench.parts.control, counted))
 
     def work() -> LocalUpdate:
         update = bench.train(task, weights, examples, client, own)
@@ -80,6 +87,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
     A task that says `personal.tune` asks what the model comes to when this node trains it for itself.
     """
+    if socket := region_socket(context):
+        return evaluate_region(message, context, _region_tensors(message), socket)
     settle(message, context)
     node, task, bench = _read(message, context)
     sent, state, client = read_model(message), open_state(context), client_number(context)
@@ -99,20 +108,20 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say which artefact this node runs, or take the one that is offered."""
+    if region_socket(context):
+        raise PeerError("a region runs no artefact of its own: roll it out to its devices from the region's server")
     return answer_artefact(message, context)
 
 
 def _own(message: Message, task: RoundTask, bench: Workbench, state: ClientState) -> Own:
-    """What this node keeps; its own layers are kept from here on, whatever becomes of the round."""
-    parts = bench.parts
-    control = state.control(parts.control, read_control_round(message)) if task.control else None
+    """Values of this node's own layers, which are kept from here on, whatever becomes of the round."""
     if not task.personal.layers:
-        return Own() if control is None else Own(control=control)
-    kept = state.personal(parts.personal)
-    personal = own_layers(bench, kept, read_personal(message))
+        return Own()
+    kept = state.personal(bench.parts.personal)
+    values = own_layers(bench, kept, read_personal(message))
     if kept is None:
-        state.keep_personal(parts.personal, task.round, personal)
-    return Own(personal) if control is None else Own(personal, control)
+        state.keep_personal(bench.parts.personal, task.round, values)
+    return Own(values)
 
 
 def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Workbench]:
@@ -131,6 +140,16 @@ def _read(message: Message, context: Context) -> tuple[NodeConfig, RoundTask, Wo
             f"the server asks for model entry {task.model.entry!r}; this node's model-entry does not allow it"
         )
     return node, task, _workbench(task, program, node)
+
+
+def _region_tensors(message: Message) -> Tensors:
+    """The model's tensors, for a node that trains none of them itself."""
+    refuse_what_counts_clients(message)
+    task, program = read_task(message), read_program(message)
+    if (task.train.trainer == "engine") != bool(program) or (not program and task.model.entry):
+        raise PeerError("a region learns a model's tensors from its Program, or from a model that is registered here")
+    rules = task.proximal_mu, task.control, task.personal.layers
+    return _cached_workbench(task.model, task.train, rules, task.seed, program, 0, 1).tensors
 
 
 def _workbench(task: RoundTask, program: bytes, node: NodeConfig) -> Workbench:

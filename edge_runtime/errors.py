@@ -41,3 +41,7 @@ class RunError(EdgeRuntimeError):
 
 class PeerError(EdgeRuntimeError):
     """Malformed bytes or settings from the other side. Costs that peer's part of the round, never the round."""
+
+
+class MemoryLimitError(PeerError):
+    """What the other side asks for takes more memory than this device's owner allows."""

@@ -11,11 +11,21 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from server.config import ServerConfig
-from server.events import Event, Listener, RolloutTold, RoundClosed, RunFinished, RunStarted
+from server.events import (
+    Event,
+    Listener,
+    RolloutTold,
+    RoundClosed,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+)
 from server.federation import federate
 from server.journal import Peers
 from server.link import Link
-from server.results import describe, privacy_lines
+from server.region.serve import serve_region
+from server.results import describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -33,7 +43,11 @@ def make_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        federate(Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config), listeners, peers)
+        link, config = Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config)
+        if config.region.socket:
+            serve_region(link, config)
+        else:
+            federate(link, config, listeners, peers)
 
     return app
 
@@ -51,10 +65,12 @@ def log_progress(event: Event) -> None:
             log(INFO, "%s", describe(row, rounds))
             for failure in row.failures:
                 log(WARNING, "round %s: client %s: %s", row.round, failure.client, failure.reason)
+        case RunPaused() | RunContinued():
+            log(WARNING, "%s", event.line)
         case RolloutTold(line):
             log(INFO, "%s", line)
         case RunFinished(_, final):
-            for line in [*privacy_lines(final), *rollout_lines(final)]:
+            for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
                 log(INFO, "%s", line)
             log(INFO, "model.safetensors sha256 %s, accuracy %s", final["model_sha256"], final["accuracy"])
         case _:

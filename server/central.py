@@ -1,6 +1,10 @@
 """DP-FedAvg with a trusted server (McMahan, Ramage, Talwar, Zhang 2018): it clips each update and noises their sum.
 
 Neighbours differ by one client, in all its rounds. What is released is the model after every round.
+
+Where rounds take in late answers (`server.mode`), each is still one such release: it holds one update of a client at
+most, clipped, and then made no longer for being stale. No sampling is claimed there: who is in a round follows from how
+fast devices are. That this does not depend on their data is assumed, as it is of who is online.
 """
 
 from __future__ import annotations
@@ -60,6 +64,9 @@ class Central:
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         return self._sampling.draw(nodes, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._sampling.further(nodes, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         return task

@@ -97,8 +97,14 @@ class ClippedSum:
             PeerError: a NaN or an infinity in the update. The sum is unchanged.
 
         """
+        self.add_discounted(update, weight, 1.0)
+
+    def add_discounted(self, update: NDArray[np.float32], weight: int, discount: float) -> None:
+        """`add`, but of `discount`, at most 1, times the clipped update: shorter than the clip, so no bound moves."""
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount = {discount:g}: must be above 0 and at most 1")
         try:
-            whole = conditional_round(update, self._scale, self._clip, self._rng)
+            whole = conditional_round(update, self._scale * discount, self._clip, self._rng)
         except NumericsError:
             raise PeerError("update holds NaN or infinite values") from None
         self._sum[: self._grid.size] += whole

@@ -86,7 +86,7 @@ class Distributed:
         self._noise_multiplier, self._plan, self._encoder = self._design(settings.noise_multiplier)
         self._spent: list[DistributedSum] = []
         self._taken = Participations()
-        self._booked = 0  # events at the last checkpoint
+        self._booked = 0  # events so far
         self._lost = 0  # of what is spent, that of rounds which were killed: who took part there is not known
         self._asked = 0  # clients of the last plan
         self._store: RunStore | None = None
@@ -100,7 +100,7 @@ class Distributed:
             event = self._event(self._noise_multiplier, self._encoder, last.data["clients"])
             self._budget.spend(event, last.round)
         own = [event for event in self._budget.own if isinstance(event, DistributedSum)]
-        self._lost += len(own) - self._booked
+        self._lost, self._booked = self._lost + len(own) - self._booked, len(own)
         self._spent = own
 
     def why_stop(self) -> str | None:
@@ -109,6 +109,10 @@ class Distributed:
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
         return self._sampling.draw(nodes, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Nobody: a sum is of those who were asked together."""
+        return []
 
     def task(self, task: RoundTask) -> RoundTask:
         return task
@@ -145,6 +149,7 @@ class Distributed:
         event = self._event(self._noise_multiplier, self._encoder, self._asked, shares)
         self._budget.spend(event, number)
         self._spent.append(event)
+        self._booked += 1
         self._taken.add(clients)
         self._clip.move(result.votes, self._clients)
 
@@ -176,14 +181,14 @@ class Distributed:
             "taken": self._taken.state(),
             "clip": self._clip.state(),
             "last_clip": self.clip,
-            "spent": len(self._spent),
+            "booked": self._booked,
             "lost": self._lost,
         }
 
     def restore(self, state: Tree) -> None:
         self._taken.restore(state["taken"])
         self._clip.restore(state["clip"])
-        self.clip, self._lost, self._booked = state["last_clip"], state["lost"], state["spent"]
+        self.clip, self._lost, self._booked = state["last_clip"], state["lost"], state["booked"]
 
     def _design(self, given: float) -> tuple[float, BitPlan, SumEncoder]:
         """Noise, in what one client can do, the lanes, and the encoder at a clip of 1, that follow from each other."""

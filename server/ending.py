@@ -14,7 +14,7 @@ from server.artefacts import export_and_check
 from server.config import ServerConfig
 from server.model import GlobalModel
 from server.private import Privacy
-from server.run_store import RunStore, model_bytes, sha256
+from server.run_store import RunStore, is_disk_trouble, model_bytes, sha256
 
 EVALUATED_ON = {"central": "held-out data", "clients": "clients' own training data", "none": None}
 
@@ -66,7 +66,11 @@ def write_model(
 def export(config: ServerConfig, state: State, test: Examples | None, store: RunStore) -> dict[str, Any]:
     """`final`'s entries of the exported files and their figures; what an earlier attempt has exported stands.
 
-    A failure here must not cost the trained model.
+    A failure here must not cost the trained model. A full disk costs nothing: the run can be resumed.
+
+    Raises:
+        RunError: the run directory cannot be written.
+
     """
     done = store.last_event("artefact")
     if done is not None:
@@ -76,6 +80,8 @@ def export(config: ServerConfig, state: State, test: Examples | None, store: Run
             exported = export_and_check(config, state, test, store.directory)
         except Exception as error:  # exporter and runtime raise many private types
             text = " ".join(f"{type(error).__name__}: {error}".split())
+            if is_disk_trouble(error):
+                raise RunError(f"{store.directory}: the export cannot be written ({text})") from error
             store.append("export_failed", {"error": text})
             exported = {"error": text}
         else:

@@ -38,6 +38,30 @@ class RoundClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class RunPaused:
+    """Round `round` waits for devices, at most for `patience_s`; `reason` says why."""
+
+    round: int
+    reason: str
+    patience_s: float
+
+    @property
+    def line(self) -> str:
+        return f"paused before round {self.round}, for at most {self.patience_s:.0f} s: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunContinued:
+    """The run goes on with round `round`."""
+
+    round: int
+
+    @property
+    def line(self) -> str:
+        return f"goes on with round {self.round}"
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutTold:
     """The artefact goes out to the devices, and `line` says how far it has come."""
 
@@ -52,5 +76,5 @@ class RunFinished:
     final: Mapping[str, Any]
 
 
-Event = RunStarted | ClientAnswered | RoundClosed | RolloutTold | RunFinished
+Event = RunStarted | ClientAnswered | RoundClosed | RunPaused | RunContinued | RolloutTold | RunFinished
 Listener = Callable[[Event], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClo
 from server.fleet import Fleet
 from server.gather import Asked, content_of
 from server.journal import Journal, Peers, began_with
-from server.link import Answer, Link, Question, read_held, read_metrics
+from server.link import Answer, Link, Question, read_held, read_metrics, why_declined
 from server.model import GlobalModel
 from server.orders import Orders
 from server.parts import load_test, make_gather, make_privacy, make_publisher
+from server.pool import Pool
 from server.release import check_key
 from server.rollout_driver import roll_out
 from server.rounds import RoundResult, choose_cohort, not_played
@@ -39,7 +41,8 @@ def federate(
     began with. `peers` are the clients' own states, where they are this process's to keep.
 
     Raises:
-        RunError: too few clients ever came, no round gathered enough good updates, or the disk is full.
+        RunError: too few clients ever came, or came back within `server.patience_s`; no round gathered enough good
+            updates; or the disk is full.
         ConfigError: the run directory already holds a run; to be resumed, it holds none, or one that is finished.
 
     """
@@ -100,7 +103,7 @@ class _Run:
     ) -> None:
         self._link, self._config, self._listeners = link, config, listeners
         check_key(config.rollout)
-        self._fleet = Fleet()
+        self._fleet = Fleet(link.clock, private=bool(config.protection))
         self._test = load_test(config)
         self._model = GlobalModel(config, self._test)
         self._privacy = make_privacy(config, self._model)
@@ -120,11 +123,13 @@ class _Run:
         }
         self._journal = Journal(self._store, parts, link.run_id, config.run.keep_models, peers)
         self._orders = Orders(self._store)
+        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
 
     def play(self, *, resumed: bool) -> RunFinished:
         settings = self._config.server
         if resumed:
             self._resume()
+        self._fleet.open(self._store)
         self._gather_fleet()
         if not resumed:
             self._store.append("run_started", flatten(self._config))
@@ -143,7 +148,7 @@ class _Run:
     def _gather_fleet(self) -> None:
         """Wait for a cohort to come; fewer do, but not fewer than a round needs."""
         settings = self._config.server
-        nodes = self._wait_for_nodes(settings.cohort)
+        nodes = self._pool.now(settings.cohort)
         if len(nodes) < settings.min_updates and not self._orders.why_stop():
             raise RunError(
                 f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
@@ -167,12 +172,6 @@ class _Run:
             self._gather.forget_nodes()
         self._store.append("run_resumed", {"round": self._journal.last, "lost_events": lost})
 
-    def _wait_for_nodes(self, wanted: int) -> list[int]:
-        """The nodes that may be asked, once `wanted` are there, or at the deadline."""
-        settings = self._config.server
-        nodes = self._link.wait_for_nodes(wanted, settings.deadline_s, self._orders.why_stop)
-        return self._fleet.eligible(nodes)
-
     def _why_stop(self) -> str | None:
         """Why no further round is to be played; None if one is."""
         return self._orders.why_stop() or self._privacy.why_stop()
@@ -191,23 +190,19 @@ class _Run:
             self._privacy.epsilon,
             time.monotonic() - started_s,
             clip=self._privacy.clip,
+            ended_s=self._link.clock() if self._link.replays else None,
         )
         self._journal.close_round(row, model_bytes(self._model.state_dict()))
         self._downlink_bytes = 0
         self._emit(RoundClosed(row, settings.rounds))
 
     def _train(self, number: int) -> tuple[RoundResult, str | None]:
-        """Ask a cohort, gather what comes, move the model; returns also why the model stayed as it was, if it did."""
-        settings = self._config.server
-        nodes = self._wait_for_nodes(settings.min_updates)
-        if self._model.control is not None:
-            self._model.control.meet(nodes)
-        cohort = self._privacy.cohort(nodes, number)
-        if len(cohort) < settings.min_updates:
-            result = not_played(number, f"{len(cohort)} clients to ask, server.min_updates = {settings.min_updates}")
-            return result, result.unchanged
-        result = self._gather.gather(self._ask(cohort, number))
-        self._downlink_bytes += result.downlink_bytes
+        """Gather a round's updates and move the model; returns also why the model stayed as it was, if it did."""
+        result = self._attempt(number)
+        # Where nobody has begun, nothing has been played: asked again, as long as the pool has patience. Noise is
+        # accounted by who was asked, and such a round counts.
+        while result.all_declined and self._config.mechanism == "none" and not self._orders.why_stop():
+            result = self._attempt(number)
         self._privacy.settle(number, result)
         if result.delta is None:
             return result, result.unchanged
@@ -215,11 +210,35 @@ class _Run:
             return result, "the new weights would not be finite"
         return result, None
 
+    def _attempt(self, number: int) -> RoundResult:
+        """Ask a cohort, and gather what comes."""
+        settings = self._config.server
+        nodes = self._pool.enough(number, self._model.training_bytes(number))
+        if self._model.control is not None:
+            self._model.control.meet(nodes)
+        cohort = self._choose(nodes, number)
+        if (able := len(cohort) + len(self._gather.busy)) < settings.min_updates:
+            return not_played(number, f"{able} clients to ask, server.min_updates = {settings.min_updates}")
+        result = self._gather.gather(self._ask(cohort, number))
+        self._downlink_bytes += result.downlink_bytes
+        self._pool.settle(result)
+        return replace(result, outcomes=self._fleet.settle(result))
+
+    def _choose(self, nodes: Sequence[int], number: int, more: int | None = None) -> list[int]:
+        """Who is asked as the round begins, or up to so many more in its course."""
+        busy, wants = self._gather.busy, self._gather.wants if more is None else more
+        idle = [node for node in nodes if node not in busy]
+        return self._privacy.cohort(idle, number) if wants is None else self._privacy.further(idle, wants, number)
+
     def _ask(self, cohort: Sequence[int], number: int) -> Asked:
         """What the cohort is about to be sent; the log has it before anybody is asked."""
-        goal = min(self._config.server.cohort, len(cohort))
-        nodes = [str(node) for node in cohort]
-        plan = {"asked": nodes, "goal": goal, "mode": "sync", "deadline_s": self._config.server.deadline_s}
+        settings, nodes = self._config.server, [str(node) for node in cohort]
+        # Where noise is drawn for the sum of all who were asked, all are waited for.
+        free = settings.mode != "sync" or self._config.mechanism == "none"
+        goal = settings.cohort if free else len(cohort)
+        if settings.mode == "sync":
+            goal = min(goal, len(cohort))
+        plan = {"asked": nodes, "goal": goal, "mode": settings.mode, "deadline_s": settings.deadline_s}
         self._store.append("round_planned", plan, number)
 
         def hear(answer: Answer) -> None:
@@ -231,8 +250,17 @@ class _Run:
                 data = {name: value for name, value in data.items() if name in _TOLD}
             self._store.append(kind, data, number)
 
+        def more(count: int) -> Mapping[int, Parcel]:
+            able = self._fleet.eligible(self._link.nodes(), self._model.training_bytes(number))
+            nodes = self._choose(able, number, count)
+            self._fleet.ask(nodes)
+            if nodes:
+                self._privacy.task(self._config.task(number))  # which is in the question, and books who is asked
+            return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
+
         question, parcels = self._question(number), self._parcels(cohort, number)
-        return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, told=told)
+        self._fleet.ask(cohort)
+        return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, more, told)
 
     def _question(self, number: int) -> Question:
         return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))
@@ -243,10 +271,14 @@ class _Run:
         return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
 
     def _learn(self, answer: Answer) -> None:
-        # An error may be that the node has lost its state: it is sent the whole model the next time.
-        self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
-        self._model.keeping.learn(answer.node, answer.content is not None)
+        # Who declines has read nothing, and holds what it held. An error may be that the node has lost its state: it is
+        # sent the whole model the next time.
+        if answer.content is None or why_declined(answer.content) is None:
+            self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
+            self._model.keeping.learn(answer.node, answer.content is not None)
         self._fleet.hear(answer)
+        if self._fleet.to_be_seen:
+            self._fleet.online(self._link.nodes())
 
     def _evaluate(self, number: int) -> dict[str, float]:
         """Loss and accuracy of the global model: on the server's held-out data, or averaged over clients' own."""
@@ -255,7 +287,7 @@ class _Run:
         if self._config.server.evaluate == "none":
             return {}
         settings = self._config.server
-        nodes = self._wait_for_nodes(1)
+        nodes = self._pool.now(1, self._model.training_bytes(number))
         # A draw of its own: else those who have just trained would judge the model, on what they trained it with.
         cohort = choose_cohort(nodes, settings.cohort, self._config.seed, number, purpose=1)
         reports = []
@@ -263,11 +295,13 @@ class _Run:
         self._downlink_bytes += sum(map(question.nbytes, parcels.values()))
         for answer in self._link.evaluate(question, parcels, settings.deadline_s):
             self._learn(answer)
+            if answer.content is not None and why_declined(answer.content):
+                continue
             try:
                 reports.append(read_metrics(content_of(answer)))
             except ValueError as error:
                 self._store.append("evaluation_failed", {"client": str(answer.node), "reason": str(error)}, number)
-        return _weighted_mean(reports)
+        return results.weighted_mean(reports)
 
     def _finish(self, stopped: str | None) -> RunFinished:
         config, store = self._config, self._store
@@ -278,7 +312,7 @@ class _Run:
             final["files"] |= {name: entry["bytes"] for name, entry in final["deploy"].get("files", {}).items()}
         final["artefact_versions"] = self._fleet.versions
         if personal.asks(config):
-            final["personal"] = personal.personalise(self._link, config, self._model, self._wait_for_nodes(1), store)
+            final["personal"] = personal.personalise(self._link, config, self._model, self._pool.now(1), store)
             final["downlink_bytes"] += final["personal"]["downlink_bytes"]
         if config.rollout.enabled:
             final["rollout"] = roll_out(self._link, config, final["deploy"], store, self._tell)
@@ -301,6 +335,8 @@ class _Run:
         self._store.write_json("run.json", results.record(flatten(self._config), rows, final, error))
 
     def close(self) -> None:
+        with contextlib.suppress(RunError):
+            self._fleet.tell()
         self._store.close()
 
     def _tell(self, line: str) -> None:
@@ -309,10 +345,3 @@ class _Run:
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
-
-
-def _weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every figure over clients, weighted by their numbers of examples."""
-    total = sum(report["num-examples"] for report in reports)
-    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
-    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}

@@ -24,16 +24,16 @@ from server.checkpoint import Tree
 from server.clipped_sum import VARIATION, Clip, ClippedRounds, Grid, Mean, Sums
 from server.config import ServerConfig
 from server.private import swamped
-from server.rounds import RoundResult, choose_cohort
+from server.rounds import RoundResult
 from server.run_store import RunStore
-from server.sampling import Entropy, Participations
+from server.sampling import Entropy, Participations, SeededDraws
 
 
 class Ftrl:
     """`Privacy` of `privacy.mechanism = "ftrl"`, for updates of `size` values."""
 
     def __init__(self, config: ServerConfig, size: int, entropy: Entropy = os.urandom) -> None:
-        settings, self._seed, self._entropy = config.privacy, config.seed, entropy
+        settings, self._draws, self._entropy = config.privacy, SeededDraws(config.seed), entropy
         self._clients, self._rounds = config.server.cohort, config.server.rounds
         self._population = settings.population
         self._separation = min(self._rounds, settings.separation or max(1, settings.population // self._clients))
@@ -72,9 +72,13 @@ class Ftrl:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
+        return self.further(nodes, self._clients, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        # What is asked for now counts in this round or in a later one: further from the last one, never nearer.
         never = number - self._separation
         rested = [node for node in nodes if number - self._last.get(str(node), never) >= self._separation]
-        return choose_cohort(rested, self._clients, self._seed, number)
+        return self._draws.choose(rested, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         # Rounds of which nothing was told have their noise all the same: the strategy counts rounds, not releases.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from edge_runtime.config import Scalar
 from edge_runtime.deploy import offer
+from edge_runtime.device import report as device
+from edge_runtime.errors import PeerError
 from edge_runtime.secagg.transitions import HELLO, RECORD
 from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, ID_BYTES, Parcel
@@ -83,8 +86,32 @@ class Answer:
     error: str = ""
 
 
+Outstanding = dict[str, int]  # messages that are out, by their ids, oldest first, and the nodes that they went to
+ALL = 1 << 62
+
+
+@runtime_checkable
+class TimedGrid(Protocol):
+    """A grid that keeps a time of its own, and what more can be asked of it."""
+
+    def clock(self) -> float:
+        """Its seconds."""
+
+    def push_since(self, messages: Iterable[Message], since_s: float) -> Iterable[str]:
+        """`push_messages`, as if that had been done at that time, which has gone by."""
+
+    def next_reply(self, message_ids: Iterable[str], until_s: float, wanted: int) -> Message | None:
+        """What comes next in reply to these, once it is there; None if nothing comes by then, when it is then.
+
+        Of no more than `wanted` further replies is there any use, as far as is known.
+        """
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Nobody will ask for the replies to these."""
+
+
 class Link:
-    """Asks nodes and yields their answers as they come, until all have answered or the deadline has passed."""
+    """Sends questions to nodes and yields their answers as they come, until all have answered or a time has come."""
 
     def __init__(
         self,
@@ -92,7 +119,14 @@ class Link:
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._grid, self._clock, self.pause = grid, clock, pause
+        self._grid, self.clock, self.pause = grid, clock, pause
+        self._timed = grid if isinstance(grid, TimedGrid) else None
+        self._pulled: dict[str, Message] = {}  # replies that have come and were not yet yielded, by what they answer
+
+    @property
+    def replays(self) -> bool:
+        """Whether `send` may say that a message was sent before: what a node was at can then be taken up again."""
+        return self._timed is not None
 
     def nodes(self) -> list[int]:
         """Node ids online now."""
@@ -100,9 +134,13 @@ class Link:
 
     def wait_for_nodes(self, wanted: int, deadline_s: float, stop: Callable[[], object] = lambda: None) -> list[int]:
         """Node ids online once `wanted` are there; at the deadline, or if `stop` says so, however many those are."""
-        end = self._clock() + deadline_s
-        while len(nodes := self.nodes()) < wanted and self._clock() < end and not stop():
-            time.sleep(POLL_S)
+        began, waited_s = self.clock(), 0.0
+        while len(nodes := self.nodes()) < wanted and not stop():
+            # what was waited counts also by itself, for a clock that stands still
+            if max(self.clock() - began, waited_s) >= deadline_s:
+                break
+            self.pause(POLL_S)
+            waited_s += POLL_S
         return nodes
 
     @property
@@ -110,11 +148,8 @@ class Link:
         """The run's id, as nodes know it: 0 to 2^64 - 1."""
         return self._grid.run.run_id % 2**64
 
-    def train(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
-        """Ask the nodes of `parcels`, each of which gets its own."""
-        return self.ask(question.contents(parcels), question.round, deadline_s)
-
     def evaluate(self, question: Question, parcels: Mapping[int, Parcel], deadline_s: float) -> Iterator[Answer]:
+        """Ask the nodes of `parcels`, each of which gets its own."""
         return self.ask(question.contents(parcels), question.round, deadline_s, MessageType.EVALUATE)
 
     def query(self, contents: Mapping[int, Content], number: int, deadline_s: float) -> Iterator[Answer]:
@@ -125,26 +160,76 @@ class Link:
         self, contents: Mapping[int, RecordDict], number: int, deadline_s: float, kind: str = MessageType.TRAIN
     ) -> Iterator[Answer]:
         """Send each node its own content, in round `number`; who does not answer by the deadline is left out."""
+        end = self.clock() + deadline_s
+        outstanding = self.send(contents, number, deadline_s, kind)
+        del contents
+        try:
+            while (answer := self.next_answer(outstanding, end)) is not None:
+                yield answer
+        finally:
+            self.cancel(outstanding)
+
+    def send(
+        self,
+        contents: Mapping[int, RecordDict],
+        number: int,
+        valid_s: float,
+        kind: str = MessageType.TRAIN,
+        since_s: float | None = None,
+    ) -> Outstanding:
+        """Send each node its own content, in round `number`, to be answered within `valid_s`; does not wait."""
         messages = [
-            Message(content, node, kind, ttl=deadline_s, group_id=str(number)) for node, content in contents.items()
+            Message(content, node, kind, ttl=valid_s, group_id=str(number)) for node, content in contents.items()
         ]
-        outstanding = dict.fromkeys(self._grid.push_messages(messages))  # an ordered set: oldest first
-        del messages, contents
-        end = self._clock() + deadline_s
-        while outstanding and self._clock() < end:
-            replies = self._pull(list(outstanding))
-            for reply in replies:
-                outstanding.pop(reply.metadata.reply_to_message_id, None)
-                node = reply.metadata.src_node_id
-                if reply.has_error():
-                    yield Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
-                else:
-                    yield Answer(node, reply.content)
-            if outstanding and not replies:
-                time.sleep(POLL_S)
+        if since_s is None:
+            pushed = self._grid.push_messages(messages)
+        else:
+            assert self._timed is not None
+            pushed = self._timed.push_since(messages, since_s)
+        return dict(zip(pushed, contents, strict=True))
+
+    def next_answer(self, outstanding: Outstanding, end: float, wanted: int = ALL) -> Answer | None:
+        """The answer that comes next, which is then no more outstanding; None if none does by that time.
+
+        `wanted`: how many more there is any use for, as far as is known.
+        """
+        while (reply := self._pulled_before(outstanding)) is None:
+            if not outstanding or self.clock() >= end:
+                return None
+            if self._timed is not None:
+                self._keep([self._timed.next_reply(list(outstanding), end, wanted)])
+            elif not self._keep(self._pull(list(outstanding))):
+                self.pause(POLL_S)
+        node = reply.metadata.src_node_id
+        if not reply.has_error():
+            return Answer(node, reply.content)
+        return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
+
+    def cancel(self, outstanding: Outstanding) -> None:
+        """Whoever still is to answer these need not: nobody will listen. A real node is not told, and works on."""
+        if self._timed is not None:
+            self._timed.cancel(list(outstanding))
+        for message_id in outstanding:
+            self._pulled.pop(message_id, None)
+        outstanding.clear()
+
+    def _pulled_before(self, outstanding: Outstanding) -> Message | None:
+        """A reply to one of these that has come already; never more than a few are in memory."""
+        for message_id in outstanding if self._pulled else ():
+            if message_id in self._pulled:
+                del outstanding[message_id]
+                return self._pulled.pop(message_id)
+        return None
+
+    def _keep(self, replies: Iterable[Message | None]) -> bool:
+        """Hold replies until they are asked for; of two to one message the first. Whether there were any."""
+        came = [reply for reply in replies if reply is not None]
+        for reply in came:
+            self._pulled.setdefault(reply.metadata.reply_to_message_id, reply)
+        return bool(came)
 
     def _pull(self, message_ids: Sequence[str]) -> list[Message]:
-        """The replies to the first few of these messages that have any; never more than a few in memory."""
+        """The replies to the first few of these messages that have any."""
         for first in range(0, len(message_ids), PULL_AT_ONCE):
             if replies := list(self._grid.pull_messages(message_ids[first : first + PULL_AT_ONCE])):
                 return replies
@@ -227,6 +312,39 @@ def read_running(content: RecordDict) -> int | None:
     metrics = content.get("metrics")
     version = metrics.get(offer.RUNNING) if isinstance(metrics, MetricRecord) else None
     return version if type(version) is int and 0 <= version <= offer.MAX_VERSION else None
+
+
+def read_device(content: RecordDict) -> device.DeviceReport | None:
+    """What a device says of itself, in any reply; None where it says nothing.
+
+    Raises:
+        PeerError: it is malformed.
+
+    """
+    record = content.get(device.RECORD)
+    return device.parse_report(record) if isinstance(record, ConfigRecord) else None
+
+
+def why_declined(content: RecordDict) -> str | None:
+    """Why a device does not do now what it was asked to; None if it does. A reply that declines holds nothing else."""
+    if set(content) != {device.RECORD}:
+        return None
+    try:
+        said = read_device(content)
+    except PeerError:
+        return None
+    return None if said is None or said.eligible else said.why_not or "not eligible now"
+
+
+def read_figures(content: RecordDict) -> tuple[int, float]:
+    """Examples and loss inside a train reply; ValueError if they are missing or make no sense."""
+    metrics = _record(content, "metrics", MetricRecord)
+    examples, loss = metrics.get("num-examples"), metrics.get("loss")
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES or not isinstance(loss, float):
+        raise ValueError("reply has no num-examples from 1 to 2^28 and loss")
+    if not math.isfinite(loss):
+        raise ValueError("reply reports a loss that is not finite")
+    return examples, loss
 
 
 def read_held(content: RecordDict) -> bytes:

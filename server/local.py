@@ -39,8 +39,9 @@ class Local:
         settings, self._server, self._seed = config.privacy, config.server, config.seed
         self._size, self.clip = size, settings.clip
         self._budget = Budget.of(settings)
-        rounds, cohort = config.server.rounds, config.server.cohort
-        self._most = min(rounds, -(-rounds * cohort // settings.population)) if settings.population else rounds
+        rounds = config.server.rounds
+        asked = rounds * config.server.cohort + (config.concurrency if config.server.mode == "async" else 0)
+        self._most = min(rounds, -(-asked // settings.population)) if settings.population else rounds
         self._noise_multiplier = settings.noise_multiplier or self._budget.noise_for(
             lambda z: SampledGaussian(z, 1.0, self._most, size, VARIATION)
         )
@@ -50,7 +51,8 @@ class Local:
         variation = table("rounded_gaussian", sigma).total_variation
         self._event = SampledGaussian(self._noise_multiplier, 1.0, 1, size, variation)
         self._asked = Participations()
-        self._cohort: list[int] = []
+        self._cohort: list[int] = []  # drawn last
+        self._number = self._turn = 0  # the round in which that was, and how many draws it had had before
         self._store: RunStore | None = None
 
     def open(self, store: RunStore) -> None:
@@ -59,17 +61,24 @@ class Local:
         # All that were ever asked, in closed rounds and in others: a client has answered whatever became of the server.
         for _, asked in store.events("privacy_asked"):
             self._asked.add(asked["clients"])
+        while len(self._budget.own) < self._asked.most:  # killed between the asking and the booking of it
+            self._budget.spend(self._event)
 
     def why_stop(self) -> str | None:
         return self._budget.why_not(self._event) if self._asked.most < self._most else None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        rng = np.random.default_rng([self._seed, number])
+        return self.further(nodes, self._server.cohort, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        self._turn = self._turn + 1 if number == self._number else 0
+        self._number = number
+        rng = np.random.default_rng([self._seed, number, *([self._turn] if self._turn else [])])
         able = [node for node in sorted(nodes) if self._asked.of(str(node)) < self._most]
         order = sorted(
             (self._asked.of(str(able[place])), turn, place) for turn, place in enumerate(rng.permutation(len(able)))
         )
-        self._cohort = sorted(able[place] for _, _, place in order[: self._server.cohort])
+        self._cohort = sorted(able[place] for _, _, place in order[:size])
         return self._cohort
 
     def task(self, task: RoundTask) -> RoundTask:

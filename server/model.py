@@ -55,6 +55,7 @@ class _Way:
 
     program: bytes
     trainer: LocalTrainer
+    arena_bytes: int  # that the Program takes
 
 
 def _program(config: ServerConfig, task: RoundTask, example: NDArray[np.generic]) -> Program:
@@ -73,7 +74,7 @@ def _way(config: ServerConfig, train: TrainConfig, example: NDArray[np.generic] 
     if example is not None:
         program = _program(config, dataclasses.replace(config.task(1), train=train), example)
     trainer = make_trainer(config.model, train, program=program, seed=config.seed)
-    return _Way(pack_program(program) if program else b"", trainer)
+    return _Way(pack_program(program) if program else b"", trainer, program.arena_bytes if program else 0)
 
 
 class GlobalModel:
@@ -184,6 +185,10 @@ class GlobalModel:
     def program(self, round_number: int) -> bytes:
         """What clients are sent beside the weights in this round when the engine trains; else nothing."""
         return self._ways[self._config.train_at(round_number)].program
+
+    def training_bytes(self, round_number: int) -> int:
+        """What training takes of a device's memory budget in this round; 0 where the engine does not train."""
+        return self._ways[self._config.train_at(round_number)].arena_bytes
 
     def program_for(self, task: RoundTask) -> bytes:
         """What clients are sent beside the weights for a task that is no round's; nothing unless the engine trains."""

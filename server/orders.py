@@ -14,9 +14,14 @@ class Orders:
         self._heard: list[commands.Command] = []
         self._logged = max((data["id"] for _, data in store.events("command")), default=0)
 
+    @property
+    def newest(self) -> int:
+        """The id of the newest command, of whatever name, that was heard; 0 if there is none."""
+        return self._heard[-1].id if self._heard else 0
+
     def last(self, name: commands.Name) -> commands.Command | None:
         """The newest command of that name, None if nobody ever asked for it."""
-        after = self._heard[-1].id if self._heard else 0
+        after = self.newest
         for command in commands.read(self._store.directory, after):
             if command.id > self._logged:
                 self._store.append("command", {"id": command.id, "name": command.name.value, "by": command.by})

@@ -15,7 +15,7 @@ from edge_runtime.config import flatten
 from edge_runtime.train.config import DownlinkConfig, PersonalTask, RoundTask, TrainConfig
 from server.config import ServerConfig
 from server.gather import content_of
-from server.link import Link, Question, read_metrics
+from server.link import Link, Question, read_metrics, why_declined
 from server.model import GlobalModel
 from server.publish import WholeModels
 from server.run_store import RunStore
@@ -59,6 +59,8 @@ def personalise(
     parcels = model.keeping.address({node: whole.parcel(node) for node in nodes})
     reports = []
     for answer in link.evaluate(question, parcels, config.server.deadline_s):
+        if answer.content is not None and why_declined(answer.content) is not None:
+            continue
         try:
             reports.append(read_metrics(content_of(answer)))
         except ValueError as error:

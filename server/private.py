@@ -13,7 +13,7 @@ from server.config import ServerConfig
 from server.robust import make_aggregate
 from server.rounds import RoundResult
 from server.run_store import RunStore
-from server.sampling import SeededSampling
+from server.selection import make_selection
 
 
 class Privacy(Stateful, Protocol):
@@ -33,7 +33,10 @@ class Privacy(Stateful, Protocol):
         """Why no further round may be played; None if one may."""
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        """Who of the nodes online is asked, in ascending order."""
+        """Who of the nodes that may be asked is, in this order."""
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Up to `size` of these nodes that are asked as well, or in place of a cohort; `task` comes after it, too."""
 
     def task(self, task: RoundTask) -> RoundTask:
         """What clients are sent: the task, and what they do for privacy themselves."""
@@ -60,13 +63,13 @@ class Privacy(Stateful, Protocol):
 
 
 class NoPrivacy:
-    """Nothing is promised: a cohort drawn from the run's seed, and the mean that `[robust]` asks for."""
+    """Nothing is promised: a cohort chosen as `[selection]` asks, and the mean that `[robust]` asks for."""
 
     epsilon = None
     clip = None
 
     def __init__(self, config: ServerConfig, size: int) -> None:
-        self._sampling = SeededSampling(config.server.cohort, config.seed)
+        self._selection = make_selection(config.selection, config.seed)
         self._config, self._size = config, size
 
     def open(self, store: RunStore) -> None:
@@ -76,7 +79,15 @@ class NoPrivacy:
         return None
 
     def cohort(self, nodes: Sequence[int], number: int) -> list[int]:
-        return self._sampling.draw(nodes, number)
+        """A cohort, and after it the spares: they are needed where others fail, or are slower than they."""
+        cohort = self._selection.choose(nodes, self._config.server.cohort, number)
+        if not self._config.spares:
+            return cohort
+        rest = sorted(set(nodes) - set(cohort))
+        return [*cohort, *self._selection.choose(rest, self._config.spares, number)]
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._selection.choose(nodes, size, number)
 
     def task(self, task: RoundTask) -> RoundTask:
         return task
@@ -85,7 +96,7 @@ class NoPrivacy:
         return make_aggregate(self._config.robust, self._size)
 
     def settle(self, number: int, result: RoundResult) -> None:
-        """There are no books."""
+        self._selection.learn(number, result.outcomes)
 
     def warnings(self) -> tuple[str, ...]:
         return ()
@@ -94,11 +105,10 @@ class NoPrivacy:
         return None
 
     def state(self) -> Tree:
-        """Nothing: who is asked follows from the seed."""
-        return {}
+        return {"selection": self._selection.state()}
 
     def restore(self, state: Tree) -> None:
-        """There is nothing to restore."""
+        self._selection.restore(state["selection"])
 
 
 def swamped(ratio: float, rounds: int) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def make_release(config: RolloutConfig, model_name: str, directory: Path) -> Rel
         raise ArtefactError(f"{directory / MANIFEST}: no {config.format} file was released")
     model = min(files, key=lambda path: (files[path]["bytes"], path))
     folder = directory / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed before it had offered it to anybody
     folder.mkdir()
     shutil.copyfile(directory / model, folder / model)
     kind = files[model]["format"]
@@ -82,7 +83,25 @@ def make_release(config: RolloutConfig, model_name: str, directory: Path) -> Rel
     now_s = time.time()
     version = config.version or int(now_s)
     signed = sign_artefact(folder, Path(config.key), now_s=now_s, about={"name": model_name, "version": version})
-    return Release(version, model, {one: (folder / one).read_bytes() for one in (*_TEXTS, *signed.files)})
+    return Release(version, model, {one: (folder / one).read_bytes() for one in sorted((*_TEXTS, *signed.files))})
+
+
+def open_release(version: int, model: str, digest: str, directory: Path) -> Release:
+    """The release that `make_release` has left in that run directory.
+
+    Raises:
+        ArtefactError: it is gone, or another one.
+
+    """
+    folder = directory / FOLDER
+    try:
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    except OSError as error:
+        raise ArtefactError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    release = Release(version, model, files)
+    if MANIFEST not in files or release.digest != digest:
+        raise ArtefactError(f"{folder}: is not the release of version {version} that was begun")
+    return release
 
 
 def _exported(directory: Path) -> dict[str, Any]:

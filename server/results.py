@@ -22,6 +22,9 @@ class RoundRow:
     clients lost in each phase of secure aggregation, null without it; from its consistency phase on they are lost to
     the protocol and still in the sum, so `clients` counts them too. `epsilon` is what all rounds up to here spent,
     `clip` the L2 norm to which updates were clipped; null without privacy. Under privacy no `train_loss` is told.
+    `late` counts those whose answer the round did not wait for, `declined` those who said that they could not take
+    part. `staleness` is the mean over its updates, null where rounds take in no late ones. `ended_s` is the simulated
+    time at its end, null where there is none.
     """
 
     round: int
@@ -40,6 +43,10 @@ class RoundRow:
     seconds: float
     dropped_in: Mapping[str, int] | None = None
     clip: float | None = None
+    late: int = 0
+    declined: int = 0
+    staleness: float | None = None
+    ended_s: float | None = None
 
 
 def round_row(
@@ -51,6 +58,7 @@ def round_row(
     seconds: float,
     *,
     clip: float | None = None,
+    ended_s: float | None = None,
 ) -> RoundRow:
     """The row of a closed round; `unchanged` is why the model stayed as it was, None if it moved."""
     bits = result.uplink_bits_per_parameter
@@ -71,6 +79,10 @@ def round_row(
         seconds=round(seconds, 3),
         dropped_in=result.dropped_in,
         clip=clip,
+        late=len(result.late),
+        declined=len(result.declined),
+        staleness=None if result.staleness is None else round(result.staleness, 4),
+        ended_s=None if ended_s is None else round(ended_s, 6),
     )
 
 
@@ -105,11 +117,26 @@ def describe(row: RoundRow, rounds: int) -> str:
     parts.append(f"clients {row.clients}")
     if row.dropped:
         parts.append(f"dropped {row.dropped}")
+    if row.late:
+        parts.append(f"late {row.late}")
+    if row.staleness:
+        parts.append(f"staleness {row.staleness:.1f}")
     if row.epsilon is not None:
         parts.append(f"epsilon {row.epsilon:.3g}")
     if not row.applied:
         parts.append(f"model unchanged: {row.unchanged}")
     return "  ".join([*parts, f"{row.seconds:.1f} s"])
+
+
+def personal_lines(final: Mapping[str, Any]) -> list[str]:
+    """What a run says at the end of how good the model is for each of its clients."""
+    personal = final.get("personal")
+    if not personal or personal["accuracy_before"] is None:
+        return []
+    parts = [f"on {personal['clients']} clients' own held-out data: accuracy {personal['accuracy_before']:.3f}"]
+    if personal["accuracy_after"] is not None:
+        parts.append(f"after training for themselves {personal['accuracy_after']:.3f}")
+    return [", ".join([*parts, f"a tenth below {personal['p10']:.3f}"])]
 
 
 def privacy_lines(final: Mapping[str, Any]) -> list[str]:
@@ -125,3 +152,10 @@ def privacy_lines(final: Mapping[str, Any]) -> list[str]:
 def finite(value: float | None) -> float | None:
     """JSON knows no NaN; a diverged model's loss becomes null."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def weighted_mean(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure over clients, weighted by their numbers of examples."""
+    total = sum(report["num-examples"] for report in reports)
+    names = set.intersection(*(set(report) for report in reports)) - {"num-examples"} if reports else set()
+    return {name: sum(report[name] * report["num-examples"] for report in reports) / total for name in sorted(names)}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from statistics import median
@@ -71,6 +71,7 @@ class Place(Enum):
     ORDERED_BACK = "ordered back"
     RECALLED = "recalled"  # by our order
     STUCK = "stuck"  # runs it, or may, after our order
+    UNSURE = "unsure"  # was about to be offered it when the server was killed
 
 
 class Heard(Enum):
@@ -120,18 +121,31 @@ MOVES: Mapping[Place, Mapping[Heard, Place]] = {
         Heard.UNFIT: Place.REFUSED,
         Heard.NOTHING: Place.STUCK,
     },
+    Place.UNSURE: {
+        Heard.RUNS: Place.INSTALLED,
+        Heard.FELL_BACK: Place.ROLLED_BACK,
+        Heard.OTHER: Place.ABLE,  # the offer had never reached it
+        Heard.UNFIT: Place.UNABLE,
+        Heard.NOTHING: Place.SILENT,
+    },
 }
 WHY = {
     Heard.FELL_BACK: "it has had this version, or a later one",
     Heard.UNFIT: "it has no runtime for this format, or takes no artefact as large",
     Heard.NOTHING: "no reply",
 }
-# What we ask -> from where to where it takes a device.
-SENT: Mapping[Ask, tuple[frozenset[Place], Place | None]] = {
-    Ask.STATE: (frozenset({Place.ABSENT}), Place.ASKED),
-    Ask.INSTALL: (frozenset({Place.ABLE}), Place.OFFERED),
-    Ask.CHECK: (frozenset({Place.INSTALLED, Place.SILENT}), None),
-    Ask.ROLL_BACK: (frozenset({Place.INSTALLED, Place.SILENT}), Place.ORDERED_BACK),
+# What we ask -> whom, by where they stand, and where that takes them until they have answered.
+SENT: Mapping[Ask, Mapping[Place, Place]] = {
+    Ask.STATE: {Place.ABSENT: Place.ASKED, Place.UNSURE: Place.UNSURE},
+    Ask.INSTALL: {Place.ABLE: Place.OFFERED},
+    Ask.CHECK: {Place.INSTALLED: Place.INSTALLED, Place.SILENT: Place.SILENT},
+    Ask.ROLL_BACK: {Place.INSTALLED: Place.ORDERED_BACK, Place.SILENT: Place.ORDERED_BACK},
+}
+# Where a device stood, as far as is known, when the server was killed -> from where it goes on.
+RESUMED: Mapping[Place, Place] = {
+    Place.ASKED: Place.ABSENT,
+    Place.OFFERED: Place.UNSURE,
+    Place.ORDERED_BACK: Place.SILENT,
 }
 MOST_SHOWN = 200  # characters of a device's reason where it stands for many; all of it is in the events
 FAILED = frozenset({Place.REFUSED, Place.SILENT, Place.ROLLED_BACK})
@@ -177,23 +191,42 @@ class Rollout:
     devices: dict[int, Device] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     halted: str = ""
+    begun: set[int] = field(default_factory=set)  # who was offered it in the stage in progress
     _waiting: set[int] = field(default_factory=set)
+    _ordered: str = ""  # why somebody has it halted
 
     def meet(self, online: Iterable[int]) -> None:
         """These nodes are there; those not yet known take part from the next stage on."""
         for node in online:
             self.devices.setdefault(node, Device())
 
-    def orders(self) -> Iterator[Order]:
-        """What to ask of whom, one order after another; ends when the roll-out is over."""
-        for percent in self.plan.stages:
+    def halt(self, reason: str) -> None:
+        """Let the order in progress be the last one before all are ordered back."""
+        self._ordered = self._ordered or reason
+
+    def go_on(self) -> None:
+        """Called once, before `orders`, on a roll-out as it was known when its server was killed."""
+        for device in self.devices.values():
+            device.place = RESUMED.get(device.place, device.place)
+
+    def orders(self, before_stage: Callable[[int], None] = lambda percent: None) -> Iterator[Order]:
+        """What to ask of whom, one order after another; ends when the roll-out is over.
+
+        `before_stage` is called with each stage's per cent before it offers anything, and may wait, or `halt`.
+        """
+        if self.halted:
+            yield from self._order(Ask.ROLL_BACK, self.devices)
+            return
+        for percent in self.plan.stages[len(self.stages) :]:
             yield from self._order(Ask.STATE, self.devices)
-            fresh = self._stage(percent)
+            before_stage(percent)
+            fresh = sorted({*self.begun, *self._stage(percent)})
             yield from self._order(Ask.INSTALL, fresh)
             if fresh and not self._why_halt(fresh):
                 yield from self._order(Ask.CHECK, self.devices)
             self.halted = self._why_halt(fresh)
             self.stages.append(self._closed(percent, fresh))
+            self.begun = set()
             if self.halted:
                 yield from self._order(Ask.ROLL_BACK, self.devices)
                 return
@@ -235,25 +268,34 @@ class Rollout:
 
     def _order(self, ask: Ask, nodes: Iterable[int]) -> Iterator[Order]:
         """The order for those of the nodes that it is for. Who was not heard when the next one is due, is silent."""
-        origins, target = SENT[ask]
-        chosen = tuple(sorted(node for node in nodes if self.devices[node].place in origins))
-        for node in chosen:
-            self.devices[node].place = target or self.devices[node].place
-        if chosen:
-            self._waiting = set(chosen)
-            yield Order(ask, chosen)
+        order = Order(ask, tuple(sorted(node for node in nodes if self.devices[node].place in SENT[ask])))
+        if order.nodes:
+            self.take_order(order)
+            yield order
             for node in sorted(self._waiting):
                 self.hear(node, None)
 
+    def take_order(self, order: Order) -> None:
+        """The order is about to be sent to its nodes, each of which stands where it can be asked this."""
+        self.meet(order.nodes)
+        for node in order.nodes:
+            device = self.devices[node]
+            device.place = SENT[order.ask].get(device.place, device.place)
+        if order.ask is Ask.INSTALL:
+            self.begun.update(order.nodes)
+        self._waiting = set(order.nodes)
+
     def _stage(self, percent: int) -> list[int]:
         """Those that this stage offers the artefact for the first time; of a small fleet's empty first stage, one."""
+        if self._ordered:
+            return []
         able = sorted(
             (bucket(node, self.plan.version), node)
             for node, device in self.devices.items()
             if device.place is Place.ABLE
         )
         inside = [node for place, node in able if place < percent]
-        nobody_yet = not any(stage.offered for stage in self.stages)
+        nobody_yet = not self.begun and not any(stage.offered for stage in self.stages)
         return inside or [node for _, node in able[:1] if nobody_yet]
 
     def _meaning(self, report: Report | None) -> Heard:
@@ -267,7 +309,9 @@ class Rollout:
         return Heard.OTHER if fits else Heard.UNFIT
 
     def _why_halt(self, fresh: Sequence[int]) -> str:
-        """The regression that ends it; empty while there is none."""
+        """The order or the regression that ends it; empty while there is none."""
+        if self._ordered:
+            return self._ordered
         places = Counter(self.devices[node].place for node in fresh)
         failed, limit = sum(places[place] for place in FAILED), self.plan.max_failures
         everywhere = Counter(device.place for device in self.devices.values())

@@ -19,6 +19,7 @@ class RolloutConfig:
     max_failures: float = key(0.1, low=0, high=1)  # share of a stage that may fail, or of all that may fall back
     deadline_s: float = key(300.0, above=0, high=604_800)  # for each answer
     health_s: float = key(60.0, low=0, high=604_800)  # how long a stage runs it before it is judged
+    approve: bool = key(False)  # each stage waits until somebody approves of it
     version: int = key(0, low=0, high=MAX_VERSION)  # 0 = the UTC time, seconds since 1970
     key: str = key("")  # path of the release key that signs; its statement stands beside it. Last: it hides `key`
 

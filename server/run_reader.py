@@ -28,6 +28,7 @@ _WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
 _SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
 _ETA_ROUNDS = 5
+_COUNT_SHARE = 20  # how many times as long as it took a count of all devices is good for
 _MOST_SHOWN = 100
 _TOLD_OF_A_CLIENT = frozenset({"client", "bytes", "reason", "phase", "ask", "place", "version", "staleness"})
 LIVE = ("running", "paused")
@@ -61,6 +62,8 @@ class RunReader:
         self.name, self.directory = name, directory
         self._guard = threading.Lock()
         self._view, self._unreadable = RunView(), ""
+        self._counting = threading.Lock()
+        self._totals: tuple[float, list[Any], list[Any]] = (0.0, [], [])  # good until then
         self._stamp: object = None
         self._identity: object = None
 
@@ -150,13 +153,12 @@ class RunReader:
         online_s = (time.time() if live else view.updated_s or 0.0) - run_devices.ONLINE_S
         asked = (
             run_devices.count_query(words, online_s),
-            run_devices.totals_query(online_s),
-            run_devices.versions_query(),
             run_devices.page_query(page, sort, descending, words, online_s),
         )
         try:
             with self._opened() as events:
-                count, totals, running, rows = (events.execute(one.sql, one.values).fetchall() for one in asked)
+                count, rows = (events.execute(one.sql, one.values).fetchall() for one in asked)
+                totals, running = self._device_totals(events, online_s)
         except sqlite3.Error as error:
             if "no such table" not in str(error):
                 raise RunError(f"{self.name}/{EVENTS}: cannot be read ({error})") from error
@@ -173,6 +175,18 @@ class RunReader:
                 run_devices.device_row(node, seen_s, _parsed(data), protected=protected) for node, seen_s, data in rows
             ],
         }
+
+    def _device_totals(self, events: sqlite3.Connection, online_s: float) -> tuple[list[Any], list[Any]]:
+        """Over all devices, every one of which has to be parsed for it: one count serves all who ask for a while."""
+        with self._counting:
+            until_s, totals, running = self._totals
+            if time.monotonic() >= until_s:
+                since_s = time.monotonic()
+                asked = run_devices.totals_query(online_s), run_devices.versions_query()
+                totals, running = (events.execute(one.sql, one.values).fetchall() for one in asked)
+                now_s = time.monotonic()
+                self._totals = now_s + _COUNT_SHARE * (now_s - since_s), totals, running
+            return totals, running
 
     def device_counts(self) -> dict[str, Any] | None:
         """Counts of all devices; None where there is no device table."""

@@ -12,6 +12,7 @@ killed did after its last closed round is in the log, for it happened, and count
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS devices (
 );
 """
 
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 EVENTS, BLOBS, MODELS, LOCK = "events.sqlite", "blobs", "models", "lock"
 
 
@@ -113,6 +115,8 @@ class RunStore:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(directory / LOCK)
+            for left in (*directory.glob(".*.part"), *directory.glob("*/.*.part")):
+                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
             self._events = sqlite3.connect(directory / EVENTS, isolation_level=None, check_same_thread=False)
             self._events.execute("PRAGMA journal_mode=WAL")
             # With WAL an event survives a crash of ours without an fsync each.
@@ -156,12 +160,16 @@ class RunStore:
 
     def last_event(self, *kinds: str) -> LoggedEvent | None:
         """The newest event of these kinds."""
+        return next(iter(self.log(*kinds, newest_first=True, most=1)), None)
+
+    def log(self, *kinds: str, newest_first: bool = False, most: int = -1) -> list[LoggedEvent]:
+        """The events of these kinds, in order."""
         found = self.read(
             "SELECT id, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
-            "ORDER BY id DESC LIMIT 1",
-            (json.dumps(kinds),),
+            "ORDER BY CASE WHEN ? THEN -id ELSE id END LIMIT ?",
+            (json.dumps(kinds), newest_first, most),
         )
-        return LoggedEvent(found[0][0], found[0][1], found[0][2], json.loads(found[0][3])) if found else None
+        return [LoggedEvent(number, kind, at, json.loads(data)) for number, kind, at, data in found]
 
     def events_after(self, number: int) -> int:
         """How many events have a higher id."""
@@ -196,7 +204,8 @@ class RunStore:
         for folder, names in ((BLOBS, set(keep_blobs)), (MODELS, {f"{name}.safetensors" for name in keep_models})):
             for path in (self.directory / folder).glob("*"):
                 if path.name not in names:
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink()
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         self.write(name, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
@@ -281,6 +290,16 @@ def _locked(path: Path) -> int:
         return run_lock.take(path)
     except BlockingIOError:
         raise ConfigError(f"run.out = {str(path.parent)!r}: another process is at work on this run") from None
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Whether it comes of a disk that is full, or takes no writes: what failed may be tried again once it does."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in _DISK_TROUBLE:
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def model_bytes(state: Mapping[str, NDArray[np.generic]]) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.errors import ConfigError
 from server.checkpoint import Tree
 from server.config import ServerConfig
-from server.rounds import choose_cohort
+from server.rounds import FURTHER, choose_cohort
 
 Entropy = Callable[[int], bytes]  # so many random bytes that nobody else knows
 
@@ -25,6 +25,9 @@ class Sampling(Protocol):
 
     def draw(self, nodes: Sequence[int], number: int) -> list[int]:
         """Who of the nodes online is asked in this round, in ascending order."""
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Up to `size` of these nodes that are asked in this round as well."""
 
 
 class PoissonSampling:
@@ -45,6 +48,23 @@ class PoissonSampling:
         words = np.frombuffer(self._entropy(8 * len(pool)), "<u8").tolist()
         return [node for node, word in zip(pool, words, strict=True) if word < self._below]
 
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """Nobody: each client had its one chance."""
+        return []
+
+
+class SeededDraws:
+    """Nodes drawn by the run's seed, in one round once or several times."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._number, self._count = seed, 0, 0
+
+    def choose(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        """`size` of these nodes (all, if there are fewer), in ascending order."""
+        self._count = self._count + 1 if number == self._number else 0
+        self._number = number
+        return choose_cohort(nodes, size, self._seed, number, FURTHER + self._count if self._count else 0)
+
 
 class SeededSampling:
     """A cohort drawn by the run's seed, which is no secret: no sampling is claimed."""
@@ -52,10 +72,13 @@ class SeededSampling:
     rate = 1.0
 
     def __init__(self, cohort: int, seed: int) -> None:
-        self._cohort, self._seed = cohort, seed
+        self._cohort, self._draws = cohort, SeededDraws(seed)
 
     def draw(self, nodes: Sequence[int], number: int) -> list[int]:
-        return choose_cohort(nodes, self._cohort, self._seed, number)
+        return self._draws.choose(nodes, self._cohort, number)
+
+    def further(self, nodes: Sequence[int], size: int, number: int) -> list[int]:
+        return self._draws.choose(nodes, size, number)
 
 
 def make_sampling(config: ServerConfig, entropy: Entropy = os.urandom) -> Sampling:

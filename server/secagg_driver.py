@@ -6,7 +6,7 @@ only the devices' public keys are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,13 @@ _PRGS = {"aes-ctr": "aes-256-ctr", "chacha20": "chacha20"}
 
 
 class SecureGather:
-    """Asks cohorts for the sum of their updates. `devices` are the keys that may take part; None: all."""
+    """Asks cohorts for the sum of their updates. `devices` are the keys that may take part; None: all.
+
+    All who come through are in the sum, be they more than the round wants: to leave some out would take another phase.
+    """
+
+    busy: Collection[int] = ()
+    wants: int | None = None
 
     def __init__(
         self,
@@ -195,6 +201,7 @@ class SecureGather:
             votes=votes,
             unchanged=unchanged,
             downlink_bytes=book.downlink_bytes,
+            declined=tuple(Failure(str(node), reason) for node, reason in book.declined.items()),
         )
 
 

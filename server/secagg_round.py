@@ -17,7 +17,7 @@ from edge_runtime.secagg import messages as m
 from edge_runtime.secagg.server import DeadlinePassed, Gone, Received, Send
 from edge_runtime.secagg.transitions import FIRST, LAST
 from server.gather import Asked, content_of
-from server.link import Answer, Content, Link, peer_text, read_secure, secure_content, secure_setup
+from server.link import Answer, Content, Link, peer_text, read_secure, secure_content, secure_setup, why_declined
 from server.sum_plan import SumPlan
 
 FAREWELL = "abort"
@@ -45,12 +45,17 @@ class Book:
     """What becomes of each node in one round, and what its protocol costs."""
 
     failures: dict[int, str] = field(default_factory=dict)
+    declined: dict[int, str] = field(default_factory=dict)  # said at the start that they can't take part now
     dropped_in: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(PHASES, 0)))
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     inputs: int = 0  # masked inputs that came
     input_bytes: int = 0
     told: Callable[[str, Mapping[str, Any]], None] = lambda kind, data: None  # events for the run's log
+
+    def decline(self, node: int, reason: str) -> None:
+        self.declined[node] = reason
+        self.told("client_declined", {"client": str(node), "reason": reason})
 
     def lose(self, node: int, phase: str, reason: str) -> None:
         """The first reason stands; what a client is told goodbye with costs nobody anything."""
@@ -100,7 +105,7 @@ def play(link: Link, times: Deadlines, asked: Asked, groups: Iterable[Group], bo
 def _phase(link: Link, times: Deadlines, asked: Asked, letters: Iterable[_Letter], book: Book) -> list[_Letter]:
     """Deliver a batch and feed what comes back; returns the letters that are due next."""
     due = {letter.group.nodes[letter.client]: letter for letter in letters}
-    due = {node: letter for node, letter in due.items() if node not in book.failures}
+    due = {node: letter for node, letter in due.items() if node not in book.failures | book.declined}
     contents = _contents(asked, due, book)
     training = any(letter.phase == FIRST for letter in due.values())
     deadline_s = times.training_s if training else times.phase_s
@@ -149,6 +154,9 @@ def _feed(letter: _Letter, answer: Answer, book: Book) -> list[_Letter]:
     group, client, node, phase = letter.group, letter.client, answer.node, letter.phase
     if group.server.outcome is not None:
         return []  # a farewell's answer
+    if phase == FIRST and answer.content is not None and (reason := why_declined(answer.content)) is not None:
+        book.decline(node, reason)
+        return _letters(group, group.server.receive(Gone(client)))
     try:
         data = read_secure(content_of(answer))
         book.uplink_bytes += len(data)

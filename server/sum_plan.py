@@ -60,8 +60,9 @@ class SummedUpdates(NoPrivacy):
         self._secure, self._seed = config.secure, config.seed
         quantile = max(config.privacy.clip_quantile, CLIP_QUANTILE)
         self._clip = Clip(replace(config.privacy, clip_quantile=quantile, clip_rate=CLIP_RATE))
-        for clients in set(group_sizes(config.server.cohort, config.secure)):
-            self.sum_plan(1, clients)  # what can't be served shows before the run
+        for asked in {config.server.cohort, config.server.cohort + config.spares}:
+            for clients in set(group_sizes(asked, config.secure)):
+                self.sum_plan(1, clients)  # what can't be served shows before the run
 
     def sum_plan(self, number: int, clients: int) -> SumPlan:
         secure, clip = self._secure, self._clip.now

@@ -1,4 +1,4 @@
-"""`hedgerow simulate` and `hedgerow bench`. Heavy imports happen when a command runs."""
+"""`hedgerow simulate`, `hedgerow run` and `hedgerow bench`. Heavy imports happen when a command runs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,25 @@ def simulate_command(parser: argparse.ArgumentParser) -> None:
         "--resume", metavar="DIR", help="go on with the run in this directory, after its last closed round"
     )
     parser.set_defaults(run=_simulate)
+
+
+def run_command(parser: argparse.ArgumentParser) -> None:
+    """Start a run on this machine's `hedgerow serve`, with real devices; list or stop runs."""
+    from server.cli import add_state
+
+    parser.add_argument("scenario", nargs="?", help="a shipped scenario's name or a .toml file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; may be repeated"
+    )
+    parser.add_argument("--name", help="of the run and its directory (default: SCENARIO-TIME)")
+    parser.add_argument("--follow", action="store_true", help="print progress until it ends; exit code 0 or 3")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--list", action="store_true", help="all runs there are and were")
+    other.add_argument("--stop", metavar="NAME", help="end a run when the round in progress is closed")
+    parser.add_argument("--now", action="store_true", help="with --stop: do not wait for the round")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of --list")
+    add_state(parser)
+    parser.set_defaults(run=_run)
 
 
 def bench_command(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +88,27 @@ def _simulate(options: argparse.Namespace) -> int:
     report = write_report(finished.directory)
     console.summary(finished, report)
     return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edge_runtime.config import flatten, from_flat
+    from server import cli
+    from server.config import ServerConfig
+    from simulations.scenario import read_scenario
+
+    if options.list:
+        return cli.list_runs(options)
+    if options.stop:
+        return cli.stop_run(options)
+    if not options.scenario:
+        raise ConfigError("run: give a scenario, --list or --stop NAME")
+    values = read_scenario(options.scenario, options.set)
+    if given := [name for name in values if name in ("run.out", "run.resume")]:
+        raise ConfigError(f"{given[0]}: the server chooses the run directory; use --name")
+    # How a simulation's clients misbehave is nothing to real devices.
+    config = from_flat(ServerConfig, {name: value for name, value in values.items() if not name.startswith("faults.")})
+    name = options.name or f"{Path(options.scenario).stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    return cli.submit(options, name, flatten(config))
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -8,8 +8,17 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from server.events import ClientAnswered, Event, RolloutTold, RoundClosed, RunFinished, RunStarted
-from server.results import RoundRow, describe, privacy_lines
+from server.events import (
+    ClientAnswered,
+    Event,
+    RolloutTold,
+    RoundClosed,
+    RunContinued,
+    RunFinished,
+    RunPaused,
+    RunStarted,
+)
+from server.results import RoundRow, describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
 
 
@@ -35,8 +44,8 @@ class Console:
                 self._progress.advance(self._progress.task_ids[0])
             case RoundClosed(row, rounds):
                 self._round(row, rounds)
-            case RolloutTold(line):
-                (self._progress.print if self._progress else self._out.print)(line, soft_wrap=True)
+            case RolloutTold() | RunPaused() | RunContinued():
+                (self._progress.print if self._progress else self._out.print)(event.line, soft_wrap=True)
             case _:
                 pass
 
@@ -69,7 +78,7 @@ class Console:
             self._out.print(line, soft_wrap=True)
         if reason := deploy.get("skipped") or deploy.get("error"):
             self._out.print(f"no model file: {reason}")
-        for line in [*privacy_lines(final), *rollout_lines(final)]:
+        for line in [*privacy_lines(final), *personal_lines(final), *rollout_lines(final)]:
             self._out.print(line, soft_wrap=True)
         if final["evaluated_on"]:
             self._out.print(f"accuracy is on {final['evaluated_on']}")

@@ -1,4 +1,4 @@
-"""What a simulated run needs to go on, beside what a server keeps: its scenario, and the states of its clients."""
+"""What a simulated run needs to go on, beside what a server keeps: its scenario, its time, its clients' states."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Clients(Protocol):
     """Whoever holds the simulated clients' states."""
 
     def changed_states(self) -> Mapping[int, bytes]: ...
-    def restore_states(self, states: Mapping[int, bytes]) -> None: ...
+    def restore_states(self, states: Mapping[int, bytes], now_s: float) -> None: ...
+    def clock(self) -> float: ...
 
 
 class ClientStates:
@@ -102,11 +103,12 @@ class ClientStates:
         if changed:
             assert self._blobs is not None
             self._places |= dict.fromkeys(changed, self._blobs.keep(pack(changed)))
-        return {"clients": dict(self._places)}
+        return {"clients": dict(self._places), "now_s": self._clients.clock()}
 
     def restore(self, state: Tree) -> None:
         self._places = dict(state["clients"])
-        self._clients.restore_states({int(client): content for client, content in self._read().items()})
+        states = {int(client): content for client, content in self._read().items()}
+        self._clients.restore_states(states, state["now_s"])
 
     def _read(self) -> dict[str, bytes]:
         assert self._blobs is not None

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -25,6 +26,7 @@ from simulations.fleet import with_owners
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
 from simulations.resume import ClientStates, keep_scenario
 from simulations.scenario import Scenario
+from simulations.traces import Traces
 
 
 def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinished:
@@ -46,9 +48,15 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
     with InProcessGrid(
         scenario.data.clients,
         worker_count(scenario),
-        node_config={"model-entry": scenario.model.entry, "dataset-path": scenario.data.path, **owners.node_config},
+        node_config={
+            "model-entry": scenario.model.entry,
+            "dataset-path": scenario.data.path,
+            "device-root": os.devnull,  # a simulated device is not this machine, and says nothing of it
+            **owners.node_config,
+        },
         own_folders=owners.own_folders,
         faults=scenario.faults,
+        traces=make_traces(scenario),
         trainer="trainer" if scenario.train.trainer == "engine" else "torch_trainer",
     ) as grid:
         check(scenario)  # while the client processes start
@@ -65,6 +73,17 @@ def simulate(scenario: Scenario, listeners: Iterable[Listener] = ()) -> RunFinis
         app = make_app([*listeners, watch], clock=grid.clock, pause=grid.pause, peers=ClientStates(grid))
         app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), dict(flatten(scenario))))
     return ended[0]
+
+
+def make_traces(scenario: Scenario) -> Traces:
+    """How long the scenario's devices take, each with its own share of the data."""
+    source: DataSource = plugins.load(DATASETS, scenario.data.name)
+
+    @cache
+    def examples(node: int) -> int:
+        return len(source.client_split(scenario.data, scenario.seed, node))
+
+    return Traces(scenario.fleet, scenario.seed, scenario.data.clients, examples)
 
 
 def worker_count(scenario: Scenario) -> int:

@@ -12,6 +12,7 @@ from edge_runtime.config import flatten_tree, from_flat, section
 from edge_runtime.errors import ConfigError
 from server.config import ServerConfig
 from simulations.faults import FaultConfig
+from simulations.traces import FleetConfig
 
 SHIPPED = Path(__file__).with_name("scenarios")
 DEFAULT = "mnist"
@@ -19,15 +20,21 @@ DEFAULT = "mnist"
 
 @dataclass(frozen=True, slots=True)
 class Scenario(ServerConfig):
-    """The server's settings and, for a simulation, how its clients misbehave."""
+    """The server's settings and, for a simulation, how its clients misbehave, and how fast they are."""
 
     faults: FaultConfig = section(FaultConfig)
+    fleet: FleetConfig = section(FleetConfig)
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)  # super() does not find its way in a dataclass with slots
-        if self.mechanism != "none" and not self.privacy.population:
+        drawn = self.server.mode == "sync" or self.mechanism in ("local", "ftrl")
+        if self.mechanism != "none" and drawn and not self.privacy.population:
             # A simulation knows all its clients, and draws from them itself.
             object.__setattr__(self, "privacy", replace(self.privacy, population=self.data.clients))
+        if self.region.socket:
+            raise ConfigError(
+                f"region.socket = {self.region.socket!r}: must be empty; a simulation stands for no region"
+            )
         if self.server.cohort > self.data.clients:
             raise ConfigError(f"server.cohort = {self.server.cohort}: must be <= data.clients ({self.data.clients})")
         if self.faults.poison and (self.uplink.codec != ("float32",) or self.secure.enabled):
@@ -44,17 +51,25 @@ def load_scenario(name: str = DEFAULT, overrides: Sequence[str] = (), out: str |
         ConfigError: no such file, not TOML, or a key that is unknown or out of range.
 
     """
+    values = read_scenario(name, overrides)
+    if out is not None:
+        values["run.out"] = out
+    return from_flat(Scenario, values)
+
+
+def read_scenario(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys that a scenario and its overrides give, as they stand there.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
+
+    """
     path = _locate(name)
     try:
         values = flatten_tree(tomllib.loads(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
-    for override in overrides:
-        key, value = parse_override(override)
-        values[key] = value
-    if out is not None:
-        values["run.out"] = out
-    return from_flat(Scenario, values)
+    return values | dict(parse_override(override) for override in overrides)
 
 
 def shipped() -> list[str]:

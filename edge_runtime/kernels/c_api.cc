@@ -1,6 +1,7 @@
 // Forwards the C ABI to the kernels of the selected ISA. The kernels on plain arrays are in c_api_arrays.cc.
 #include "c_api.h"
 
+#include "accumulate/shared.h"
 #include "isa/dispatch.h"
 #include "program/check.h"
 #include "program/session.h"
@@ -8,7 +9,7 @@
 
 using hedgerow::SelectedIsa;
 
-int32_t hr_abi_version(void) { return 5; }
+int32_t hr_abi_version(void) { return 6; }
 
 const char* hr_isa_name(int32_t index) {
   const hedgerow::IsaRow* isa = hedgerow::AvailableIsa(index);
@@ -25,10 +26,12 @@ const char* hr_selected_isa(void) { return SelectedIsa()->name; }
 
 const char* hr_refused_isa(void) { return hedgerow::RefusedIsa(); }
 
-int32_t hr_all_finite_f32(size_t n, const float* x) { return SelectedIsa()->accumulate->all_finite(n, x); }
+int32_t hr_all_finite_f32(void* team, size_t n, const float* x) {
+  return hedgerow::AllFiniteShared(*SelectedIsa()->accumulate, static_cast<hedgerow::Team*>(team), n, x);
+}
 
-void hr_accumulate_f32_f64(size_t n, const float* x, double weight, double* acc) {
-  SelectedIsa()->accumulate->accumulate(n, x, weight, acc);
+void hr_accumulate_f32_f64(void* team, size_t n, const float* x, double weight, double* acc) {
+  hedgerow::AccumulateShared(*SelectedIsa()->accumulate, static_cast<hedgerow::Team*>(team), n, x, weight, acc);
 }
 
 int32_t hr_op_code(const char* name) { return hedgerow::CodeOf(name); }

@@ -20,9 +20,9 @@ HR_API const char* hr_selected_isa(void);
 // The value of HEDGEROW_ISA, if there is no such ISA here; else nullptr. A program that reads one should stop.
 HR_API const char* hr_refused_isa(void);
 
-// See accumulate/accumulate.h.
-HR_API int32_t hr_all_finite_f32(size_t n, const float* x);
-HR_API void hr_accumulate_f32_f64(size_t n, const float* x, double weight, double* acc);
+// See accumulate/accumulate.h and accumulate/shared.h; `team` may be nullptr.
+HR_API int32_t hr_all_finite_f32(void* team, size_t n, const float* x);
+HR_API void hr_accumulate_f32_f64(void* team, size_t n, const float* x, double weight, double* acc);
 
 // Programs; see program/ops.h for the ops and program/check.h for what makes one sound. A session may be run by several
 // threads at once, each with an arena of its own.

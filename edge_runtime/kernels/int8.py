@@ -119,12 +119,17 @@ def quantize(
 
 
 def dequantize(
-    q: NDArray[np.int8], scale: float | NDArray[np.float32], zero_point: int | NDArray[np.int8] = 0
+    q: NDArray[np.int8],
+    scale: float | NDArray[np.float32],
+    zero_point: int | NDArray[np.int8] = 0,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """`(q - zero_point) * scale` in float32, with `quantize`'s arguments and errors."""
+    """`(q - zero_point) * scale` in float32, with `quantize`'s arguments and errors; into `out` where that is given."""
     check(q, "q", np.int8)
     rows, columns, scales, zeros = _per_row(q, scale, zero_point)
-    x = np.empty(q.shape, np.float32)
+    if out is not None:
+        check_output(out, "out", np.float32, q.shape, q)
+    x = np.empty(q.shape, np.float32) if out is None else out
     _core().hr_dequantize_s8(rows, columns, q.ctypes.data, scales.ctypes.data, zeros.ctypes.data, x.ctypes.data)
     return x
 

@@ -22,7 +22,7 @@ from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageErr
 from edge_runtime.kernels.checks import check, declare
 
 LIBRARY = "libhedgerow_core.so"
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 MAX_BUFFERS, MAX_INTS, MAX_FLOATS = 20, 24, 6
 ARENA_ALIGNMENT = 64
@@ -80,8 +80,8 @@ def _core() -> ctypes.CDLL:
             ("hr_select_isa", [text], ctypes.c_int32),
             ("hr_selected_isa", [], text),
             ("hr_refused_isa", [], text),
-            ("hr_all_finite_f32", [size, pointer], ctypes.c_int32),
-            ("hr_accumulate_f32_f64", [size, pointer, ctypes.c_double, pointer], None),
+            ("hr_all_finite_f32", [pointer, size, pointer], ctypes.c_int32),
+            ("hr_accumulate_f32_f64", [pointer, size, pointer, ctypes.c_double, pointer], None),
             ("hr_op_code", [text], ctypes.c_int32),
             ("hr_session_create", [pointer, i64, i64, ctypes.POINTER(i64), ctypes.POINTER(text)], pointer),
             ("hr_session_run", [pointer, pointer, pointer, i64, i64, ctypes.POINTER(i64)], ctypes.c_int32),
@@ -121,19 +121,22 @@ def select_isa(name: str) -> None:
         raise ValueError(f"no ISA {name!r} here; there are {', '.join(isas())}")
 
 
-def all_finite(x: NDArray[np.float32]) -> bool:
-    """Whether no element of the contiguous float32 array `x` is NaN or infinite."""
+def all_finite(x: NDArray[np.float32], team: Team | None = None) -> bool:
+    """Whether no element of the contiguous float32 array `x` is NaN or infinite; looked at by the threads of `team`."""
     check(x, "x", np.float32)
-    return bool(_core().hr_all_finite_f32(x.size, x.ctypes.data))
+    return bool(_core().hr_all_finite_f32(team.handle if team else None, x.size, x.ctypes.data))
 
 
-def accumulate(acc: NDArray[np.float64], x: NDArray[np.float32], weight: float) -> None:
-    """`acc += weight * x` in place; contiguous float64 and float32 arrays of one size, bit-identical on every ISA."""
+def accumulate(acc: NDArray[np.float64], x: NDArray[np.float32], weight: float, team: Team | None = None) -> None:
+    """`acc += weight * x` in place; contiguous float64 and float32 arrays of one size.
+
+    Bit-identical on every ISA, and on the threads of a team of any size.
+    """
     check(acc, "acc", np.float64)
     check(x, "x", np.float32)
     if acc.size != x.size or not acc.flags.writeable or np.may_share_memory(acc, x):
         raise ValueError(f"acc ({acc.size} elements) must be writable, apart from x, and as long as x ({x.size})")
-    _core().hr_accumulate_f32_f64(x.size, x.ctypes.data, weight, acc.ctypes.data)
+    _core().hr_accumulate_f32_f64(team.handle if team else None, x.size, x.ctypes.data, weight, acc.ctypes.data)
 
 
 def op_code(name: str) -> int:

@@ -268,7 +268,8 @@ class RoundTask:
     """What a server asks of a client in one round; travels as flat keys beside the model.
 
     With `control`, model and update have SCAFFOLD's control variates behind them; with `normalise`, the update is
-    divided by what its local steps add up to, as FedNova has it.
+    divided by what its local steps add up to, as FedNova has it. `per_client`: every answer must be one client's
+    own, for what is promised or counted is so for each.
     """
 
     round: int = key(1, low=1, high=2**31 - 1)
@@ -283,3 +284,4 @@ class RoundTask:
     uplink: UplinkConfig = section(UplinkConfig)
     downlink: DownlinkConfig = section(DownlinkConfig)
     local: LocalPrivacy = section(LocalPrivacy)
+    per_client: bool = key(False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime import plugins
-from edge_runtime.errors import ConfigError, MissingPackageError, PeerError, ProgramError
+from edge_runtime.errors import ConfigError, MemoryLimitError, MissingPackageError, PeerError, ProgramError
 from edge_runtime.program.program import Program
 from edge_runtime.train.batches import Array
 from edge_runtime.train.config import MODELS, ModelConfig, TrainConfig
@@ -217,7 +217,8 @@ def unpack_program(data: bytes, max_arena_bytes: int | None = None) -> Program:
     """The Program that `pack_program` wrote.
 
     Raises:
-        PeerError: it is malformed, larger than 4 MiB, or needs more than `max_arena_bytes` to train.
+        PeerError: it is malformed, or larger than 4 MiB.
+        MemoryLimitError: it needs more than `max_arena_bytes` to train.
 
     """
     inflate = zlib.decompressobj()
@@ -225,6 +226,10 @@ def unpack_program(data: bytes, max_arena_bytes: int | None = None) -> Program:
         content = inflate.decompress(data, MAX_PROGRAM_BYTES)
         if not inflate.eof or inflate.unused_data:
             raise PeerError("the message's Program is cut off, or too large")
-        return Program.from_bytes(content, max_arena_bytes=max_arena_bytes)
+        program = Program.from_bytes(content)
     except (zlib.error, ProgramError) as error:
         raise PeerError(f"the message's Program: {error}") from error
+    if max_arena_bytes is not None and program.arena_bytes > max_arena_bytes:
+        needs = f"it needs {program.arena_bytes} bytes to train, {max_arena_bytes} are allowed"
+        raise MemoryLimitError(f"the message's Program: {needs}")
+    return program

@@ -5,10 +5,12 @@ A receiver gets what these formats can hold, NaN included: who sums updates chec
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from edge_runtime.updates.delta import FloatVector, TensorLayout
-from edge_runtime.updates.stage import Coder, Reader, destination
+from edge_runtime.updates.stage import Coder, Reader, chunks, destination
 
 
 class Float32(Coder):
@@ -38,8 +40,8 @@ class Float16(Coder):
         return values.astype("<f2").data.cast("B")
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
-        values = destination(out, layout.size)
-        values[...] = reader.array("float16 values", layout.size, "<f2")
+        values, halves = destination(out, layout.size), reader.array("float16 values", layout.size, "<f2")
+        reader.spread(partial(np.copyto, values[part], halves[part]) for part in chunks(0, layout.size))
         return values
 
 
@@ -58,6 +60,9 @@ class BFloat16(Coder):
         return rounded.astype("<u2").data.cast("B")
 
     def decode(self, reader: Reader, layout: TensorLayout, out: FloatVector | None) -> FloatVector:
-        values = destination(out, layout.size)
-        np.left_shift(reader.array("bfloat16 values", layout.size, "<u2"), 16, out=values.view(np.uint32), dtype="u4")
+        values, halves = destination(out, layout.size), reader.array("bfloat16 values", layout.size, "<u2")
+        bits = values.view(np.uint32)
+        reader.spread(
+            partial(np.left_shift, halves[part], 16, out=bits[part], dtype="u4") for part in chunks(0, layout.size)
+        )
         return values

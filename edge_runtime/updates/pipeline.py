@@ -24,7 +24,7 @@ from edge_runtime.updates.floats import BFloat16, Float16, Float32
 from edge_runtime.updates.quantize import Int4, Int8, Uniform
 from edge_runtime.updates.rotate import Hadamard
 from edge_runtime.updates.sparsify import RandK, TopK
-from edge_runtime.updates.stage import LARGEST, Coder, Reader, Stage, Transform
+from edge_runtime.updates.stage import LARGEST, Coder, Reader, Spread, Stage, Transform, in_turn
 from edge_runtime.updates.ternary import STC, SignSGD
 
 # A new codec is one class in a module of its own, and one line here.
@@ -93,6 +93,7 @@ class Codec:
         *,
         round_number: int | None = None,
         out: FloatVector | None = None,
+        spread: Spread = in_turn,
     ) -> FloatVector:
         """The vector that `encode_vector` was given, or its quantised likeness: `out` itself where it is given.
 
@@ -103,6 +104,7 @@ class Codec:
             layout: the tensors that it must hold.
             round_number: the round that it must belong to; None for any.
             out: contiguous, writable float32 of shape (layout.size,); undefined after an error.
+            spread: what does the parts of it that can be done side by side; the values are the same.
 
         Raises:
             PeerError: malformed bytes, another codec, other tensors, or another round than `round_number`.
@@ -122,7 +124,7 @@ class Codec:
             )
         if round_number is not None and envelope.round != round_number:
             raise PeerError(f"payload belongs to round {envelope.round}, this is round {round_number}")
-        reader = Reader(envelope.body)
+        reader = Reader(envelope.body, spread)
         restores = []
         for transform in self._transforms:
             layout, restore = transform.read(reader, layout)

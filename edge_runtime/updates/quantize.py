@@ -8,7 +8,9 @@ Tensors without values leave no bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from edge_runtime.config import key
 from edge_runtime.errors import PeerError
 from edge_runtime.kernels import int8, vectors
+from edge_runtime.updates import stage
 from edge_runtime.updates.delta import FloatVector, TensorLayout
-from edge_runtime.updates.stage import LARGEST, Coder, Reader, destination
+from edge_runtime.updates.stage import LARGEST, Coder, Reader, Task, chunks, destination
 
 CHUNK = 1 << 16  # values worked on at once, so that temporary float64 arrays stay in the cache
 
@@ -53,10 +56,14 @@ class PerChannel(Coder):
         if q.size and q.min() < -self.peak:
             raise PeerError(f"{self.name} values must be -{self.peak} to {self.peak}")
         values, channel = destination(out, layout.size), 0
+        tasks: list[Task] = []
         for span, rows, columns in channels:
-            tensor = int8.dequantize(q[span].reshape(rows, columns), scales[channel : channel + rows])
-            values[span] = tensor.ravel()
+            matrix, into = q[span].reshape(rows, columns), values[span].reshape(rows, columns)
+            for part in _row_chunks(rows, columns):
+                scale = scales[channel + part.start : channel + part.stop]
+                tasks.append(partial(int8.dequantize, matrix[part], scale, out=into[part]))
             channel += rows
+        reader.spread(tasks)
         return values
 
     _lowest_code = 1 << 15  # of 2^-126
@@ -136,10 +143,19 @@ class Uniform(Coder):
             raise PeerError("ranges of uniform must go from low to high")
         q = reader.bits("values of uniform", layout.size, bits)
         values = destination(out, layout.size)
+        tasks: list[Task] = []
         for (start, stop), (low, high) in zip(spans, ranges, strict=True):
             levels = np.linspace(low, high, 1 << bits).astype(np.float32)
-            np.take(levels, q[start:stop], out=values[start:stop], mode="clip")  # no index is out of range
+            # "clip" checks no index, and none is out of range.
+            tasks += [partial(np.take, levels, q[part], out=values[part], mode="clip") for part in chunks(start, stop)]
+        reader.spread(tasks)
         return values
+
+
+def _row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    """All rows, in pieces of about CHUNK values."""
+    some = max(1, stage.CHUNK // max(1, columns))
+    return (slice(row, min(row + some, rows)) for row in range(0, rows, some))
 
 
 def _scales(codes: NDArray[np.uint32]) -> FloatVector:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +24,10 @@ LARGEST = float(np.finfo(np.float32).max)
 
 # Turns the decoded values of a transform's inner layout into those of its outer one, into `out` where that is given.
 Restore = Callable[[FloatVector, FloatVector | None], FloatVector]
+
+# Does all tasks, in any order and on any threads, and returns when they are done; no two write to the same place.
+Task = Callable[[], object]
+Spread = Callable[[Iterable[Task]], None]
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,30 @@ def destination(out: FloatVector | None, size: int) -> FloatVector:
     return np.empty(size, np.float32) if out is None else out
 
 
+def in_turn(tasks: Iterable[Task]) -> None:
+    """`Spread` over one thread."""
+    for task in tasks:
+        task()
+
+
+CHUNK = 1 << 18  # values of one task: NumPy does so many in far more time than it takes to start
+
+
+def chunks(start: int, stop: int) -> Iterator[slice]:
+    """From start to stop, in pieces of CHUNK."""
+    return (slice(at, min(at + CHUNK, stop)) for at in range(start, stop, CHUNK))
+
+
 class Reader:
-    """A cursor over a body. Every read says what it may find; anything else is a PeerError that names the field."""
+    """A cursor over a body. Every read says what it may find; anything else is a PeerError that names the field.
 
-    __slots__ = ("_at", "_body")
+    `spread` does what a coder has to do for parts of the values that do not overlap.
+    """
 
-    def __init__(self, body: bytes | memoryview) -> None:
-        self._body, self._at = memoryview(body), 0
+    __slots__ = ("_at", "_body", "spread")
+
+    def __init__(self, body: bytes | memoryview, spread: Spread = in_turn) -> None:
+        self._body, self._at, self.spread = memoryview(body), 0, spread
 
     @property
     def remaining(self) -> int:

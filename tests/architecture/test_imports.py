@@ -37,6 +37,8 @@ def packages_after(code: str) -> set[str]:
         "edge_runtime",
         "edge_runtime.cli",
         "edge_runtime.deploy",
+        "edge_runtime.device.policy",
+        "edge_runtime.device.report",
         "edge_runtime.losses",
         "edge_runtime.secagg",
         "edge_runtime.sums",

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -128,6 +128,26 @@ def test_all_finite_agrees_with_numpy_on_any_bits(isa: str, x: np.ndarray, offse
 def test_all_finite_passes_every_finite_float(isa: str, x: np.ndarray) -> None:
     native.select_isa(isa)
     assert native.all_finite(x)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 32_767, 32_768, 32_769, 200_003])
+def test_threads_change_no_bit_of_a_sum(threads: int, n: int) -> None:
+    rng, team = np.random.default_rng(n), native.Team(threads)
+    acc, x = rng.normal(size=n + 3)[3:], rng.normal(size=n + 1).astype(np.float32)[1:]
+    expected = acc + x.astype(np.float64) * 0.3
+    native.accumulate(acc, x, 0.3, team)
+    assert bits(acc) == bits(expected)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+@given(n=st.integers(1, 140_000), data=st.data(), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
+@settings(max_examples=20)
+def test_threads_see_one_bad_value_anywhere(threads: int, n: int, data: st.DataObject, bad: float) -> None:
+    x, team = np.zeros(n, np.float32), native.Team(threads)
+    assert native.all_finite(x, team)
+    x[data.draw(st.integers(0, n - 1))] = bad
+    assert not native.all_finite(x, team)
 
 
 @each_isa

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from edge_runtime.errors import NumericsError, PeerError
 from edge_runtime.updates import CODECS, TensorLayout, golomb, make_codec
 from edge_runtime.updates.delta import FloatVector
-from edge_runtime.updates.stage import Reader
+from edge_runtime.updates.stage import CHUNK, Reader, Task
 
 CHAINS = ["topk,int8", "topk,hadamard", "randk,uniform", "randk,topk,float16"]
 NAMES = [*CODECS, *CHAINS]
@@ -276,6 +278,28 @@ def test_unbiased_rotation_keeps_the_projection_onto_the_values(size: int, bits:
     codec, layout = make_codec("hadamard", bits=bits, unbiased=True), TensorLayout.of({"x": (size,)})
     y = codec.decode_vector(codec.encode_vector(x, layout, seed=seed), layout)
     assert np.dot(x.astype(np.float64), y) == pytest.approx(np.dot(x.astype(np.float64), x), rel=1e-4)
+
+
+# ---- several threads
+
+
+@pytest.mark.parametrize("names", ["float32", "float16", "bfloat16", "int8", "int4", "uniform"])
+def test_parts_decoded_side_by_side_and_backwards_are_the_same_bits(names: str) -> None:
+    """The parts do not overlap, and together they are all: `out` starts as values that no payload holds."""
+    codec = make_codec(names)
+    shapes = {"wide": (3, CHUNK + 5), "long": (CHUNK // 3, 4), "flat": (2 * CHUNK + 1,), "none": (0, 4), "one": ()}
+    layout = TensorLayout.of(shapes)
+    x = np.random.default_rng(3).normal(0, 0.01, layout.size).astype(np.float32)
+    payload = codec.encode_vector(x, layout, seed=1)
+
+    def backwards(tasks: Iterable[Task]) -> None:
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(task) for task in reversed(list(tasks))]:
+                done.result()
+
+    out = np.full(layout.size, np.nan, np.float32)
+    codec.decode_vector(payload, layout, out=out, spread=backwards)
+    assert out.tobytes() == codec.decode_vector(payload, layout).tobytes()
 
 
 # ---- refusals

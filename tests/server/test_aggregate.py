@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edge_runtime.errors import PeerError
-from server.aggregate import WeightedSum
+from server.aggregate import SHARED_FROM, WeightedSum, spread
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -71,6 +72,34 @@ def test_a_bad_update_leaves_the_sum_as_it_was(bad, place):
 def test_a_claimed_weight_is_bounded(weight):
     with pytest.raises(PeerError, match="examples"):
         WeightedSum(1).add(np.ones(1, np.float32), weight)
+
+
+def test_large_updates_are_added_by_all_cores_as_by_one():
+    size = 2 * SHARED_FROM + 17
+    rng = np.random.default_rng(2)
+    total, expected = WeightedSum(size), np.zeros(size)
+    for weight in (3, 70_001, 2**28):
+        update = rng.normal(size=size).astype(np.float32)
+        total.add(update, weight)
+        expected += update.astype(np.float64) * weight
+    spoilt = np.ones(size, np.float32)
+    spoilt[-1] = np.nan
+    with pytest.raises(PeerError, match="NaN"):
+        total.add(spoilt, 1)
+    assert total.mean().tobytes() == (expected / (3 + 70_001 + 2**28)).tobytes()
+
+
+def test_tasks_are_all_done_and_an_error_among_them_is_raised():
+    done = []
+    spread(partial(done.append, number) for number in range(40))
+    assert sorted(done) == list(range(40))
+    with pytest.raises(PeerError, match="seven"):
+        spread(partial(fail_at_seven, number) for number in range(20))
+
+
+def fail_at_seven(number):
+    if number == 7:
+        raise PeerError("seven")
 
 
 def test_no_update_has_no_mean():

@@ -17,6 +17,8 @@ from hypothesis.extra import numpy as arrays
 from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.privacy import Ledger, MatrixMechanism, SampledGaussian, epsilon
+from server.aggregate import add_discounted
+from server.buffer_config import BufferConfig
 from server.central import Central
 from server.clipped_sum import ClippedSum, Grid
 from server.config import ServerConfig
@@ -71,6 +73,20 @@ def test_no_update_moves_the_sum_further_than_is_booked(update, clip, vote):
         total.add(one, 2**28)
         moved = (total._sum - before).astype(object)
         assert int(moved @ moved) <= grid.l2**2
+
+
+@given(HOSTILE, st.sampled_from([0.03, 1.0, 1e6]), st.integers(0, 300), st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_a_stale_update_moves_the_sum_no_further_and_a_clipped_one_by_its_discount(update, clip, vote, staleness):
+    grid, discount = Grid(300, vote), BufferConfig().discount(staleness)
+    total = ClippedSum(grid, clip, 1, lambda whole: whole.astype(np.float64))
+    for one in (np.ones(300, np.float32), update):
+        before = total._sum.copy()
+        add_discounted(total, one, 2**28, discount)
+        moved = (total._sum - before).astype(object)
+        assert int(moved @ moved) <= grid.l2**2
+        values = moved[:300].astype(float)
+        assert np.linalg.norm(values) <= grid.length * discount + math.sqrt(300)  # what rounding adds
 
 
 @given(st.sampled_from([1, 300, 10**6, 10**9]), st.floats(0.01, 100))

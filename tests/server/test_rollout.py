@@ -5,15 +5,21 @@ Devices are drawn: each has a format, room, a floor, and what it does with an of
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.deploy.offer import Ask, Report
 from edge_runtime.errors import ConfigError
 from server.rollout import MOVES, SENT, Heard, Order, Place, Plan, Rollout, bucket, parse_stages
+from server.rollout_log import Begun, RolloutLog
+from server.run_store import RunStore
 
 NEW, OLD, BLOB, DIGEST = 70, 60, 1000, "d1"
 
@@ -152,12 +158,105 @@ def test_a_healthy_fleet_ends_on_the_new_version_in_stages_that_nest(
 def test_the_table_knows_every_answer_and_leaves_nobody_waiting() -> None:
     for row in MOVES.values():
         assert row.keys() == set(Heard)
-        assert set(row.values()).isdisjoint({Place.ASKED, Place.OFFERED, Place.ORDERED_BACK})
+        assert set(row.values()).isdisjoint({Place.ASKED, Place.OFFERED, Place.ORDERED_BACK, Place.UNSURE})
 
 
 def test_every_place_that_an_order_leads_to_can_be_heard_in() -> None:
-    for origins, target in SENT.values():
-        assert (target is None and origins <= MOVES.keys()) or target in MOVES
+    for moves in SENT.values():
+        assert set(moves.values()) <= MOVES.keys()
+
+
+class KilledError(Exception):
+    """What ends a server in the middle here."""
+
+
+class Deadly(RunStore):
+    """A store whose process ends right before, or right after, its n-th event."""
+
+    def __init__(self, directory: Path, number: int, after: bool) -> None:
+        super().__init__(directory, resume=(directory / "events.sqlite").exists())
+        self._left, self._after = number, after
+
+    def append(self, *args: Any, **kwargs: Any) -> None:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise KilledError
+        super().append(*args, **kwargs)
+        if self._left == 0:
+            raise KilledError
+
+
+def play_on(store: RunStore, fleet: dict[int, Device], plan: Plan) -> Rollout:
+    """Begin the roll-out, or go on with the one in the store."""
+    log, rollout = RolloutLog(store, lambda line: None), Rollout(plan)
+    if log.begun() is None:
+        log.start(Begun(plan, "model", 0))
+    else:
+        log.read_into(rollout)
+        rollout.go_on()
+    rollout.meet(fleet)
+    for order in rollout.orders():
+        log.stages(rollout)
+        log.order(order)
+        # All are asked at once; their answers come one after another.
+        for node, report in [(node, fleet[node].answer(order.ask)) for node in order.nodes]:
+            log.device(order.ask, node, rollout.hear(node, report), report)
+    log.stages(rollout)
+    return rollout
+
+
+@settings(max_examples=60, deadline=None)
+@given(FLEETS, STAGES, st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=3))
+def test_a_roll_out_whose_server_is_killed_goes_on_and_asks_nobody_twice(
+    fleet: dict[int, Device], stages: tuple[int, ...], kills: list[tuple[int, bool]]
+) -> None:
+    plan = Plan(NEW, DIGEST, "onnx", BLOB, stages, 0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        ran: set[int] = set()  # that run it, as their own answers have said
+        for kill in [*kills, (0, False)]:
+            store = Deadly(Path(folder), *kill)
+            known = {
+                int(event.data["client"]) for event in store.log("rollout_device") if event.data["place"] == "installed"
+            }
+            ran |= known
+            asked_before = len(store.log("rollout_order"))
+            try:
+                rollout = play_on(store, fleet, plan)
+            except KilledError:
+                pass
+            finally:
+                later = store.log("rollout_order")[asked_before:]
+                store.close()
+            installs = [
+                int(node) for order in later if order.data["ask"] == "install" for node in order.data["devices"]
+            ]
+            assert not ran & set(installs)
+        assert rollout.halted or [stage.percent for stage in rollout.stages] == list(stages)
+        store = Deadly(Path(folder), 0, False)
+        assert [event.data["percent"] for event in store.log("rollout_stage")] == [s.percent for s in rollout.stages]
+        store.close()
+        assert not any(device.place in (Place.OFFERED, Place.UNSURE) for device in rollout.devices.values())
+        if rollout.halted:
+            places = {device.place for device in rollout.devices.values()}
+            assert places.isdisjoint({Place.INSTALLED, Place.SILENT})
+
+
+def test_a_healthy_fleet_ends_the_same_whenever_the_server_is_killed(tmp_path: Path) -> None:
+    plan, nodes = Plan(NEW, DIGEST, "onnx", BLOB, (30, 100), 0.2), range(6)
+    whole = play_on(RunStore(tmp_path / "whole"), {node: Device([]) for node in nodes}, plan)
+    for number in range(2, 30):
+        for after in (False, True):
+            folder, fleet = tmp_path / f"{number}-{after}", {node: Device([]) for node in nodes}
+            store = Deadly(folder, number, after)
+            with contextlib.suppress(KilledError):
+                play_on(store, fleet, plan)
+            store.close()
+            store = RunStore(folder, resume=True)
+            rollout = play_on(store, fleet, plan)
+            store.close()
+            same = [(stage.percent, stage.offered, stage.installed) for stage in whole.stages]
+            assert [(stage.percent, stage.offered, stage.installed) for stage in rollout.stages] == same
+            assert rollout.versions == {str(NEW): len(nodes)}
 
 
 def test_a_canary_that_fails_halts_it_before_the_others_see_it() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.updates import TensorLayout, make_codec, wire
 from server.aggregate import WeightedSum
+from server.buffer_config import BufferConfig
 from server.rounds import OpenRound, Update, choose_cohort
 
 LAYOUT = TensorLayout((("w", (3, 2)), ("b", (2,))))
@@ -98,6 +99,54 @@ def test_a_cohort_is_distinct_known_nodes_and_repeats(nodes, size, seed, number)
     assert len(cohort) == len(set(cohort)) == min(size, len(nodes))
     assert set(cohort) <= nodes
     assert cohort == choose_cohort(sorted(nodes, reverse=True), size, seed, number)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*NODES, 99]), st.sampled_from(["good", "nan", "error", "declines", "late"])),
+        max_size=12,
+    )
+)
+def test_of_all_that_may_become_of_a_client_the_first_stands(arrivals):
+    current = opened()
+    for node, kind in arrivals:
+        {
+            "good": lambda node: current.receive(node, update(1.0)),
+            "nan": lambda node: current.receive(node, update(math.nan)),
+            "error": lambda node: current.fail(node, "it raised"),
+            "declines": lambda node: current.decline(node, "on battery"),
+            "late": current.leave,
+        }[kind](node)
+    result = current.close("silent")
+    failed = [failure.client for failure in result.failures]
+    declined = [failure.client for failure in result.declined]
+    assert sorted([*result.clients, *failed, *declined, *result.late]) == sorted(map(str, NODES))
+    first = {str(node): kind for node, kind in reversed(arrivals) if node in NODES}
+    for kind, ended in {"good": result.clients, "declines": declined, "late": result.late}.items():
+        assert set(ended) == {client for client, how in first.items() if how == kind}
+
+
+@given(st.integers(1, 9), st.integers(0, 5))
+def test_an_update_is_read_as_of_the_round_that_it_was_made_for(made_for, most):
+    current = opened()
+    current.number, current.max_staleness, current.discount = 9, most, BufferConfig().discount
+    failure = current.receive(11, update(2.0, round_number=made_for), made_for)
+    result = current.close("silent")
+    if 9 - made_for > most:
+        assert failure is not None
+        assert failure.reason == f"made for round {made_for}, and buffer.max_staleness = {most}"
+        assert result.delta is None
+    else:
+        assert failure is None
+        np.testing.assert_allclose(result.delta, 2 / math.sqrt(1 + 9 - made_for), rtol=1e-6)
+
+
+def test_an_update_of_another_round_than_it_was_asked_for_is_refused():
+    current = opened()
+    current.max_staleness = 5
+    failure = current.receive(11, update(1.0, round_number=3), made_for=2)
+    assert failure is not None
+    assert "round 3" in failure.reason
 
 
 def test_cohorts_are_drawn_evenly():

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 import clients.app
 import clients.secure
 import server.link
+from clients.eligibility import device_mod
 from clients.mods import update_codec_mod
 from clients.secure_config import SecureConfig
 from edge_runtime.config import flatten, from_flat
@@ -42,7 +43,7 @@ from server.config import ServerConfig
 from server.federation import federate
 from server.gather import Asked
 from server.link import Link, Question
-from server.rounds import RoundResult
+from server.rounds import Failure, RoundResult
 from server.secagg_driver import SecureGather
 from server.sum_plan import SummedUpdates
 from simulations.grid import RUN_ID, SERVER_NODE_ID, assume_identity
@@ -218,6 +219,22 @@ def test_the_update_is_the_mean_and_nothing_is_left_behind() -> None:
     assert sorted(played.heard) == list(range(6))
     assert played.fleet.secrets_left() == []
     assert result.uplink_bytes > sum(len(data) for *_, data in played.fleet.seen)
+    assert_mean(played.round(2), range(6))
+
+
+def test_a_device_that_declines_costs_the_round_nothing_but_itself() -> None:
+    plain = mod_app(make_deltas(6))
+    fleet = Fleet(range(6), lambda message, context: device_mod(message, context, plain))
+    fleet.contexts[4].node_config["device.eligible"] = False
+    fleet.contexts[4].node_config["device.why_not"] = "on battery"
+    played = Played(fleet, config())
+    result = played.round()
+    assert_mean(result, {0, 1, 2, 3, 5})
+    assert result.failures == ()
+    assert result.declined == (Failure("4", "on battery"),)
+    assert result.dropped_in == dict.fromkeys(PHASES, 0)
+    assert sorted(played.heard) == list(range(6))
+    fleet.contexts[4].node_config["device.eligible"] = True
     assert_mean(played.round(2), range(6))
 
 

@@ -85,8 +85,11 @@ def fork(work: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def die_at_write(number: int, when: str, delay_s: float = 0.0) -> None:
-    """Have this process killed right before or after its `number`-th write to the run directory, or some time later."""
+def die_at_write(number: int, when: str, delay_s: float = 0.0, only: str = "") -> None:
+    """Have this process killed right before or after its `number`-th write to the run directory, or some time later.
+
+    With `only`, writes by that method, or events of that kind, are counted alone.
+    """
     left, victim = number, os.getpid()
 
     def kill_later() -> None:
@@ -97,7 +100,7 @@ def die_at_write(number: int, when: str, delay_s: float = 0.0) -> None:
         @functools.wraps(method)
         def write(*args: Any, **kwargs: Any) -> Any:
             nonlocal left
-            left -= 1
+            left -= not only or only in (method.__name__, *args[1:2])
             mine = left == 0
             if mine and when == "before":
                 os.kill(victim, signal.SIGKILL)
@@ -172,10 +175,11 @@ def scenario_of(directory: Path, settings: list[str]) -> Scenario:
 
 def look(directory: Path) -> dict[str, Any]:
     """What a run directory says of its run."""
-    left: dict[str, Any] = {"closed": [], "spent": []}
+    kinds = {"closed": "round_closed", "spent": "privacy_spent", "asked": "privacy_asked", "begun": "privacy_sum_begun"}
+    left: dict[str, Any] = {name: [] for name in kinds}
     if (directory / "events.sqlite").exists():
         with contextlib.closing(sqlite3.connect(directory / "events.sqlite")) as events:
-            for name, kind in (("closed", "round_closed"), ("spent", "privacy_spent")):
+            for name, kind in kinds.items():
                 try:
                     rows = events.execute("SELECT id, data FROM events WHERE kind = ? ORDER BY id", (kind,)).fetchall()
                 except sqlite3.OperationalError:  # killed before there was a table
@@ -214,7 +218,10 @@ def warm(settings: list[str]) -> None:
         make = mechanisms[name]
         mechanisms[name] = lambda config, size, make=make: make(config, size, entropy=Counter())  # type: ignore[misc]
     server.parts.PRIVACY = mechanisms  # type: ignore[misc]
-    server.model.GlobalModel(load_scenario("mnist", settings), None)
+    scenario = load_scenario("mnist", settings)
+    # What an accountant imports and tabulates is the same in all of them, too.
+    privacy = server.parts.make_privacy(scenario, server.model.GlobalModel(scenario, None))
+    privacy.why_stop()
 
 
 def main() -> None:

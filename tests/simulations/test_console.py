@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.events import RoundClosed, RunStarted
+from server.events import RoundClosed, RunContinued, RunPaused, RunStarted
 from server.results import RoundRow
 from server.rounds import Failure
 from simulations.console import Console
@@ -30,3 +30,13 @@ def test_the_first_line_says_how_the_clients_data_are_kept(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("10 parameters")
     assert second == first + "; secure aggregation, distributed differential privacy"
+
+
+def test_a_pause_is_shown_and_its_end(capsys):
+    with Console() as console:
+        console.on_event(RunPaused(4, "1 devices can be asked, 3 are needed (server.min_updates): [1] online", 600.0))
+        console.on_event(RunContinued(4))
+    paused, continued = capsys.readouterr().out.splitlines()
+    assert paused.startswith("paused before round 4, for at most 600 s: 1 devices")
+    assert paused.endswith("[1] online")
+    assert continued == "goes on with round 4"

@@ -182,7 +182,8 @@ def test_evaluation_meets_no_faults(asked: Asked) -> None:
 def scenario(out: Path, *overrides: str) -> Scenario:
     tiny = (
         "data.name=digits data.clients=8 data.partition=iid model.name=digits_cnn model.input=1x8x8 train.epochs=1 "
-        "server.cohort=6 server.min_updates=1 server.rounds=2 server.deadline_s=2.5 deploy.formats="
+        "server.cohort=6 server.over_selection=1 server.min_updates=1 server.rounds=2 server.deadline_s=2.5 "
+        "deploy.formats="
     )
     return load_scenario("mnist", [*tiny.split(), f"run.out={out}", *overrides])
 

@@ -20,6 +20,7 @@ from simulations.faults import FaultConfig
 from simulations.grid import InProcessGrid
 from simulations.runner import simulate
 from simulations.scenario import load_scenario
+from simulations.traces import Errand, FleetConfig, Traces
 
 CLIENTS, SEED = 6, 1
 FAULTS = FaultConfig(error=0.25, hang=0.25, crash=0.25)
@@ -192,3 +193,83 @@ def test_the_model_does_not_depend_on_the_number_of_processes(tmp_path: Path) ->
         overrides = [*tiny.split(), f"server.workers={workers}", f"run.out={tmp_path / str(workers)}"]
         hashes.add(simulate(load_scenario("mnist", overrides)).final["model_sha256"])
     assert len(hashes) == 1
+
+
+RECORDER = """
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+
+def app(message, context):
+    count = int(context.state["count"]["n"]) if "count" in context.state else 0
+    context.state["count"] = ConfigRecord({"n": count + 1})
+    with Path(FOLDER, str(context.node_id)).open("a") as log:
+        log.write(message.metadata.group_id + " ")
+    return Message(RecordDict({"said": ConfigRecord({"n": count, "bytes": bytes(1000)})}), reply_to=message)
+"""
+
+
+class Recorded:
+    """A grid whose clients write down what they were given, and say how many messages they had had before."""
+
+    def __init__(self, folder: Path, workers: int, **fleet: float | str) -> None:
+        self.folder = folder
+        traces = Traces(FleetConfig(**fleet), SEED, CLIENTS, lambda node: 10)  # type: ignore[arg-type]
+        self.grid = InProcessGrid(CLIENTS, workers, traces=traces, client_app="recording_client:app")
+
+    def push(self, number: int, nodes: Sequence[int], ttl: float = 1000.0) -> list[str]:
+        task = ConfigRecord({"train.epochs": 1})
+        messages = [Message(RecordDict({"task": task}), node, "train", ttl=ttl, group_id=str(number)) for node in nodes]
+        return list(self.grid.push_messages(messages))
+
+    def given(self) -> dict[int, list[str]]:
+        return {int(path.name): path.read_text().split() for path in self.folder.iterdir()}
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "recording_client.py").write_text(f"FOLDER = {str(tmp_path / 'log')!r}\n{RECORDER}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "log").mkdir()
+    return tmp_path / "log"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_cancelled_before_it_is_needed_is_never_run(recorder: Path, workers: int) -> None:
+    recorded = Recorded(recorder, workers)
+    with recorded.grid as grid:
+        ids = recorded.push(1, [4, 1, 5, 0, 2, 3])
+        came = [grid.next_reply(ids, float("inf"), wanted=wanted) for wanted in (3, 2, 1)]
+        grid.cancel(ids)
+        assert [reply.metadata.src_node_id for reply in came if reply] == [4, 1, 5]
+        again = ask(grid, [grid.create_message(RecordDict(), "train", node, "2") for node in (4, 0)])
+        assert [reply.content.config_records["said"]["n"] for reply in again] == [1, 0]
+    assert recorded.given() == {4: ["1", "2"], 1: ["1"], 5: ["1"], 0: ["2"]}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_replies_come_in_the_order_of_virtual_time_and_time_goes_on_with_them(recorder: Path, workers: int) -> None:
+    recorded = Recorded(recorder, workers, speed="lognormal", seconds_per_example=1.0, uplink_kbps=1.0)
+    with recorded.grid as grid:
+        ids, times, nodes = recorded.push(1, range(CLIENTS)), [], []
+        assert grid.next_reply(ids, 0.5, 9) is None
+        assert grid.clock() == 0.5
+        while (reply := grid.next_reply(ids, float("inf"), 9)) is not None:
+            times.append(grid.clock())
+            nodes.append(reply.metadata.src_node_id)
+            ids.remove(reply.metadata.reply_to_message_id)
+        assert times == sorted(times)
+        assert sorted(nodes) == list(range(CLIENTS)) != nodes
+        slow = Traces(FleetConfig(speed="lognormal", seconds_per_example=1.0), SEED, CLIENTS, lambda node: 10)
+        for node, at in zip(nodes, times, strict=True):
+            assert at == pytest.approx(slow.work_s(Errand(node, 1, 1.0, 0)) + 8 * 1000 / 1000)
+
+
+def test_a_message_that_expires_before_its_answer_is_due_is_never_run(recorder: Path) -> None:
+    recorded = Recorded(recorder, 1, seconds_per_example=1.0)
+    with recorded.grid as grid:
+        (only,) = recorded.push(1, [0], ttl=4.0)
+        reply = grid.next_reply([only], float("inf"), 1)
+        assert reply is not None
+        assert reply.error.reason == "no reply within 4 s"
+        assert grid.clock() == 4.0
+    assert recorded.given() == {}

@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from edge_runtime.privacy import Ledger
 
 ROUNDS = 10
 TINY = (
@@ -42,8 +45,20 @@ VARIANTS = {
         "faults.nan=0.1",
         "server.eval_every=3",
     ],
+    "control variates, and layers that clients keep": [
+        "server.strategy=scaffold",
+        "train.optimizer.momentum=0.0",
+        "uplink.codec=int8",
+        "personal.layers=out.*",
+        "personal.fine_tune_epochs=1",
+        "server.evaluate=clients",
+    ],
 }
-KILLS = {"Adam's moments, residuals and versions": 26, "a clip that moves, under masks": 12}
+KILLS = {
+    "Adam's moments, residuals and versions": 20,
+    "a clip that moves, under masks": 12,
+    "control variates, and layers that clients keep": 6,
+}
 OTHERS = 12
 assert sum(KILLS.values()) + OTHERS == 50
 
@@ -84,6 +99,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"seconds": None} for row in rows]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_run_ends_like_one_that_was_not(folder: Path, variant: str) -> None:
     settings = TINY + VARIANTS[variant]
@@ -110,3 +126,60 @@ def test_a_killed_run_ends_like_one_that_was_not(folder: Path, variant: str) -> 
         assert end["run"]["final"]["uplink_bytes"] == expected["final"]["uplink_bytes"]
         assert without_times(end["run"]["rounds"]) == without_times(expected["rounds"])
     assert killed >= 0.9 * len(kills)  # a late kill may find the run at its end
+
+
+PRIVATE = {
+    "central": ["privacy.noise_multiplier=1.0"],
+    "ftrl": ["privacy.noise_multiplier=1.0"],
+    "local": ["privacy.mechanism=local", "privacy.noise_multiplier=1.0", "privacy.clip=1.0"],
+    "distributed": ["secure.enabled=true", "privacy.noise_multiplier=1.0", "secure.dropout=0.3"],
+}
+SPENDS = [("append_line", "before"), ("append_line", "after"), ("privacy_spent", "after")]
+AT = {
+    "central": SPENDS,
+    "ftrl": [("append_line", "after"), ("close_round", "before")],
+    "local": [*SPENDS, ("privacy_asked", "after"), ("round_planned", "after")],
+    "distributed": [("privacy_sum_begun", "after"), ("privacy_spent", "after")],
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("mechanism", PRIVATE)
+def test_what_was_told_stays_on_the_books(folder: Path, mechanism: str) -> None:
+    """Killed around the writes that have to do with the budget, and once more while it goes on."""
+    settings = [*TINY, "server.rounds=3", f"privacy.mechanism={mechanism}", "data.clients=8", "server.cohort=5"]
+    settings += PRIVATE[mechanism]
+    number = 1 if mechanism == "ftrl" else 2
+    kills = [
+        [{"number": number, "when": when, "only": at}, {"number": 1, "when": "before", "only": "close_round"}]
+        for at, when in AT[mechanism]
+    ]
+    whole, *killed = play(folder, [(settings, one) for one in [[], *kills]])
+    expected = whole["stages"][-1]["left"]["run"]["final"]
+    lost_something = 0
+    for run in killed:
+        *before, (code, end) = [(stage["code"], stage["left"]) for stage in run["stages"]]
+        final = end["run"]["final"]
+        assert code == 0
+        ledger = Ledger.from_json(end["ledger"], final["privacy"]["ledger_digest"])
+        assert len(ledger.events) == len(end["spent"])
+        if mechanism != "local":  # whose cohorts, of those who were asked least, are then others
+            assert final["epsilon"] >= expected["epsilon"] - 1e-9
+        for _, left in before:
+            whole_lines = left["ledger"][: left["ledger"].rfind("\n") + 1]
+            assert end["ledger"].startswith(whole_lines)
+            assert final["epsilon"] >= max((told["epsilon"] for _, told in left["spent"]), default=0.0)
+        epsilons = [told["epsilon"] for _, told in end["spent"]]
+        assert epsilons == sorted(epsilons)
+        assert final["epsilon"] == epsilons[-1]
+        assert [row["round"] for _, row in end["closed"]] == [1, 2, 3]
+        lost_something += len(ledger.events) > 3
+        if mechanism == "ftrl":
+            assert len(ledger.events) == 1
+        if mechanism == "local":
+            # Nobody was asked more often than the books say, whatever became of the rounds.
+            asked = Counter(client for _, one in end["asked"] for client in one["clients"])
+            assert max(asked.values()) <= len(ledger.events)
+        if mechanism == "distributed":
+            assert len(ledger.events) >= len(end["begun"])
+    assert lost_something or mechanism not in ("central", "distributed")

@@ -21,6 +21,7 @@ from edge_runtime.deploy.artefact import write_manifest
 from edge_runtime.deploy.trust.publish import make_release_key, make_root_key
 from edge_runtime.deploy.trust.slots import Slots
 from edge_runtime.errors import ConfigError
+from server import commands
 from server.config import ServerConfig
 from server.link import Link
 from server.release import Release, check_key, make_release
@@ -186,6 +187,72 @@ def test_an_older_or_altered_artefact_is_refused_by_all_and_the_old_one_runs(fle
         record = fleet.play(grid, 4, Release(4, altered.model, files))
         assert "changed or cut short" in record["halted"]
     assert fleet.answers() == [3.0] * CLIENTS
+
+
+class KilledError(BaseException):
+    """What ends a server in the middle here."""
+
+
+def test_a_server_that_is_killed_goes_on_with_the_same_release_and_offers_it_to_nobody_twice(fleet: Fleet) -> None:
+    config, run = fleet.config(7, health_s=0.0), fleet.folder / "run"
+    exported = {"files": {"model_fp32.onnx": {}}}
+
+    def attempt(grid: InProcessGrid, dies_at: str) -> dict[str, Any]:
+        def tell(line: str) -> None:
+            if dies_at and line.startswith(dies_at):
+                raise KilledError
+
+        store = RunStore(run, resume=run.exists())
+        try:
+            if not (run / "manifest.json").exists():
+                (run / "model_fp32.onnx").write_bytes(linear(7.0))
+                write_manifest(run, {"onnx_fp32": run / "model_fp32.onnx"}, {})
+            return roll_out(Link(grid, grid.clock, grid.pause), config, exported, store, tell)
+        finally:
+            store.close()
+
+    with fleet.grid() as grid:
+        with pytest.raises(KilledError):
+            attempt(grid, "roll-out of")
+        offered = (run / "release" / "manifest.json").read_bytes()
+        with pytest.raises(KilledError):
+            attempt(grid, "roll-out stage 60")
+        record = attempt(grid, "")
+        assert attempt(grid, "") == record  # finished: nothing is asked any more
+    assert (run / "release" / "manifest.json").read_bytes() == offered
+    assert record["versions"] == {"7": CLIENTS}
+    assert [stage["percent"] for stage in record["stages"]] == list(STAGES)
+    events = sqlite3.connect(run / "events.sqlite").execute("SELECT data FROM events WHERE kind = 'rollout_order'")
+    orders = [json.loads(data) for (data,) in events]
+    installs = [node for order in orders if order["ask"] == "install" for node in order["devices"]]
+    assert sorted(installs) == [str(node) for node in range(CLIENTS)]
+    assert fleet.answers() == [7.0] * CLIENTS
+
+
+def test_every_stage_waits_for_its_own_approval_and_an_order_halts_it(fleet: Fleet) -> None:
+    release, told = fleet.release(8), list[str]()
+    store = RunStore(fleet.folder / "run")
+    for name in commands.Name:  # said before there was a roll-out: not about this one
+        commands.send(store.directory, name, "somebody")
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if "waits" in line:
+            first = sum("waits" in line for line in told) == 1
+            commands.send(
+                store.directory, commands.Name.ROLLOUT_APPROVE if first else commands.Name.ROLLOUT_HALT, "Ada"
+            )
+
+    with fleet.grid() as grid:
+        record = play(Link(grid, grid.clock, grid.pause), fleet.config(8, approve=True), release, store, tell)
+    store.close()
+    assert record["halted"] == "halted by Ada"
+    first, second = record["stages"]
+    assert first["installed"] == first["offered"] > 0
+    assert second["offered"] == 0
+    assert record["devices"] == {"able": CLIENTS - first["offered"], "recalled": first["offered"]}
+    assert fleet.answers() == [0.0] * CLIENTS
+    assert [line.split(":")[0] for line in told if "waits" in line] == ["roll-out stage 60 %", "roll-out stage 100 %"]
 
 
 def test_a_whole_run_ends_on_its_devices(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def test_client_processes_of_the_engine_never_map_pytorch(tmp_path: Path, traine
 
 def test_clients_may_measure_the_model_and_no_client_is_sent_what_the_trainer_does_not_need(tmp_path: Path) -> None:
     rows = {
-        trainer: run(tmp_path / trainer, "server.evaluate=clients", f"train.trainer={trainer}")["rounds"]
+        trainer: run(
+            tmp_path / trainer, "server.evaluate=clients", "server.over_selection=1", f"train.trainer={trainer}"
+        )["rounds"]
         for trainer in ("engine", "torch")
     }
     for ours, theirs in zip(rows["engine"], rows["torch"], strict=True):

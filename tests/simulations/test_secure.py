@@ -21,8 +21,8 @@ from simulations.scenario import Scenario, load_scenario
 
 TINY = (
     "data.name=digits data.clients=12 data.partition=iid model.name=digits_cnn model.input=1x8x8 train.epochs=1 "
-    "server.cohort=10 server.min_updates=1 server.rounds=2 server.deadline_s=5 server.workers=2 deploy.formats= "
-    "secure.enabled=true secure.dropout=0.4 secure.corrupt=0"
+    "server.cohort=10 server.over_selection=1 server.min_updates=1 server.rounds=2 server.deadline_s=5 "
+    "server.workers=2 deploy.formats= secure.enabled=true secure.dropout=0.4 secure.corrupt=0"
 )
 IN_SUM = ("consistency", "unmask")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -136,7 +136,8 @@ def test_any_flower_app_takes_part_through_the_mod(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(str(EXAMPLES))
     config = {
         "data.name": "digits", "data.clients": 6, "model.entry": "own_client:model", "train.epochs": 20,
-        "server.rounds": 8, "server.cohort": 5, "server.min_updates": 3, "deploy.formats": "",
+        "server.rounds": 8, "server.cohort": 5, "server.over_selection": 1.0, "server.min_updates": 3,
+        "deploy.formats": "",
         "secure.enabled": True, "run.out": str(tmp_path / "run"),
     }  # fmt: skip
     with InProcessGrid(6, 2, client_app="own_client:app") as grid:

@@ -7,12 +7,16 @@ namespace hedgerow {
 namespace {
 
 struct Neon {
-  static constexpr size_t kWidth = 4;
+  static constexpr size_t kFiniteWidth = 16, kWidth = 4;
 
   static bool BlockFinite(const float* x) {
     const uint32x4_t exponent = vdupq_n_u32(0x7f800000u);
-    const uint32x4_t bits = vreinterpretq_u32_f32(vld1q_f32(x));
-    return vmaxvq_u32(vceqq_u32(vandq_u32(bits, exponent), exponent)) == 0;
+    uint32x4_t bad = vdupq_n_u32(0);
+    for (int part = 0; part < 4; ++part) {
+      const uint32x4_t bits = vreinterpretq_u32_f32(vld1q_f32(x + 4 * part));
+      bad = vorrq_u32(bad, vceqq_u32(vandq_u32(bits, exponent), exponent));
+    }
+    return vmaxvq_u32(bad) == 0;
   }
 
   static void BlockAccumulate(const float* x, double weight, double* acc) {

@@ -1,4 +1,4 @@
-// The two loops, once. An ISA supplies Isa::kWidth floats per block and what to do with one block.
+// The two loops, once. An ISA supplies how many floats a block has, to check and to add, and what to do with one.
 #ifndef HEDGEROW_ACCUMULATE_GENERIC_H_
 #define HEDGEROW_ACCUMULATE_GENERIC_H_
 
@@ -22,7 +22,7 @@ inline bool IsFinite(float x) {
 template <typename Isa>
 int32_t AllFinite(size_t n, const float* x) {
   size_t i = 0;
-  for (; i + Isa::kWidth <= n; i += Isa::kWidth) {
+  for (; i + Isa::kFiniteWidth <= n; i += Isa::kFiniteWidth) {
     if (!Isa::BlockFinite(x + i)) return 0;
   }
   for (; i < n; ++i) {
@@ -31,9 +31,12 @@ int32_t AllFinite(size_t n, const float* x) {
   return 1;
 }
 
+// The sums are written in whole cache lines: NumPy aligns large arrays to 16 bytes, and a store that crosses a line
+// takes as long as two.
 template <typename Isa>
 void Accumulate(size_t n, const float* x, double weight, double* acc) {
   size_t i = 0;
+  for (; i < n && reinterpret_cast<uintptr_t>(acc + i) % 64 != 0; ++i) acc[i] += static_cast<double>(x[i]) * weight;
   for (; i + Isa::kWidth <= n; i += Isa::kWidth) Isa::BlockAccumulate(x + i, weight, acc + i);
   for (; i < n; ++i) acc[i] += static_cast<double>(x[i]) * weight;
 }

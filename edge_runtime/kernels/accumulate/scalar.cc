@@ -5,7 +5,7 @@ namespace hedgerow {
 namespace {
 
 struct Scalar {
-  static constexpr size_t kWidth = 1;
+  static constexpr size_t kFiniteWidth = 1, kWidth = 1;
   static bool BlockFinite(const float* x) { return IsFinite(*x); }
   static void BlockAccumulate(const float* x, double weight, double* acc) {
     *acc += static_cast<double>(*x) * weight;

@@ -7,12 +7,16 @@ namespace hedgerow {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kWidth = 8;
+  static constexpr size_t kFiniteWidth = 32, kWidth = 8;
 
   static bool BlockFinite(const float* x) {
     const __m256i exponent = _mm256_set1_epi32(0x7f800000);
-    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x));
-    return _mm256_testz_si256(_mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent), _mm256_set1_epi32(-1));
+    __m256i bad = _mm256_setzero_si256();
+    for (int part = 0; part < 4; ++part) {
+      const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + 8 * part));
+      bad = _mm256_or_si256(bad, _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent));
+    }
+    return _mm256_testz_si256(bad, bad);
   }
 
   static void BlockAccumulate(const float* x, double weight, double* acc) {

@@ -1,0 +1,109 @@
+"""A run's own log, read while the server app writes it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.run_store import EVENTS
+
+_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event."""
+
+    id: int
+    kind: str
+    round: int | None
+    data: Mapping[str, Any]
+
+
+class RunLog:
+    """What stands in a run directory; a directory that is not there yet holds nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / EVENTS
+
+    def entries(self, after: int = 0) -> list[Entry]:
+        rows = self._read("SELECT id, kind, round, data FROM events WHERE id > ? ORDER BY id", after)
+        return [Entry(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+
+    def begun(self) -> bool:
+        """Whether there is a run to resume."""
+        return bool(self._read("SELECT 1 FROM events WHERE kind = 'run_started' LIMIT 1"))
+
+    def last_event(self) -> int:
+        return int((self._read("SELECT max(id) FROM events") or [[0]])[0][0] or 0)
+
+    def closed_rounds(self) -> int:
+        return int((self._read("SELECT max(round) FROM events WHERE kind = 'round_closed'") or [[0]])[0][0] or 0)
+
+    def finished(self) -> Mapping[str, Any] | None:
+        """The run's closing figures, if it came to its end."""
+        rows = self._read("SELECT data FROM events WHERE kind = 'run_finished' ORDER BY id DESC LIMIT 1")
+        return None if not rows else json.loads(rows[0][0])
+
+    def error(self, after: int) -> str:
+        """Why it failed since event `after`; empty if it did not."""
+        rows = self._read(
+            "SELECT data FROM events WHERE kind = 'run_failed' AND id > ? ORDER BY id DESC LIMIT 1", after
+        )
+        return "" if not rows else str(json.loads(rows[0][0]).get("error", "unknown"))
+
+    def _read(self, query: str, *values: int) -> list[Any]:
+        if not self._path.is_file():
+            return []
+        log = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
+        try:
+            log.execute("PRAGMA query_only = ON")
+            return log.execute(query, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # its first transaction is still to come
+                return []
+            raise
+        finally:
+            log.close()
+
+
+def lines(entry: Entry, rounds: int) -> list[str]:
+    """What a person is told of an event, if anything."""
+    data = entry.data
+    match entry.kind:
+        case "run_started":
+            return [
+                f"{data.get('server.rounds', '?')} rounds, model {data.get('model.name') or data.get('model.entry')}"
+            ]
+        case "run_resumed":
+            return [f"goes on after round {data.get('round', '?')}"]
+        case "round_closed":
+            return [_round(data, rounds)]
+        case "client_dropped":
+            return [f"round {entry.round}: client {data.get('client')} dropped: {data.get('reason')}"]
+        case "run_paused":
+            return [f"paused: {data.get('reason')}"]
+        case "run_continued":
+            return ["goes on"]
+        case "run_finished":
+            accuracy = data.get("accuracy")
+            shown = "" if accuracy is None else f"accuracy {accuracy:.3f}, "
+            return [f"finished: {shown}model.safetensors sha256 {data.get('model_sha256')}"]
+    return []
+
+
+def _round(row: Mapping[str, Any], rounds: int) -> str:
+    parts = [f"round {row.get('round', 0):>{len(str(rounds))}}/{rounds}"]
+    parts += [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if row.get(name) is not None]
+    parts.append(f"clients {row.get('clients', 0)}")
+    if row.get("dropped"):
+        parts.append(f"dropped {row['dropped']}")
+    if row.get("epsilon") is not None:
+        parts.append(f"epsilon {row['epsilon']:.3g}")
+    if row.get("unchanged"):
+        parts.append(f"model unchanged: {row['unchanged']}")
+    return "  ".join([*parts, f"{row.get('seconds', 0.0):.1f} s"])
