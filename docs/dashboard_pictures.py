@@ -27,9 +27,8 @@ FOLDER = Path(__file__).parent
 PICTURES = (
     ("dashboard-light.png", "#/runs/mnist", 1280, 860, "light", 1),
     ("dashboard-dark.png", "#/runs/private", 1280, 900, "dark", 1),
-    ("dashboard-phone.png", "#/runs/private", 360, 740, "light", 2),
+    ("dashboard-phone.png", "#/runs/mnist", 360, 740, "light", 2),
 )
-COLOURS = 64  # of a picture; text and lines need no more
 MOST_BYTES = 200_000
 START_S = 60.0
 
@@ -74,7 +73,7 @@ def picture(browser: Browser, base: str, place: str, width: int, height: int, sc
     page.goto(base + place)
     page.wait_for_selector(".plot canvas")
     page.wait_for_timeout(1000)  # until the last plot is drawn
-    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     page.close()
     content = io.BytesIO()
     shot.save(content, "PNG", optimize=True)
