@@ -44,6 +44,7 @@ COMMON = [
     "data.clients=20",
     "data.min_examples=10",
     "server.cohort=10",
+    "server.over_selection=1",
     "server.min_updates=5",
     "train.epochs=5",
     "train.batch_size=16",

@@ -10,12 +10,13 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.errors import ConfigError, MissingPackageError, RunError
+from edge_runtime.errors import ConfigError, EdgeRuntimeError, MissingPackageError, RunError
 from server.run_reader import RunReader, find_runs
 from server.run_view import Data, mapping, number, whole
 
@@ -147,9 +148,19 @@ TARGETS: Mapping[str, Callable[[Record, str], str]] = {
 }
 
 
+# These tools report home unless told not to.
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+
+
 def _export(options: argparse.Namespace) -> int:
     record = read_record(options.run_directory)
-    where = TARGETS[options.to](record, options.place)
+    os.environ.update(_QUIET)
+    try:
+        where = TARGETS[options.to](record, options.place)
+    except EdgeRuntimeError:
+        raise
+    except Exception as error:  # each of these tools raises many types of its own
+        raise RunError(f"--to {options.to} {options.place}: {type(error).__name__}: {error}") from error
     print(f"{record.name}: {len(record.steps)} rounds written to {where}")
     return 0
 

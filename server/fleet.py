@@ -256,10 +256,12 @@ class Fleet:
         if end == DROPPED and (phase := _phase(reason)):
             device.dropped_in[phase] += 1
         elapsed, figures = self._heard.get(node, (None, None))
-        if end == LATE and elapsed is None and node in self._asked:
+        if end in (LATE, DROPPED) and elapsed is None and node in self._asked:
             elapsed = self._now() - self._asked[node]
-        if self._private or end not in (TAKEN, LATE):
+        if self._private or end == DECLINED:
             return Outcome(node, end)
+        if end == DROPPED:
+            return Outcome(node, end, seconds=elapsed)
         device.seconds = elapsed
         examples, loss = figures or (0, None)
         return Outcome(node, end, examples, loss, elapsed, self._headroom(device))

@@ -39,7 +39,7 @@ class Peers(Stateful, Protocol):
 
 
 def began_with(store: RunStore, output: OutputConfig) -> ServerConfig | None:
-    """The settings that the store's run began with, its output as `output` has it; None if it never began.
+    """The settings that the store's run began with, its place as `output` has it; None if it never began.
 
     Raises:
         ConfigError: the run is finished.
@@ -48,7 +48,10 @@ def began_with(store: RunStore, output: OutputConfig) -> ServerConfig | None:
     if store.last_event("run_finished") is not None:
         raise ConfigError(f"run.out = {str(store.directory)!r}: the run is finished, there is nothing left to resume")
     begun = store.last_event("run_started")
-    return None if begun is None else replace(ServerConfig.from_run_config(begun.data), run=output)
+    if begun is None:
+        return None
+    config = ServerConfig.from_run_config(begun.data)
+    return replace(config, run=replace(config.run, out=output.out, resume=output.resume))
 
 
 class Journal:

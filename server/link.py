@@ -23,7 +23,9 @@ from server.rounds import Update
 
 POLL_S = 0.5  # polling faster loads the SuperLink more than it gains: 0.05 s makes rounds slower
 
-PULL_AT_ONCE = 8  # Flower hands over every reply that is asked for and ready: asking for few bounds the memory
+# Flower hands over every reply that is asked for and ready: asking for few bounds the memory. An update is seldom
+# larger than the model that it answers to, so it is fewer where that is large.
+PULL_AT_ONCE, PULL_BYTES = 8, 64 << 20
 
 MAX_REASON = 500
 
@@ -120,6 +122,7 @@ class Link:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid, self.clock, self.pause = grid, clock, pause
+        self._at_once = PULL_AT_ONCE
         self._timed = grid if isinstance(grid, TimedGrid) else None
         self._pulled: dict[str, Message] = {}  # replies that have come and were not yet yielded, by what they answer
 
@@ -178,6 +181,8 @@ class Link:
         since_s: float | None = None,
     ) -> Outstanding:
         """Send each node its own content, in round `number`, to be answered within `valid_s`; does not wait."""
+        if largest := max(map(array_bytes, contents.values()), default=0):
+            self._at_once = max(1, min(PULL_AT_ONCE, PULL_BYTES // largest))
         messages = [
             Message(content, node, kind, ttl=valid_s, group_id=str(number)) for node, content in contents.items()
         ]
@@ -230,10 +235,15 @@ class Link:
 
     def _pull(self, message_ids: Sequence[str]) -> list[Message]:
         """The replies to the first few of these messages that have any."""
-        for first in range(0, len(message_ids), PULL_AT_ONCE):
-            if replies := list(self._grid.pull_messages(message_ids[first : first + PULL_AT_ONCE])):
+        for first in range(0, len(message_ids), self._at_once):
+            if replies := list(self._grid.pull_messages(message_ids[first : first + self._at_once])):
                 return replies
         return []
+
+
+def array_bytes(content: Content) -> int:
+    """Of what a message carries beside settings."""
+    return sum(len(array.data) for arrays in content.array_records.values() for array in arrays.values())
 
 
 def peer_text(text: str) -> str:

@@ -43,8 +43,8 @@ TAKEN, LATE, DROPPED, DECLINED = "taken", "late", "dropped", "declined"
 class Outcome:
     """What became of one device that was asked: TAKEN, LATE, DROPPED or DECLINED.
 
-    `seconds` is how long it took; of one that was late, how long it was waited for. `headroom` is the memory that it
-    has left, in sizes of what training takes.
+    `seconds` is how long it took; of one that did not come to the end, how long it was waited for. `headroom` is the
+    memory that it has left, in sizes of what training takes.
     """
 
     node: int

@@ -12,7 +12,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ _WAIT_S = 1.0  # for SQLite, which is busy for moments when a run starts or ends
 _SETTLED_S = 2.0  # a file that was changed this lately may change again within its time stamp's resolution
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+=@-]{0,127}", re.ASCII)
 _ETA_ROUNDS = 5
-_COUNT_SHARE = 20  # how many times as long as it took a count of all devices is good for
 _MOST_SHOWN = 100
+_COUNTED_S = 2.0  # for which a count of all devices holds
 _TOLD_OF_A_CLIENT = frozenset({"client", "bytes", "reason", "phase", "ask", "place", "version", "staleness"})
 LIVE = ("running", "paused")
 
@@ -62,10 +62,9 @@ class RunReader:
         self.name, self.directory = name, directory
         self._guard = threading.Lock()
         self._view, self._unreadable = RunView(), ""
-        self._counting = threading.Lock()
-        self._totals: tuple[float, list[Any], list[Any]] = (0.0, [], [])  # good until then
         self._stamp: object = None
         self._identity: object = None
+        self._counted: tuple[float | None, dict[str, Any] | None] = (None, None)
 
     def view(self) -> RunView:
         """What the run's events come to by now. Not to be changed, and complete up to its `last_id`."""
@@ -145,55 +144,35 @@ class RunReader:
         }
 
     def devices(
-        self, page: int = 0, sort: str = "node", *, descending: bool = False, words: str = ""
+        self, page: int = 0, sort: str = "node", words: str = "", *, descending: bool = False
     ) -> dict[str, Any]:
         """One page of the devices that pass the filter, and counts of all of them; see run_devices.py."""
         view = self.view()
-        live = self.state(view) in LIVE
-        online_s = (time.time() if live else view.updated_s or 0.0) - run_devices.ONLINE_S
-        asked = (
-            run_devices.count_query(words, online_s),
-            run_devices.page_query(page, sort, descending, words, online_s),
-        )
-        try:
-            with self._opened() as events:
-                count, rows = (events.execute(one.sql, one.values).fetchall() for one in asked)
-                totals, running = self._device_totals(events, online_s)
-        except sqlite3.Error as error:
-            if "no such table" not in str(error):
-                raise RunError(f"{self.name}/{EVENTS}: cannot be read ({error})") from error
-            count, totals, running, rows = [(0,)], [(0, 0)], [], []  # of a release that kept no device table
+        online_s = self._online_s(view)
+        counts = self.device_counts()
+        if counts is None:  # of a release that kept no device table
+            return {"total": 0, "counts": run_devices.totals([]), "devices": []}
+        [(total,)] = self._read_devices(run_devices.count_query(words, online_s))
+        rows = self._read_devices(run_devices.page_query(page, sort, words, online_s, descending=descending))
         protected = is_protected(view.config)
-        return {
-            "total": count[0][0],
-            "counts": {
-                "online": int(totals[0][0]),
-                "eligible": int(totals[0][1]),
-                "running_versions": run_devices.versions(running),
-            },
-            "devices": [
-                run_devices.device_row(node, seen_s, _parsed(data), protected=protected) for node, seen_s, data in rows
-            ],
-        }
-
-    def _device_totals(self, events: sqlite3.Connection, online_s: float) -> tuple[list[Any], list[Any]]:
-        """Over all devices, every one of which has to be parsed for it: one count serves all who ask for a while."""
-        with self._counting:
-            until_s, totals, running = self._totals
-            if time.monotonic() >= until_s:
-                since_s = time.monotonic()
-                asked = run_devices.totals_query(online_s), run_devices.versions_query()
-                totals, running = (events.execute(one.sql, one.values).fetchall() for one in asked)
-                now_s = time.monotonic()
-                self._totals = now_s + _COUNT_SHARE * (now_s - since_s), totals, running
-            return totals, running
+        found = [
+            run_devices.device_row(node, seen_s, _parsed(data), protected=protected) for node, seen_s, data in rows
+        ]
+        return {"total": total, "counts": counts, "devices": found}
 
     def device_counts(self) -> dict[str, Any] | None:
-        """Counts of all devices; None where there is no device table."""
-        try:
-            counts: dict[str, Any] = self.devices()["counts"]
-        except RunError:
-            return None
+        """Counts of all devices, at most a few seconds old; None where there is no device table."""
+        now_s = time.monotonic()
+        counted_s, counts = self._counted
+        if counted_s is None or not counted_s <= now_s < counted_s + _COUNTED_S:
+            try:
+                rows = self._read_devices(run_devices.totals_query(self._online_s(self.view())))
+                counts = run_devices.totals(rows)
+            except RunError as error:
+                if "no such table" not in str(error):
+                    raise
+                counts = None
+            self._counted = now_s, counts
         return counts
 
     def models(self) -> dict[str, Any]:
@@ -269,7 +248,19 @@ class RunReader:
             self._unreadable = str(error)
             self._stamp = None
 
-    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _online_s(self, view: RunView) -> float:
+        """Since when a device must have been heard of to be online; of a run that is over, before its end."""
+        return (time.time() if self.state(view) in LIVE else view.updated_s or 0.0) - run_devices.ONLINE_S
+
+    def _read_devices(self, query: run_devices.Query) -> list[Any]:
+        try:
+            return self._read(query.sql, query.values)
+        except RunError as error:
+            if "malformed JSON" not in str(error):
+                raise
+            return self._read(query.guarded().sql, query.values)
+
+    def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         try:
             with self._opened() as events:
                 return events.execute(query, values).fetchall()

@@ -161,10 +161,13 @@ class Utility:
         pool, rng = sorted(nodes), self._draws.rng(number)
         size = min(size, len(pool))
         measured = [node for node in pool if node in self._known and self._known[node].taken]
-        unknown = sorted(set(pool).difference(measured))
-        exploring = max(round(self.exploration(number) * size), size - len(measured))
-        explored = _draw(unknown, [self._promise(node) for node in unknown], exploring, rng)
-        return sorted([*explored, *self._best(measured, size - len(explored), number, rng)])
+        fresh = [node for node in pool if node not in self._known]
+        explored = _draw(fresh, [1.0] * len(fresh), round(self.exploration(number) * size), rng)
+        best = self._best(measured, size - len(explored), number, rng)
+        rest = sorted(set(pool).difference(explored, best, measured))
+        # To ask those again that never came to the end is no exploration: they fill what is left.
+        filling = _draw(rest, [self._promise(node) for node in rest], size - len(explored) - len(best), rng)
+        return sorted([*explored, *best, *filling])
 
     def learn(self, number: int, outcomes: Iterable[Outcome]) -> None:
         gained, heard = 0.0, False
@@ -180,7 +183,7 @@ class Utility:
                 one.examples, one.loss, one.round = outcome.examples, outcome.loss or 0.0, number
                 one.seconds = math.nan if outcome.seconds is None else outcome.seconds
                 gained += one.utility
-            elif outcome.end == LATE and outcome.seconds is not None:
+            elif outcome.seconds is not None:
                 one.seconds = max(outcome.seconds, 0.0 if math.isnan(one.seconds) else one.seconds)
         if heard:
             self._step_pacer(gained)

@@ -2,6 +2,7 @@
 
 # Not `from __future__ import annotations`: FastAPI reads annotations, and some of these name local things.
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from edge_runtime.errors import RunError
 from server import commands
 from server.dashboard import answers, prometheus
 from server.dashboard.access import Access, Asker, cookie_name
@@ -22,6 +24,7 @@ from server.run_reader import LIVE, RunReader
 
 MOST_ROUNDS = 2000
 MOST_EVENTS = 500
+_ANY = (400, 413, 414, 421, 431)  # what is refused before it is known what it asks for
 _CHUNK = 256 << 10  # of a download
 _Number = Annotated[int, Query(ge=0, lt=2**53)]
 _Sort = Annotated[str, Query(pattern=f"^({'|'.join(SORTS)})$")]
@@ -112,7 +115,7 @@ def runs_router(watched: Watched, access: Access, feeds: Feeds) -> APIRouter:
         Each word of `filter` must be part of a device's node, name, version or reason, or be one of is:online,
         is:offline, is:eligible, is:ineligible and is:throttled.
         """
-        return said(reader.devices(page, sort, descending=order == "desc", words=filter))
+        return said(reader.devices(page, sort, filter, descending=order == "desc"))
 
     @api.get("/runs/{run}/privacy", response_model=answers.Privacy, response_model_exclude_unset=True)
     def privacy(reader: Run) -> Response:
@@ -181,7 +184,7 @@ def metrics_router(watched: Watched, access: Access) -> APIRouter:
     @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
         """Every run's figures in Prometheus' text format."""
-        runs = newest_first([reader.details() | {"devices": reader.device_counts()} for reader in watched.all()])
+        runs = newest_first([reader.details() | {"devices": _counts(reader)} for reader in watched.all()])
         return Response(prometheus.write(runs), media_type=prometheus.MEDIA_TYPE)
 
     return api
@@ -220,10 +223,17 @@ def event_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) else None
 
 
+def _counts(reader: RunReader) -> dict[str, Any] | None:
+    """One damaged run must not cost the others their metrics."""
+    with contextlib.suppress(RunError):
+        return reader.device_counts()
+    return None
+
+
 def _session(access: Access, asker: Asker) -> dict[str, Any]:
     csrf = asker.session.csrf if asker.session else None
     return {"login_required": access.tokens is not None, "role": asker.role, "csrf": csrf}
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": answers.Failure} for status in statuses}
+    return {status: {"model": answers.Failure} for status in (*_ANY, *statuses)}

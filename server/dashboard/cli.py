@@ -36,7 +36,7 @@ def dashboard_command(parser: argparse.ArgumentParser) -> None:
 def _dashboard(options: argparse.Namespace) -> int:
     try:
         from server.dashboard.auth import Role, Tokens, new_token
-        from server.dashboard.serving import Listen, serve
+        from server.dashboard.serving import Listen, make_server, open_socket
     except ImportError as error:
         raise MissingPackageError(
             f"the dashboard needs {error.name}, not installed: pip install 'hedgerow[server]'"
@@ -51,9 +51,12 @@ def _dashboard(options: argparse.Namespace) -> int:
     tokens = Tokens.read(options.token_file) if options.token_file else None
     listen = Listen(options.host, options.port, options.cert, options.key, tuple(options.allow_host))
     check(listen, with_tokens=tokens is not None)
-    where = f"{'https' if listen.cert else 'http'}://{listen.host}:{listen.port}/"
-    sys.stderr.write(f"dashboard of {options.directory} at {where}, until Ctrl-C\n")
-    serve(options.directory, listen, tokens)
+    server = make_server(options.directory, listen, tokens)
+    with open_socket(listen) as door:
+        host = f"[{listen.host}]" if ":" in listen.host else listen.host
+        where = f"{'https' if listen.cert else 'http'}://{host}:{door.getsockname()[1]}/"
+        sys.stderr.write(f"dashboard of {options.directory} at {where}, until Ctrl-C\n")
+        server.run(sockets=[door])
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,8 @@ class Listen:
     hosts: tuple[str, ...] = ()
 
 
-def serve(runs: Path, listen: Listen, tokens: Tokens | None) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    make_server(runs, listen, tokens).run()
-
-
 def make_server(runs: Path, listen: Listen, tokens: Tokens | None) -> uvicorn.Server:
-    """A server that is not started yet; one inside another process is stopped by its `should_exit`.
+    """A server for `run`, which ends by SIGINT or SIGTERM; inside another process, by its `should_exit`.
 
     Raises:
         ConfigError: the certificate or its key can't be read.
@@ -60,6 +56,15 @@ def make_server(runs: Path, listen: Listen, tokens: Tokens | None) -> uvicorn.Se
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"--cert {listen.cert}, --key {listen.key}: cannot be used ({error})") from error
     return uvicorn.Server(config)
+
+
+def open_socket(listen: Listen) -> socket.socket:
+    """Bound, for `Server.run(sockets=[...])`; ConfigError if that address is not to be had."""
+    try:
+        family, *_, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        raise ConfigError(f"--host {listen.host} --port {listen.port}: cannot be listened on ({error})") from error
 
 
 def _any(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.serve.control import Control, ControlError
-from server.serve.state import Device, State
+from server.serve.state import Device, State, Told
 
 
 def reconcile(state: State, control: Control, tell: Callable[[str], None]) -> None:
@@ -22,27 +22,29 @@ def reconcile(state: State, control: Control, tell: Callable[[str], None]) -> No
         if device is None or device.revoked_s is not None:
             control.unregister(node.node)
             tell(f"device {device.name if device else node.node} is shut out")
+    told = []
     for pem, device in devices.items():
         found = nodes.get(pem)
         if device.revoked_s is not None:
             if not device.settled:
-                state.device_told(device.fingerprint, node=None, status="", seen_s=None, revoked=True)
+                told.append(Told(device.fingerprint, revoked=True))
         elif found is not None:
-            state.device_told(
-                device.fingerprint, node=str(found.node), status=found.status, seen_s=found.seen_s, revoked=False
-            )
+            now = Told(device.fingerprint, False, str(found.node), found.status, found.seen_s)
+            if not device.settled or (now.status, now.seen_s) != (device.status, device.seen_s):
+                told.append(now)
         elif not device.problem:
-            _register(state, control, device, tell)
+            told.append(_registered(control, device, tell))
+    if told:
+        state.devices_told(told)
 
 
-def _register(state: State, control: Control, device: Device, tell: Callable[[str], None]) -> None:
+def _registered(control: Control, device: Device, tell: Callable[[str], None]) -> Told:
     try:
         node = control.register(device.pem, device.name)
     except ControlError as error:
         if not error.told:
             raise
         tell(f"device {device.name} cannot be enrolled: {error.told}")
-        state.device_told(device.fingerprint, node=None, status="", seen_s=None, revoked=False, problem=error.told)
-        return
+        return Told(device.fingerprint, False, problem=error.told)
     tell(f"device {device.name} is enrolled as node {node}")
-    state.device_told(device.fingerprint, node=str(node), status="registered", seen_s=None, revoked=False)
+    return Told(device.fingerprint, False, str(node), "registered")

@@ -21,7 +21,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,6 +102,18 @@ class Device:
         if self.revoked_s is not None:
             return "revoked" if self.settled else "revoked when the server starts"
         return (self.status or "enrolled") if self.settled else "enrolled when the server starts"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the SuperLink says of a device, now that it knows whether the device is `revoked`. None: as before."""
+
+    fingerprint: str
+    revoked: bool
+    node: str | None = None
+    status: str = ""
+    seen_s: float | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +203,20 @@ class State:
         )
         return [Device(*(*row[:8], bool(row[8]), row[9])) for row in rows]
 
-    def device_told(
-        self,
-        fingerprint: str,
-        *,
-        node: str | None,
-        status: str,
-        seen_s: float | None,
-        revoked: bool,
-        problem: str = "",
-    ) -> None:
-        """What the SuperLink says of a device, now that it knows whether the device is `revoked`."""
+    def devices_told(self, told: Iterable[Told]) -> None:
+        """Write down what the SuperLink says; in one transaction, for there may be thousands."""
+        rows = [(one.node, one.status, one.seen_s, one.problem, one.fingerprint, one.revoked) for one in told]
         with self._writing() as tables:
             # Another change since then is not settled by this.
-            tables.execute(
+            tables.executemany(
                 "UPDATE devices SET node = coalesce(?, node), status = ?, seen_s = coalesce(?, seen_s), settled = 1, "
                 "problem = ? WHERE fingerprint = ? AND (revoked_s IS NOT NULL) = ?",
-                (node, status, seen_s, problem, fingerprint, revoked),
+                rows,
             )
+
+    def version(self) -> int:
+        """Another one whenever another process has written into the tables."""
+        return int(self._read("PRAGMA data_version")[0][0])
 
     # Jobs
 

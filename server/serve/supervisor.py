@@ -84,7 +84,7 @@ class Supervisor:
         self._player = Player(state, self._control, build(), config.limits.attempts, self._apps, tell)
         self._up = False
         self._fleet_s = 0.0
-        self._enrolled: list[tuple[str, bool]] = []  # when the SuperLink was last told
+        self._version = -1  # of the tables, when the SuperLink was last told
         self._silence = ""
 
     def start(self, stopped: Callable[[], bool]) -> None:
@@ -149,7 +149,7 @@ class Supervisor:
                 self._control.stop_all_runs()
             except ControlError as error:
                 self._tell(str(error))
-            self._fleet_s = 0.0
+            self._version = -1
         if how := self._superexec.died(now_s):
             self._tell(f"SuperExec died ({how})")
         if self._up and self._superexec.due(now_s):
@@ -167,10 +167,10 @@ class Supervisor:
         """Without device keys there is nobody to enrol."""
         if self._config.insecure:
             return
-        enrolled = [(device.fingerprint, device.revoked_s is None) for device in self._state.devices()]
-        if enrolled != self._enrolled or now_s - self._fleet_s >= _FLEET_S or self._fleet_s == 0.0:
+        version = self._state.version()
+        if version != self._version or now_s - self._fleet_s >= _FLEET_S:
             reconcile(self._state, self._control, self._tell)
-            self._enrolled, self._fleet_s = enrolled, now_s
+            self._version, self._fleet_s = version, now_s
 
     def _apps(self) -> Sequence[psutil.Process]:
         """The server app's processes, the dead that nobody has buried excepted."""

@@ -107,9 +107,9 @@ def test_outcomes_say_what_became_of_whom_and_how_long_it_took(clocks: Clocks) -
     )
     assert outcomes == (
         Outcome(1, TAKEN, 40, 1.5, 7.0, 2.5),
-        Outcome(2, DROPPED),
+        Outcome(2, DROPPED, seconds=7.0),
         Outcome(3, DECLINED),
-        Outcome(4, DROPPED),
+        Outcome(4, DROPPED, seconds=12.0),
         Outcome(5, LATE, seconds=12.0),
     )
     assert fleet.settle(result()) == ()

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.link import MAX_REASON, peer_text
+from edge_runtime.updates.versions import Parcel
+from server.link import MAX_REASON, PULL_AT_ONCE, PULL_BYTES, Link, Question, peer_text
+from simulations.grid import SERVER_NODE_ID, assume_identity
+
+
+class Asking:
+    """A grid that has no answers, and remembers for how many it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: set[int] = set()
+
+    def push_messages(self, messages):
+        return [str(place) for place, _ in enumerate(messages)]
+
+    def pull_messages(self, ids):
+        self.asked.add(len(list(ids)))
+        return []
+
+
+@pytest.mark.parametrize(
+    ("model_bytes", "at_once"),
+    [(1000, PULL_AT_ONCE), (PULL_BYTES // 3, 3), (PULL_BYTES // 2 + 1, 1), (PULL_BYTES + 9, 1)],
+)
+def test_fewer_replies_are_pulled_at_once_where_they_are_large(model_bytes, at_once):
+    assume_identity(SERVER_NODE_ID)
+    now = [0.0]
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+
+    grid = Asking()
+    link, question = Link(grid, lambda: now[0], pause), Question({"round": 1})
+    contents = question.contents(dict.fromkeys(range(2 * PULL_AT_ONCE * 3), Parcel(bytes(model_bytes))))
+    assert list(link.ask(contents, 1, 1.0)) == []
+    assert grid.asked == {at_once}
 
 
 @given(st.text(max_size=3000))

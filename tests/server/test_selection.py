@@ -289,6 +289,23 @@ def test_a_device_that_is_late_each_time_is_not_explored_for_ever() -> None:
     assert len(counts) == 40
 
 
+def test_devices_that_miss_every_deadline_do_not_take_the_places_of_good_ones() -> None:
+    """Half of all never come to the end: once all are known, they are not explored again."""
+    selection = Utility(SelectionConfig(policy="utility", exploration=0.9, exploration_decay=1.0), 2)
+    counts = shares(
+        selection, 60, lambda *_: True, lambda node: taken(node) if node < 20 else Outcome(node, DROPPED, seconds=60.0),
+        count=40, size=10,
+    )  # fmt: skip
+    assert all(counts[node] == 1 for node in range(20, 40))
+
+
+def test_a_device_that_was_waited_for_in_vain_counts_as_slow() -> None:
+    selection = measured(NO_EXPLORATION, taken(1), taken(2), taken(3))
+    before = selection.scores([2], 3)[0]
+    selection.learn(2, [Outcome(2, DROPPED, seconds=40.0)])
+    assert selection.scores([2], 3)[0] < before / 10
+
+
 def test_the_pacer_waits_longer_when_utility_dries_up_and_not_before() -> None:
     times = [taken(node, seconds=float(node)) for node in range(1, 101)]
     for losses, waits_longer in (((2.0, 2.0, 1.0, 1.0), True), ((1.0, 1.0, 2.0, 2.0), False)):

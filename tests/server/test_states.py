@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,7 @@ class SomeClients:
     def __init__(self) -> None:
         self.all: dict[int, bytes] = {}
         self.changed: dict[int, bytes] = {}
+        self.now_s = 12.5
 
     def change(self, states: dict[int, bytes]) -> None:
         self.all |= states
@@ -227,8 +228,11 @@ class SomeClients:
         changed, self.changed = self.changed, {}
         return changed
 
-    def restore_states(self, states: dict[int, bytes]) -> None:
-        self.all = dict(states)
+    def restore_states(self, states: Mapping[int, bytes], now_s: float) -> None:
+        self.all, self.now_s = dict(states), now_s
+
+    def clock(self) -> float:
+        return self.now_s
 
 
 def test_clients_states_are_written_when_they_change_and_old_ones_go(tmp_path: Path) -> None:
@@ -241,9 +245,10 @@ def test_clients_states_are_written_when_they_change_and_old_ones_go(tmp_path: P
         store.forget(part.blobs(), [])
         assert len(list((tmp_path / "blobs").iterdir())) <= MOST_BLOBS + 1
     other = SomeClients()
+    other.now_s = 0.0
     again = ClientStates(other)
     again.open(store)
     again.restore(state)
-    assert other.all == clients.all
+    assert (other.all, other.now_s) == (clients.all, 12.5)
     assert again.blobs() == part.blobs()
     store.close()

@@ -16,7 +16,8 @@ from simulations.scenario import load_scenario
 
 TINY = (
     "data.name=digits data.clients=6 data.partition=iid model.name=digits_cnn train.epochs=1 server.cohort=4 "
-    "train.optimizer.momentum=0.0 server.min_updates=1 server.rounds=3 server.workers=2 deploy.formats="
+    "train.optimizer.momentum=0.0 server.min_updates=1 server.over_selection=1 server.rounds=3 server.workers=2 "
+    "deploy.formats="
 )
 
 

@@ -95,12 +95,14 @@ def test_spares_take_the_places_of_those_who_drop_out(tmp_path: Path) -> None:
 
 
 def test_central_privacy_books_every_buffer_at_rate_one(tmp_path: Path) -> None:
-    record = run(tmp_path / "run", MODES["async"], "privacy.epsilon=40", "privacy.mechanism=central")
+    record = run(tmp_path / "run", MODES["async"], "privacy.noise_multiplier=2", "privacy.mechanism=central")
     events = Ledger.from_json((tmp_path / "run" / "privacy.ledger").read_text()).events
     assert len(events) == sum(row["applied"] for row in record["rounds"]) == ROUNDS
     assert {event.sampling_rate for event in events} == {1.0}
     assert max(row["staleness"] for row in record["rounds"]) > 0
-    assert record["final"]["privacy"]["epsilon_without_sampling"] <= record["final"]["privacy"]["epsilon"] <= 40
+    private = record["final"]["privacy"]
+    assert 0 < private["epsilon_without_sampling"] <= private["epsilon"]
+    assert {event.noise_multiplier for event in events} == {2.0}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import socket
 import ssl
 import subprocess
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from dashboards import HEDGEROW, free_port, until_it_answers
+
+from edge_runtime.cli import main
 
 
 def hedgerow(*arguments):
@@ -74,11 +77,19 @@ def test_tls_and_tokens_beyond_loopback(runs, tmp_path):
         (["--new-token", "admin"], "--token-file FILE"),
     ],
 )
-def test_usage_errors_are_one_line(arguments, words):
-    ended = hedgerow("dashboard", *arguments)
-    assert ended.returncode == 2
-    assert words in ended.stderr
-    assert ended.stderr.count("\n") == 1
+def test_usage_errors_are_one_line(arguments, words, capsys):
+    assert main(["dashboard", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line(runs, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["dashboard", str(runs), "--port", str(taken.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert "in use" in error
+    assert error.count("\n") == 1
 
 
 def self_signed(cert, key):

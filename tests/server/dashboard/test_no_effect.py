@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from dashboards import HEDGEROW, free_port, until_it_answers
 
 from server.run_store import EVENTS
 
-SETTINGS = ["data.clients=4", "server.rounds=12", "server.cohort=3", "server.min_updates=2", "deploy.formats="]
+SETTINGS = ["data.clients=4", "server.rounds=20", "server.cohort=3", "server.min_updates=2", "deploy.formats="]
 
 
 def simulating(out):
@@ -29,43 +31,47 @@ def ended(child, out):
     return json.loads((out / "run.json").read_text())
 
 
-def wait_for(path):
-    while not path.exists():
+def opened(directory):
+    """The run's events, as soon as there are any."""
+    while True:
+        with contextlib.suppress(sqlite3.Error):
+            events = sqlite3.connect(f"file:{directory / EVENTS}?mode=ro", uri=True, isolation_level=None)
+            if events.execute("SELECT count(*) FROM events").fetchone()[0]:
+                return events
+            events.close()
         time.sleep(0.02)
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_the_model_is_the_same_whatever_dashboards_do(tmp_path):
     alone = ended(simulating(tmp_path / "alone"), tmp_path / "alone")
     out = tmp_path / "watched"
-    child = simulating(out)
-    killed, stop = 0, threading.Event()
+    killed, stop, child = 0, threading.Event(), None
 
     def hold():
-        """Read transactions that stay open for as long as there is a run."""
-        wait_for(out / EVENTS)
-        with sqlite3.connect(f"file:{out / EVENTS}?mode=ro", uri=True, isolation_level=None) as held:
-            while not stop.is_set():
-                try:
-                    held.execute("BEGIN")
-                    held.execute("SELECT * FROM events").fetchall()
-                    break
-                except sqlite3.Error:
-                    time.sleep(0.02)
+        """A read transaction that stays open for as long as there is a run."""
+        with closing(opened(out)) as held:
+            held.execute("BEGIN")
+            held.execute("SELECT * FROM events").fetchall()
             stop.wait()
-        held.close()
 
     holder = threading.Thread(target=hold)
-    holder.start()
-    while child.poll() is None:
+    while child is None or child.poll() is None:
         port = free_port()
         command = [*HEDGEROW, "dashboard", str(tmp_path), "--port", str(port)]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as one:
-            until_it_answers(f"http://127.0.0.1:{port}/api/runs")
-            with httpx.stream("GET", f"http://127.0.0.1:{port}/api/stream?run=watched") as stream:
+            address = f"http://127.0.0.1:{port}"
+            until_it_answers(f"{address}/api/runs")
+            if child is None:  # begins while somebody watches
+                child = simulating(out)
+                holder.start()
+            while child.poll() is None and httpx.get(f"{address}/api/runs/watched").status_code != 200:
+                time.sleep(0.02)
+            with httpx.stream("GET", f"{address}/api/stream?run=watched") as stream:
                 next(stream.iter_raw())
                 one.kill()
-        killed += 1
+                killed += child.poll() is None
     stop.set()
     holder.join()
     watched = ended(child, out)
