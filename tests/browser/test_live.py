@@ -17,7 +17,7 @@ from edge_runtime.cli import FLOWER_ENV
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(240)]
 
-ROUNDS = 60
+ROUNDS = 120
 TINY = {
     "data.name": "digits", "data.clients": 8, "data.partition": "iid", "model.name": "digits_cnn", "train.epochs": 4,
     "server.cohort": 6, "server.min_updates": 2, "server.rounds": ROUNDS, "deploy.formats": "", "faults.dropout": 0.2,
@@ -41,7 +41,11 @@ def test_a_real_run_is_seen_from_its_first_round_to_its_last(
     tmp_path: Path, simulation: subprocess.Popen[bytes], base: str, open_page: Any
 ) -> None:
     page = open_page(base).go("")
-    page.get_by_role("link", name="alive").click(timeout=120_000)
+    link = page.get_by_role("link", name="alive")
+    while not link.count():
+        assert simulation.poll() in (None, 0), (tmp_path / "simulate.log").read_text()
+        page.wait_for_timeout(200)
+    link.click()
     reached = page.locator(".run-head dd").first
     expect(page.locator("#link")).to_have_text("Live")
     loaded = page.evaluate("performance.timeOrigin")

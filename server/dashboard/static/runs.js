@@ -7,7 +7,7 @@ import { setLink, setOutage } from "./link.js";
 import { epsilon, modeName, pill, rounds, stateName } from "./parts.js";
 import { table } from "./table.js";
 
-const EVERY_MS = 4000;
+const EVERY_MS = 2000;
 
 /** @param {HTMLElement} main */
 export function openRuns(main) {
