@@ -122,7 +122,7 @@ class Server:
 def command(*words: Any) -> list[str]:
     """`hedgerow` with these words on that server."""
     *plain, server = words
-    return [sys.executable, "-P", "-m", "edge_runtime.cli", *plain, "--state", str(server.state)]
+    return [sys.executable, "-P", "-m", "edge_runtime", *plain, "--state", str(server.state)]
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -133,7 +133,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(tmp_path_factory.mktemp("serve"), free_port())
     subprocess.run(
-        [sys.executable, "-P", "-m", "edge_runtime.cli", "certs", "new", made.state / "certs", "--host", "127.0.0.1"],
+        [sys.executable, "-P", "-m", "edge_runtime", "certs", "new", made.state / "certs", "--host", "127.0.0.1"],
         check=True,
     )
     (made.state / "server.toml").write_text(
