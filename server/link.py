@@ -364,6 +364,13 @@ def read_held(content: RecordDict) -> bytes:
     return held if isinstance(held, bytes) and len(held) == ID_BYTES else b""
 
 
+def read_lasts(content: RecordDict) -> bool | None:
+    """Whether a node finds what it keeps again when the run goes on as another Flower run; None where it says nothing."""
+    metrics = content.get("metrics")
+    lasts = metrics.get("state-lasts") if isinstance(metrics, MetricRecord) else None
+    return bool(lasts) if type(lasts) is int else None
+
+
 def read_metrics(content: RecordDict) -> dict[str, float]:
     """The finite figures inside an evaluate reply, `num-examples` (1 to 2^28) among them."""
     metrics = _record(content, "metrics", MetricRecord)
