@@ -365,7 +365,7 @@ def read_held(content: RecordDict) -> bytes:
 
 
 def read_lasts(content: RecordDict) -> bool | None:
-    """Whether a node finds what it keeps again when the run goes on as another Flower run; None where it says nothing."""
+    """Whether a node finds what it keeps again in another Flower run; None where it does not say."""
     metrics = content.get("metrics")
     lasts = metrics.get("state-lasts") if isinstance(metrics, MetricRecord) else None
     return bool(lasts) if type(lasts) is int else None

@@ -51,7 +51,7 @@ def answered(number: int, count: int) -> Death:
     seen: list[Event] = []
 
     def now(event: Event) -> bool:
-        seen.extend([event] if isinstance(event, ClientAnswered) and event.number == number else [])
+        seen.extend([event] if isinstance(event, ClientAnswered) and event.round == number else [])
         return len(seen) == count
 
     return now
