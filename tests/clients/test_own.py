@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.agent import Agent
 from clients.app import app
 from clients.datasets import held_out
+from clients.device import open_key
 from clients.mods import update_codec_mod
-from clients.records import ContextStore
+from clients.records import SECURE, ContextStore
+from clients.secure_config import SecureConfig
 from clients.state import ClientState, FileStore
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.errors import PeerError
@@ -212,6 +216,38 @@ def test_a_control_variate_goes_up_behind_the_weights_and_back_into_the_steps(tr
     np.testing.assert_array_equal(delta_of(node, node.ask()), first)
     pulled = delta_of(node, node.ask(**{"control-round": 2}))[: parts.moving.size]
     assert np.linalg.norm(pulled) < 0.7 * np.linalg.norm(moved)
+
+
+def test_a_warm_process_hands_on_what_it_keeps_to_the_flower_run_that_goes_on_with_the_run() -> None:
+    """To that of the same key, and of what is a Flower run's own nothing."""
+    node = Node("engine", run=77)
+    agent = Agent(SimpleNamespace(node_id=7), app, node.context.node_config)  # type: ignore[arg-type]
+
+    def ask(flower_run: int, key: int, number: int, **beside: Any) -> RecordDict:
+        assume_identity(7, flower_run)
+        node.task = replace(node.task, run=key, round=number)
+        content = node.content(node.parts.shared.flatten(MODULE), **beside)
+        message = Message(content, 7, "train", group_id=str(number))
+        message.metadata.__dict__["_message_id"] = "asked"
+        reply = agent._answer(message)
+        node.context.state = agent._states[flower_run]
+        assert reply.has_content() or "holds no values of personal" in reply.error.reason
+        return reply.content if reply.has_content() else RecordDict()
+
+    try:
+        ask(1, 77, 2, personal=START.tobytes())
+        open_key(SecureConfig(), node.context)
+        kept = node.own
+        assert kept is not None
+        assert not ask(2, 78, 3)  # another run's: there is nothing for it
+        assert node.own is None
+        lost = delta_of(node, ask(1, 77, 3))
+        again = delta_of(node, ask(3, 77, 3))  # which is played again, from where it was before that round
+        np.testing.assert_array_equal(lost, again)
+        assert SECURE not in node.context.state
+        assert not ask(1, 77, 4)  # the Flower run that is over has nothing left
+    finally:
+        assume_identity(7)
 
 
 def test_a_client_of_fednova_says_how_many_steps_it_made() -> None:

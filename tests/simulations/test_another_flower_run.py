@@ -88,7 +88,7 @@ def told(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["final"]["model_sha256"], figures, rows
 
 
-@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("kept", [pytest.param(one, marks=pytest.mark.e2e) if one != "both" else one for one in KEPT])
 def test_the_run_ends_like_one_whose_server_did_not_die(tmp_path: Path, kept: str) -> None:
     """It dies in the middle of a round, and again with that round all but closed; and once between two rounds."""
     settings = KEPT[kept]
@@ -124,6 +124,7 @@ def test_clients_that_lose_their_state_too_make_another_model(tmp_path: Path, ke
     ]
 
 
+@pytest.mark.e2e
 def test_what_codecs_held_back_is_sent_later_and_never_twice(tmp_path: Path) -> None:
     """Between two rounds nothing is lost; in the middle of one what those had unsent who answered the lost attempt."""
     settings = [*FEEDBACK, *DELTAS]
