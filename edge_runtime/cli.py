@@ -76,7 +76,3 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show a traceback when something fails")
         register(command)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

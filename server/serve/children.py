@@ -61,7 +61,7 @@ def dashboard(config: ServeConfig, state: Path) -> Child | None:
     settings = config.dashboard
     if not settings.enabled or "dashboard" not in plugins.names(COMMANDS):
         return None
-    command = [*_python("edge_runtime.cli"), "dashboard", str(state / "runs")]
+    command = [*_python("edge_runtime"), "dashboard", str(state / "runs")]
     command += ["--host", settings.host, "--port", str(settings.port)]
     if settings.token_file:
         command += ["--token-file", settings.token_file]
