@@ -14,6 +14,7 @@ from server.run_view import Data, mapping, number, text, whole
 PAGE = 100
 ONLINE_S = 90.0  # three of Flower's heartbeats
 _MOST_VERSIONS = 20
+_COUNTED = ("running", "eligible")  # run_store.py has an index of these
 _FROM = "(SELECT node, seen_s, data AS told FROM devices)"
 
 # By what a table can be sorted: values of `data` by their path, in SQLite's words.
@@ -75,9 +76,9 @@ def count_query(words: str, online_s: float) -> Query:
 
 def totals_query(online_s: float) -> Query:
     """For each version that devices run (NULL: not said) a row (version, devices, online, online and eligible)."""
-    columns = "json_extract(told, '$.running'), count(*), total(seen_s >= :online_s), total(seen_s >= :online_s AND "
-    fit = "json_extract(told, '$.eligible') IS NOT 0)"
-    return Query(f"SELECT {columns}{fit} FROM {_FROM} GROUP BY 1", {"online_s": online_s})  # noqa: S608 - as above
+    running, eligible = (f"CASE WHEN json_valid(told) THEN json_extract(told, '$.{name}') END" for name in _COUNTED)
+    counts = f"count(*), total(seen_s >= :online_s), total(seen_s >= :online_s AND {eligible} IS NOT 0)"
+    return Query(f"SELECT {running}, {counts} FROM {_FROM} GROUP BY 1", {"online_s": online_s})  # noqa: S608 - as above
 
 
 def totals(rows: Sequence[tuple[Any, int, float, float]]) -> dict[str, Any]:

@@ -309,6 +309,8 @@ def shown(event: LoggedEvent, view: RunView) -> dict[str, Any]:
     data = event.data
     if is_protected(view.config) and "client" in data:
         data = {name: value for name, value in data.items() if name in _TOLD_OF_A_CLIENT}
+    if event.kind == "run_facts":
+        data = {name: value for name, value in data.items() if name != "key"}  # what devices find their state by
     return {
         "id": event.id,
         "unix_s": event.unix_s,

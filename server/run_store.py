@@ -48,9 +48,12 @@ CREATE TABLE IF NOT EXISTS devices (
   seen_s REAL NOT NULL,
   data TEXT NOT NULL
 );
--- What run_devices.py counts over all devices, without a look into their data.
-CREATE INDEX IF NOT EXISTS devices_told
-  ON devices (json_extract(data, '$.running'), json_extract(data, '$.eligible'), seen_s);
+-- What run_devices.py counts over all devices, in its words; data is no JSON where a disk has damaged it.
+CREATE INDEX IF NOT EXISTS devices_told ON devices (
+  CASE WHEN json_valid(data) THEN json_extract(data, '$.running') END,
+  CASE WHEN json_valid(data) THEN json_extract(data, '$.eligible') END,
+  seen_s
+);
 """
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}

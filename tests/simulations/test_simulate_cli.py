@@ -87,14 +87,15 @@ def test_run_json_has_a_row_a_round(finished: Finished) -> None:
         assert row["seconds"] >= 0
 
 
-def test_every_byte_of_four_models_is_counted(finished: Finished) -> None:
-    """Down goes a Program with each model: what it weighs can be had by building it again."""
+def test_every_byte_of_every_model_is_counted(finished: Finished) -> None:
+    """Down goes a Program with each model, to spares as well: what it weighs can be had by building it again."""
     values = sum(tensor.size for tensor in load_file(finished.directory / "model.safetensors").values())
     settings = from_flat(Scenario, finished.run["config"])
     program = pack_program(make_program(settings.model, settings.train, np.zeros((1, 1, 8, 8), np.float32)))
     for row in finished.run["rounds"]:
+        assert (row["clients"], row["late"]) == (4, 2)
         assert 4 * 4 * values < row["uplink_bytes"] < 4 * (4 * values + 200)
-        assert row["downlink_bytes"] == row["uplink_bytes"] + 4 * len(program)
+        assert row["downlink_bytes"] == 6 * (row["uplink_bytes"] // 4 + len(program))
 
 
 def test_the_final_figures_are_those_of_the_files(finished: Finished) -> None:
