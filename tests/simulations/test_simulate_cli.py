@@ -127,7 +127,8 @@ def test_the_event_log_tells_the_run_in_order(finished: Finished) -> None:
     for number in (1, 2):
         kinds = [kind for kind, at in events if at == number]
         updates = kinds.count("update_received")
-        assert kinds == ["round_planned", *["update_received"] * updates, "round_closed", "checkpoint"]
+        spares = ["client_late"] * kinds.count("client_late")
+        assert kinds == ["round_planned", *["update_received"] * updates, *spares, "round_closed", "checkpoint"]
         assert updates == finished.run["rounds"][number - 1]["clients"]
     assert [number for _, number in events if number is not None] == sorted(n for _, n in events if n is not None)
 
@@ -223,10 +224,10 @@ def test_a_budget_that_nothing_fits_ends_the_run_before_it_starts(tmp_path: Path
 
 def test_a_run_without_any_good_update_is_exit_code_three(tmp_path: Path) -> None:
     assert_one_line(
-        simulate(tmp_path, "faults.error=1"), 3, "no round could be applied; 8 times the reason was", "run.json"
+        simulate(tmp_path, "faults.error=1"), 3, "no round could be applied; 12 times the reason was", "run.json"
     )
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert [row["dropped"] for row in run["rounds"]] == [4, 4]
+    assert [row["dropped"] for row in run["rounds"]] == [6, 6]  # spares too
     assert all("simulated error" in failure["reason"] for row in run["rounds"] for failure in row["failures"])
     assert run["final"] is None
 
