@@ -22,6 +22,7 @@ import pytest
 from serving import free_port, wait_for
 
 from edge_runtime.cli import FLOWER_ENV
+from server.devices import make_key
 from server.serve.processes import MARK, marked
 from server.serve.progress import RunLog
 
@@ -76,20 +77,23 @@ class Server:
             self.start()
         for partition, name in enumerate(("pi1", "pi2")):
             if name not in self.nodes:
-                self.join(name, partition)
+                self.join(name, partition, warm=name == "pi1")
         wait_for(lambda: all(device["status"] == "online" for device in self.devices().values()), 120)
 
-    def join(self, name: str, partition: int, key: str | None = None) -> psutil.Popen:
-        """A stock SuperNode with a device's key."""
+    def join(self, name: str, partition: int, key: str | None = None, *, warm: bool = False) -> psutil.Popen:
+        """A stock SuperNode with a device's key; `warm`: `hedgerow join`."""
         home = self.folder / f"home-{name}"
         home.mkdir(exist_ok=True)
-        words = [
-            *("--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(self.state / "certs" / "ca.crt")),
-            *("--auth-supernode-private-key", str(self.folder / f"{key or name}.key"), "--port", str(free_port())),
-            *("--node-config", f"partition-id={partition} num-partitions=2"),
-        ]
+        address, ca, own = f"127.0.0.1:{self.port}", self.state / "certs" / "ca.crt", self.folder / f"{key or name}.key"
+        if warm:
+            words = [sys.executable, "-P", "-m", "edge_runtime", "join", "--superlink", address, "--ca", str(ca)]
+            words += ["--key", str(own), "--state", str(home)]
+            words += ["--set", f"partition-id={partition}", "--set", "num-partitions=2"]
+        else:
+            words = [str(BIN / "flower-supernode"), "--superlink", address, "--root-certificates", str(ca)]
+            words += ["--auth-supernode-private-key", str(own), "--port", str(free_port())]
+            words += ["--node-config", f"partition-id={partition} num-partitions=2"]
         extra = {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-        words = [str(BIN / "flower-supernode"), *words]
         with (self.folder / f"{name}.log").open("w") as log:
             node = psutil.Popen(words, env=environment(extra), stdout=log, stderr=subprocess.STDOUT)
         self.nodes[name] = node
@@ -202,7 +206,7 @@ def test_a_stranger_on_the_network_starts_no_run_and_is_no_device(server: Server
     """With Flower's own commands, which do all of this to a stock SuperLink."""
     server.ready()
     before = server.runs()
-    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "x"], check=True)
+    make_key(tmp_path / "x.key", "x")
     home = tmp_path / "home"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -212,7 +216,7 @@ def test_a_stranger_on_the_network_starts_no_run_and_is_no_device(server: Server
     env = environment({"FLWR_HOME": str(home)})
     app = Path(__file__).parents[2]
     for words in (
-        ["supernode", "register", str(tmp_path / "x.pub")],
+        ["supernode", "register", str(tmp_path / "x.key.pub")],
         ["supernode", "list"],
         ["run", str(app)],
         ["list"],
@@ -225,8 +229,6 @@ def test_a_stranger_on_the_network_starts_no_run_and_is_no_device(server: Server
 
 
 def test_a_device_that_is_not_enrolled_is_refused(server: Server, tmp_path: Path) -> None:
-    from server.devices import make_key
-
     make_key(server.folder / "stranger.key", "stranger")
     node = server.join("stranger", 0)
     node.wait(120)
@@ -281,3 +283,4 @@ def test_what_a_killed_server_left_behind_is_ended_and_nobody_else(server: Serve
         for process in (ours, theirs):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+            process.wait(10)
