@@ -113,17 +113,18 @@ class _Run:
         self._started_s = time.monotonic()
         # Last: what fails before this leaves nothing behind.
         self._store = store or RunStore(run_directory(config.run.out))
+        self._orders = Orders(self._store)
+        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
         parts: dict[str, Stateful] = {
             "model": self._model,
             "keeping": self._model.keeping,
             "publisher": self._publisher,
             "privacy": self._privacy,
             "fleet": self._fleet,
+            "pool": self._pool,
             "gather": self._gather,
         }
         self._journal = Journal(self._store, parts, link.run_id, config.run.keep_models, peers)
-        self._orders = Orders(self._store)
-        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
 
     def play(self, *, resumed: bool) -> RunFinished:
         settings = self._config.server

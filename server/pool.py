@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from edge_runtime.errors import RunError
+from server.checkpoint import Tree
 from server.config import StrategyConfig
 from server.events import Event, RunContinued, RunPaused
 from server.fleet import Fleet
@@ -84,6 +85,19 @@ class Pool:
         reasons = Counter(failure.reason for failure in [*result.failures, *result.declined])
         often = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
         self._last = f"the last {'rounds' if self._tries > 1 else 'round'} brought too few updates{often}"
+
+    def state(self) -> Tree:
+        """Where waiting can be taken up again as if nothing had interrupted it; a real run has all its patience anew."""
+        if not self._link.replays:
+            return {}
+        waited = {"dry_s": self._dry_s, "waited_s": self._waited_s, "tries": self._tries, "last": self._last}
+        return {**waited, "new": self._new}
+
+    def restore(self, state: Tree) -> None:
+        if not state:
+            return
+        self._dry_s, self._waited_s, self._tries = state["dry_s"], state["waited_s"], state["tries"]
+        self._last, self._new = state["last"], state["new"]
 
     def _find(self, wanted: int, needs: int, within_s: float) -> list[int]:
         nodes = self._link.wait_for_nodes(wanted, within_s, self._why_stop)

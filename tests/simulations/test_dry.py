@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from edge_runtime.config import flatten
 from edge_runtime.errors import RunError
 from server import commands
 from server.app import make_app
-from server.events import Event, Listener, RunContinued, RunPaused, RunStarted
+from server.events import Event, Listener, RoundClosed, RunContinued, RunPaused, RunStarted
 from server.run_store import RunStore
 from simulations.grid import RUN_ID, SERVER_NODE_ID, InProcessGrid
+from simulations.resume import kept_scenario
 from simulations.runner import make_traces, simulate
 from simulations.scenario import Scenario, load_scenario
 
@@ -109,6 +111,29 @@ def test_a_run_that_begins_before_its_devices_pauses_and_then_goes_on_or_ends(tm
         with_sparse(scenario(tmp_path / "other", "server.patience_s=200"), since_s=500.0)
     assert [data["reason"] for data in events(tmp_path / "other", "run_paused")]
     assert not events(tmp_path / "other", "round_planned")
+
+
+@pytest.mark.parametrize("cut_after", [1, 3])
+def test_a_resumed_run_waits_for_devices_just_as_the_whole_one_did(tmp_path: Path, cut_after: int) -> None:
+    """Whom it finds depends on the time: so neither may it wait anew for a cohort, nor forget a pause."""
+    away = ("fleet.online=0.4", "fleet.swing=3", "fleet.day_s=200", "fleet.latency_s=7", "faults.dropout=0.5")
+    settings = ("seed=4", "server.min_updates=2", "server.over_selection=1", *away)
+
+    def cut(event: Event) -> None:
+        if isinstance(event, RoundClosed) and event.row.round == cut_after:
+            raise KeyboardInterrupt
+
+    told = {}
+    for name, listeners in {"whole": [], "cut": [cut]}.items():
+        with nullcontext() if name == "whole" else pytest.raises(KeyboardInterrupt):
+            simulate(scenario(tmp_path / name, *settings), listeners)
+        if name == "cut":
+            simulate(kept_scenario(tmp_path / name))
+        told[name] = json.loads((tmp_path / name / "run.json").read_text())
+    assert events(tmp_path / "whole", "run_paused")
+    rows = [[row | {"seconds": 0} for row in one["rounds"]] for one in told.values()]
+    assert rows[0] == rows[1]
+    assert told["whole"]["final"]["model_sha256"] == told["cut"]["final"]["model_sha256"]
 
 
 @pytest.mark.parametrize("rounds_before", [0, 1])
