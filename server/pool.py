@@ -87,7 +87,7 @@ class Pool:
         self._last = f"the last {'rounds' if self._tries > 1 else 'round'} brought too few updates{often}"
 
     def state(self) -> Tree:
-        """Where waiting can be taken up again as if nothing had interrupted it; a real run has all its patience anew."""
+        """Where waiting can be taken up again as if it had not been interrupted; a real run has its patience anew."""
         if not self._link.replays:
             return {}
         waited = {"dry_s": self._dry_s, "waited_s": self._waited_s, "tries": self._tries, "last": self._last}
