@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from clients.records import adopt, read_run
 from clients.superlink import HEARTBEAT_S, LinkDownError, NotEnrolledError, RunOverError, SuperLink
 
 App = Callable[[Message, Context], Message]
@@ -102,7 +103,7 @@ class Agent:
     def _answer(self, message: Message) -> Message:
         about = message.metadata
         _LOG.info("%s message of run %s, round %s", about.message_type, about.run_id, about.group_id)
-        context = Context(about.run_id, self._link.node_id, self._node_config, self._state(about.run_id), {})
+        context = Context(about.run_id, self._link.node_id, self._node_config, self._state(message), {})
         try:
             reply = self._app(message, context)
         except Exception as error:  # whatever an app raises is the round's to hear, and not the end of this process
@@ -113,8 +114,12 @@ class Agent:
         self._states[about.run_id] = context.state
         return reply
 
-    def _state(self, run_id: int) -> RecordDict:
+    def _state(self, message: Message) -> RecordDict:
+        """Of the message's Flower run; of a new one what an older one left, if both are one run that goes on."""
+        run_id, run = message.metadata.run_id, read_run(message)
         state = self._states.pop(run_id, RecordDict())
+        if run:
+            adopt(state, run, self._states.values())
         self._states[run_id] = state
         while len(self._states) > KEPT_RUNS:
             self._states.popitem(last=False)

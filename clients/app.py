@@ -48,10 +48,10 @@ def train(message: Message, context: Context) -> Message:
     if (settled := settle(message, context)) is not None:
         return settled
     node, task, bench = _read(message, context)
-    sent, state, client = read_model(message), open_state(context), client_number(context)
+    sent, state, client = read_model(message), open_state(context, task), client_number(context)
     examples, _ = _examples(node, task, client)
     weights = receive_model(task, sent, bench.tensors, state)
-    own, counted = _own(message, task, bench, state), read_control_round(message)
+    own, counted = _own(message, task, bench, state, task.round), read_control_round(message)
     if task.control:
         own = replace(own, control=state.control(bench.parts.control, counted))
 
@@ -76,6 +76,8 @@ def train(message: Message, context: Context) -> Message:
         control = own.control + sent_control(task, payload, bench.tensors)
         state.keep_control(bench.parts.control, counted, task.round, control)
     figures = {"num-examples": update.examples, "loss": update.loss, **running(context)}
+    if task.control:
+        figures["state-lasts"] = int(state.lasts)
     if task.normalise:
         figures["local-steps"] = update.steps
     return answer(message, figures, sent.model_id, payload)
@@ -91,11 +93,12 @@ def evaluate(message: Message, context: Context) -> Message:
         return evaluate_region(message, context, _region_tensors(message), socket)
     settle(message, context)
     node, task, bench = _read(message, context)
-    sent, state, client = read_model(message), open_state(context), client_number(context)
+    sent, state, client = read_model(message), open_state(context, task), client_number(context)
     train, held = _examples(node, task, client)
     if task.personal.holdout and not len(held):
         raise PeerError("this node has one example, none to hold out and be measured on")
-    weights, own = receive_model(task, sent, bench.tensors, state), _own(message, task, bench, state)
+    weights = receive_model(task, sent, bench.tensors, state)
+    own = _own(message, task, bench, state, task.round + 1)
     examples = held if task.personal.holdout else train
     before = bench.evaluate(weights, examples, own)
     if not task.personal.tune:
@@ -113,14 +116,14 @@ def query(message: Message, context: Context) -> Message:
     return answer_artefact(message, context)
 
 
-def _own(message: Message, task: RoundTask, bench: Workbench, state: ClientState) -> Own:
-    """Values of this node's own layers, which are kept from here on, whatever becomes of the round."""
+def _own(message: Message, task: RoundTask, bench: Workbench, state: ClientState, before: int) -> Own:
+    """Values of this node's own layers before that round, which are kept from here on, whatever becomes of it."""
     if not task.personal.layers:
         return Own()
-    kept = state.personal(bench.parts.personal)
+    kept = state.personal(bench.parts.personal, before)
     values = own_layers(bench, kept, read_personal(message))
     if kept is None:
-        state.keep_personal(bench.parts.personal, task.round, values)
+        state.keep_personal(bench.parts.personal, task.round - 1, values)
     return Own(values)
 
 

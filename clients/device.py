@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.app import Context
 
 from clients.key_file import read_key_file, write_key_file
-from clients.records import ContextStore
+from clients.records import SECURE, ContextStore
 from clients.secure_config import SecureConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.secagg import Device, DeviceKey
@@ -33,7 +33,7 @@ def open_key(config: SecureConfig, context: Context) -> DeviceKey:
     """The key of `device-key`, made if the file is not there; without that setting one of this run's own."""
     if config.device_key:
         return _key_of(Path(config.device_key))
-    store = ContextStore(context.state)
+    store = ContextStore(context.state, SECURE)
     content = store.read(_EPHEMERAL, KEY_BYTES)
     if content is None:
         key = DeviceKey.generate()

@@ -57,7 +57,8 @@ def update_codec_mod(
             return call_next(message, context)
         if (settled := settle(message, context)) is not None:
             return settled
-        task, sent, state = read_task(message), read_model(message), open_state(context)
+        task, sent = read_task(message), read_model(message)
+        state = open_state(context, task)
         if task.control or task.normalise or task.personal.layers or task.personal.tune:
             raise PeerError("SCAFFOLD, FedNova and personalisation need Hedgerow's own client app; this one has a mod")
         weights, in_secret = receive_model(task, sent, tensors, state), is_setup(message)

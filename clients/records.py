@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from clients.state import ClientState, FileStore
+from clients.state import Claims, ClientState, FileStore
 from edge_runtime.config import from_flat
 from edge_runtime.errors import ConfigError, PeerError
 from edge_runtime.train.config import RoundTask
@@ -17,7 +17,9 @@ from edge_runtime.updates import STYPE
 from edge_runtime.updates.versions import CHAIN_STYPE, Parcel
 
 Figure = int | float | list[int] | list[float]  # what Flower lets a MetricRecord hold
-STATE = "hedgerow.state"
+STATE = "hedgerow.state"  # in Flower's state of a node in a run: what the run's key stands for
+SECURE = "hedgerow.secure"  # and what is of this Flower run alone
+RUN = "hedgerow.run"  # the key that this Flower run goes by
 BESIDE = ("program", "model-id", "personal", "control-round")  # stand in the task's record and are no settings
 MAX_ROUND = 2**31 - 1
 
@@ -103,19 +105,30 @@ def client_number(context: Context) -> int:
     return partition if type(partition) is int and partition >= 0 else context.node_id % 2**63
 
 
+def read_run(message: Message) -> int:
+    """The key that the message's task brings; 0 for none."""
+    settings = message.content.get("task") if message.has_content() else None
+    run = settings.get("run", 0) if isinstance(settings, ConfigRecord) else 0
+    return run if type(run) is int and 0 <= run < 2**63 else 0
+
+
 class ContextStore:
     """A `Store` in Flower's own state of a node in a run."""
 
-    def __init__(self, state: RecordDict) -> None:
-        self._state = state
+    def __init__(self, state: RecordDict, record: str = STATE) -> None:
+        self._state, self._record = state, record
+
+    @property
+    def lasts(self) -> bool:
+        return RUN in self._state  # whoever serves this node has written it there, and hands the state on: `adopt`
 
     def read(self, name: str, most: int) -> bytes | None:
-        record = self._state.get(STATE)
+        record = self._state.get(self._record)
         array = record.get(name) if isinstance(record, ArrayRecord) else None
         return array.data if isinstance(array, Array) else None
 
     def write(self, name: str, content: bytes) -> None:
-        record = self._state.setdefault(STATE, ArrayRecord())
+        record = self._state.setdefault(self._record, ArrayRecord())
         assert isinstance(record, ArrayRecord)
         record[name] = Array("uint8", (len(content),), "hedgerow.state.v1", content)
 
@@ -123,7 +136,46 @@ class ContextStore:
         return True  # messages get the state one after another, with what the last one left
 
 
-def open_state(context: Context) -> ClientState:
-    """The state of the node and run of `context`; nothing is made or read before it is used."""
+def open_state(context: Context, task: RoundTask) -> ClientState:
+    """What the node of `context` keeps for the task's run; nothing is made or read before it is used.
+
+    Raises:
+        PeerError: this Flower run goes by another key.
+
+    """
+    path = _state_path(context)
+    if path is None:
+        return ClientState(ContextStore(context.state))
+    run = task.run or context.run_id % 2**64
+    if _bound(context.state, run) != run:
+        raise PeerError("the task's run is another than that of this Flower run's first task")
+    return ClientState(FileStore(path, run))
+
+
+def open_claims(context: Context) -> Claims:
+    """Which secure rounds the node was in during the Flower run of `context`."""
+    path = _state_path(context)
+    return Claims(ContextStore(context.state, SECURE) if path is None else FileStore(path, context.run_id, "secure"))
+
+
+def adopt(state: RecordDict, run: int, others: Iterable[RecordDict]) -> None:
+    """Let the state of a new Flower run go on from that of an older one of the same run, which then has none."""
+    if RUN in state:
+        return
+    _bound(state, run)
+    for other in others:
+        if other is not state and RUN in other and _bound(other, run) == run and STATE in other:
+            state[STATE] = other.pop(STATE)
+            return
+
+
+def _bound(state: RecordDict, run: int) -> int:
+    """The key that the Flower run of this state goes by: this one, if it is the first."""
+    record = state.setdefault(RUN, ConfigRecord({"run": str(run)}))  # as text, for Flower's numbers end at 2^63
+    assert isinstance(record, ConfigRecord)
+    return int(str(record["run"]))
+
+
+def _state_path(context: Context) -> Path | None:
     path = str(context.node_config.get("state-path", ""))
-    return ClientState(FileStore(Path(path), context.run_id) if path else ContextStore(context.state))
+    return Path(path) if path else None

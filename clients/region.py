@@ -31,7 +31,8 @@ def region_socket(context: Context) -> Path | None:
 
 def train_region(message: Message, context: Context, tensors: Tensors, socket: Path) -> Message:
     """Have the devices below train, and answer as one client."""
-    task, state = read_task(message), open_state(context)
+    task = read_task(message)
+    state = open_state(context, task)
     done, held = _hand_on("train", message, context, tensors, socket)
     payload = encode_update(task, done.delta, tensors, state, client_number(context))
     figures = {"num-examples": int(done.figures["num-examples"]), "loss": float(done.figures["loss"])}
@@ -65,7 +66,7 @@ def _hand_on(kind: str, message: Message, context: Context, tensors: Tensors, so
     task, sent = read_task(message), read_model(message)
     left_s = message.metadata.created_at + message.metadata.ttl - time.time()
     deadline_s = max(1.0, (1 - MARGIN) * min(left_s, message.metadata.ttl))
-    weights = receive_model(task, sent, tensors, open_state(context))
+    weights = receive_model(task, sent, tensors, open_state(context, task))
     work = Work(kind, flatten(task), read_program(message), tensors.layout, tensors.moving, weights, deadline_s)
     with connect(socket, deadline_s + 5) as connection:
         try:

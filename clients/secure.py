@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 
 from clients.device import has_aes, open_device, open_key
 from clients.exchange import round_seeds
-from clients.records import client_number, open_state, read_work
+from clients.records import client_number, open_claims, read_work
 from clients.secure_config import SecureConfig
 from edge_runtime.errors import PeerError
 from edge_runtime.privacy.words import KEY_BYTES as NOISE_KEY_BYTES
@@ -121,7 +121,7 @@ class _Joined:
             raise PeerError("the cohort's device keys are without this node's, which may be new")
         client = Client(device, _no_input, work)
         (answer,) = client.receive(data)
-        if not open_state(context).enter(agreed.round):
+        if not open_claims(context).enter(agreed.round):
             client.end()
             raise PeerError(f"round {agreed.round}: this node took part in it before, or in a later one")
         return cls(client, agreed, encoder, devices, answer)
@@ -143,7 +143,7 @@ def _step(data: bytes, context: Context) -> bytes:
         client = kept.restore()
         assert client.agreed is not None
         kind = m.kind_of(data)
-        if not open_state(context).once(client.agreed.round, kind.__name__ if kind else "unknown"):
+        if not open_claims(context).once(client.agreed.round, kind.__name__ if kind else "unknown"):
             raise PeerError("this step of the round was taken before")
         answers = client.receive(data)
     except PeerError as error:

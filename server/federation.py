@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_runtime.config import flatten
 from edge_runtime.errors import ConfigError, RunError
+from edge_runtime.train.config import RoundTask
 from edge_runtime.updates.versions import Parcel, model_hash
 from server import ending, personal, results
 from server.checkpoint import Stateful
@@ -19,7 +20,7 @@ from server.events import ClientAnswered, Event, Listener, RolloutTold, RoundClo
 from server.fleet import Fleet
 from server.gather import Asked, content_of
 from server.journal import Journal, Peers, began_with
-from server.link import Answer, Link, Question, read_held, read_metrics, why_declined
+from server.link import Answer, Link, Question, read_held, read_lasts, read_metrics, why_declined
 from server.model import GlobalModel
 from server.orders import Orders
 from server.parts import load_test, make_gather, make_privacy, make_publisher
@@ -133,8 +134,7 @@ class _Run:
         self._fleet.open(self._store)
         if not resumed:
             self._store.append("run_started", flatten(self._config))
-        if self._store.last_event("run_facts") is None:
-            self._store.append("run_facts", self._facts())
+        self._journal.open(self._facts())
         self._privacy.open(self._store)
         size, warnings = self._model.size, self._privacy.warnings()
         self._emit(RunStarted(self._config, self._store.directory, size, warnings, self._journal.last))
@@ -157,6 +157,7 @@ class _Run:
         """Go back to the last closed round; what came after it counts for nothing."""
         lost = self._journal.resume()
         if not self._journal.same_run:
+            # What a node kept it may still have, and uses then. What it needs otherwise it is sent once more.
             self._publisher.forget_nodes()
             self._model.keeping.forget_nodes()
             self._gather.forget_nodes()
@@ -257,7 +258,7 @@ class _Run:
             self._fleet.ask(nodes)
             if nodes:
                 self._store.append("clients_asked", {"asked": [str(node) for node in nodes]}, number)
-                self._privacy.task(self._config.task(number))  # which is in the question, and books who is asked
+                self._privacy.task(self._task(number))  # which is in the question, and books who is asked
             return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
 
         question, parcels = self._question(number), self._parcels(cohort, number)
@@ -265,7 +266,10 @@ class _Run:
         return Asked(number, question, parcels, hear, lambda: model_hash(self._publisher.values), goal, more, told)
 
     def _question(self, number: int) -> Question:
-        return Question(flatten(self._privacy.task(self._config.task(number))), self._model.program(number))
+        return Question(flatten(self._privacy.task(self._task(number))), self._model.program(number))
+
+    def _task(self, number: int) -> RoundTask:
+        return replace(self._config.task(number), run=self._journal.key)
 
     def _parcels(self, nodes: Sequence[int], number: int) -> dict[int, Parcel]:
         """The model as it is now, for each of the nodes, which are about to be sent it."""
@@ -277,7 +281,8 @@ class _Run:
         # sent the whole model the next time.
         if answer.content is None or why_declined(answer.content) is None:
             self._publisher.learn(answer.node, read_held(answer.content) if answer.content else b"")
-            self._model.keeping.learn(answer.node, answer.content is not None)
+            lasts = read_lasts(answer.content) if answer.content else None
+            self._model.keeping.learn(answer.node, answer.content is not None, lasts=lasts)
         self._fleet.hear(answer)
         if self._fleet.to_be_seen:
             self._fleet.online(self._link.nodes())
@@ -315,7 +320,9 @@ class _Run:
             final["files"] |= {name: entry["bytes"] for name, entry in final["deploy"].get("files", {}).items()}
         final["artefact_versions"] = self._fleet.versions
         if personal.asks(config):
-            final["personal"] = personal.personalise(self._link, config, self._model, self._pool.now(1), store)
+            final["personal"] = personal.personalise(
+                self._link, config, self._model, self._pool.now(1), store, self._journal.key
+            )
             final["downlink_bytes"] += final["personal"]["downlink_bytes"]
         if config.rollout.enabled:
             final["rollout"] = roll_out(self._link, config, final["deploy"], store, self._tell)

@@ -50,7 +50,7 @@ class Gather(Stateful, Protocol):
         """Ask, wait for what comes by the deadline, and make one delta of it."""
 
     def forget_nodes(self) -> None:
-        """Nodes know this run under another number than before, and hold nothing of it."""
+        """Go on as another Flower run: nobody is at work on anything of it."""
 
 
 class PlainGather:

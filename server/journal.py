@@ -6,10 +6,11 @@ with the round's row: a run that is killed goes on as if the rounds after it had
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from edge_runtime.errors import ConfigError, RunError
 from server import results
@@ -55,7 +56,7 @@ def began_with(store: RunStore, output: OutputConfig) -> ServerConfig | None:
 
 
 class Journal:
-    """The run's record, with the model's last `keep_models` versions. `run_id` is what nodes know the run by."""
+    """The run's record, with the model's last `keep_models` versions. `run_id` is Flower's, another after a crash."""
 
     def __init__(
         self, store: RunStore, parts: Mapping[str, Stateful], run_id: int, keep_models: int, peers: Peers | None = None
@@ -67,12 +68,27 @@ class Journal:
         self._models: deque[str] = deque(maxlen=keep_models)
         self.rows: list[results.RoundRow] = []
         self.seconds_before = 0.0  # that closed rounds took before the run was resumed
-        self.same_run = True  # nodes know the run by the number that they knew it by before
+        self.same_run = True  # it is still the Flower run that it was
+        self._key = 0
 
     @property
     def last(self) -> int:
         """The number of the last closed round; 0 if there is none."""
         return self.rows[-1].round if self.rows else 0
+
+    @property
+    def key(self) -> int:
+        """What clients keep their state under, whichever Flower run this is: 1 to 2^63 - 1."""
+        return self._key
+
+    def open(self, facts: Mapping[str, Any]) -> None:
+        """Write down once what holds for the whole run, and draw its key: nobody has been asked for anything before."""
+        if (kept := self._store.last_event("run_facts")) is None or "key" not in kept.data:
+            # Random, and not Flower's number of the run, which others know: see clients/state.py.
+            self._store.append("run_facts", {**facts, "key": f"{1 + secrets.randbelow(2**63 - 1):x}"}, durable=True)
+            kept = self._store.last_event("run_facts")
+        assert kept is not None
+        self._key = int(kept.data["key"], 16)
 
     def resume(self) -> int:
         """Bring rows and parts to where they were when the last round closed; returns how many events came after that.

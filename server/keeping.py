@@ -31,6 +31,7 @@ class Control:
         self._sum, self.value = np.zeros(size), np.zeros(size, np.float32)
         self._met: set[str] = set()
         self._counted: dict[str, int] = {}
+        self._lasting: set[str] = set()
 
     @property
     def size(self) -> int:
@@ -39,6 +40,10 @@ class Control:
     def meet(self, nodes: Iterable[int]) -> None:
         """These clients can take part."""
         self._met.update(map(str, nodes))
+
+    def learn(self, node: int, *, lasts: bool) -> None:
+        """Whether this client finds its control variate again when the run goes on as another Flower run."""
+        (self._lasting.add if lasts else self._lasting.discard)(str(node))
 
     def counted(self, node: int) -> int:
         """The last round of this client's that counts; 0 for none."""
@@ -59,18 +64,29 @@ class Control:
         return True
 
     def forget_nodes(self) -> None:
-        """Clients start again from zero, and so does their mean."""
+        """Go on as another Flower run. Where most clients have lost their c_i, all start again from zero, as does c.
+
+        Where most have theirs they go on; c then keeps the share of those that were lost, which nobody knows.
+        """
+        if 2 * len(self._counted.keys() & self._lasting) > len(self._counted):
+            return
         self._sum, self.value = np.zeros_like(self._sum), np.zeros_like(self.value)
         self._met.clear()
         self._counted.clear()
 
     def state(self) -> Tree:
-        counted = dict(sorted(self._counted.items()))
-        return {"sum": self._sum, "value": self.value, "met": sorted(self._met), "counted": counted}
+        return {
+            "sum": self._sum,
+            "value": self.value,
+            "met": sorted(self._met),
+            "counted": dict(sorted(self._counted.items())),
+            "lasting": sorted(self._lasting),
+        }
 
     def restore(self, state: Tree) -> None:
         self._sum, self.value = state["sum"], state["value"]
         self._met, self._counted = set(state["met"]), dict(state["counted"])
+        self._lasting = set(state["lasting"])
 
 
 class Keeping:
@@ -88,13 +104,18 @@ class Keeping:
         made: dict[tuple[Any, ...], Parcel] = {}
         return {node: self._addressed(node, parcel, made) for node, parcel in parcels.items()}
 
-    def learn(self, node: int, answered: bool) -> None:
-        """A node has answered a message with a model; an error may be that it lost what it held."""
+    def learn(self, node: int, answered: bool, *, lasts: bool | None = None) -> None:
+        """A node has answered a message with a model; an error may be that it lost what it held.
+
+        `lasts`: whether it finds what it keeps again when the run goes on as another Flower run; None: not said.
+        """
         if self._initial:
             (self._holding.add if answered else self._holding.discard)(node)
+        if self._control is not None and lasts is not None:
+            self._control.learn(node, lasts=lasts)
 
     def forget_nodes(self) -> None:
-        """Nodes know this run under another number than before, and hold nothing of it."""
+        """Go on as another Flower run: who has values of its own layers goes on from them, but not all may have any."""
         self._holding.clear()
         if self._control is not None:
             self._control.forget_nodes()

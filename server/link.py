@@ -198,14 +198,14 @@ class Link:
 
         `wanted`: how many more there is any use for, as far as is known.
         """
-        while (reply := self._pulled_before(outstanding)) is None:
+        while (found := self._pulled_before(outstanding)) is None:
             if not outstanding or self.clock() >= end:
                 return None
             if self._timed is not None:
-                self._keep([self._timed.next_reply(list(outstanding), end, wanted)])
-            elif not self._keep(self._pull(list(outstanding))):
+                self._keep([self._timed.next_reply(list(outstanding), end, wanted)], outstanding)
+            elif not self._keep(self._pull(list(outstanding)), outstanding):
                 self.pause(POLL_S)
-        node = reply.metadata.src_node_id
+        node, reply = found  # who was asked, whoever the reply says has sent it
         if not reply.has_error():
             return Answer(node, reply.content)
         return Answer(node, None, peer_text(reply.error.reason or f"Flower error code {reply.error.code}"))
@@ -218,17 +218,16 @@ class Link:
             self._pulled.pop(message_id, None)
         outstanding.clear()
 
-    def _pulled_before(self, outstanding: Outstanding) -> Message | None:
-        """A reply to one of these that has come already; never more than a few are in memory."""
+    def _pulled_before(self, outstanding: Outstanding) -> tuple[int, Message] | None:
+        """A node and its reply to one of these that has come already; never more than a few are in memory."""
         for message_id in outstanding if self._pulled else ():
             if message_id in self._pulled:
-                del outstanding[message_id]
-                return self._pulled.pop(message_id)
+                return outstanding.pop(message_id), self._pulled.pop(message_id)
         return None
 
-    def _keep(self, replies: Iterable[Message | None]) -> bool:
-        """Hold replies until they are asked for; of two to one message the first. Whether there were any."""
-        came = [reply for reply in replies if reply is not None]
+    def _keep(self, replies: Iterable[Message | None], outstanding: Outstanding) -> bool:
+        """Hold replies to these until they are asked for; of two to one message the first. Whether there were any."""
+        came = [one for one in replies if one is not None and one.metadata.reply_to_message_id in outstanding]
         for reply in came:
             self._pulled.setdefault(reply.metadata.reply_to_message_id, reply)
         return bool(came)
@@ -362,6 +361,13 @@ def read_held(content: RecordDict) -> bytes:
     record = content.get("holds")
     held = record.get("model-id") if isinstance(record, ConfigRecord) else None
     return held if isinstance(held, bytes) and len(held) == ID_BYTES else b""
+
+
+def read_lasts(content: RecordDict) -> bool | None:
+    """Whether a node finds what it keeps again in another Flower run; None where it does not say."""
+    metrics = content.get("metrics")
+    lasts = metrics.get("state-lasts") if isinstance(metrics, MetricRecord) else None
+    return bool(lasts) if type(lasts) is int else None
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:

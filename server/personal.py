@@ -50,9 +50,10 @@ def personalise(
     model: GlobalModel,
     nodes: Sequence[int],
     store: RunStore,
+    run: int,
 ) -> dict[str, Any]:
-    """Ask these nodes; the closing figures, as `run.json` has them in `final.personal`."""
-    task = personal_task(config, model)
+    """Ask these nodes; the closing figures, as `run.json` has them in `final.personal`. `run` is the run's key."""
+    task = replace(personal_task(config, model), run=run)
     whole = WholeModels(model.parts.shared, task.downlink.build())
     whole.publish(model.weights, task.round)
     question = Question(flatten(task), model.program_for(task))

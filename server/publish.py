@@ -101,7 +101,7 @@ class DeltaModels:
         self._held[node] = held
 
     def forget_nodes(self) -> None:
-        """Nodes know this run under another number, and hold nothing of it."""
+        """Go on as another Flower run: what nodes now hold is not known, and not all of them hold anything."""
         self._held = {}
 
     def state(self) -> Tree:

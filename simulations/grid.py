@@ -51,9 +51,9 @@ WORKER_ENV = {
 }
 
 
-def assume_identity(node_id: int) -> None:
+def assume_identity(node_id: int, run_id: int = RUN_ID) -> None:
     """Tell Flower who this process is; outside a SuperLink's run, building a Message needs it."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, node_id, 0
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,9 @@ class InProcessGrid(Grid):
         traces: Traces | None = None,
         trainer: str = "trainer",
         client_app: str = "clients.app:app",
+        run_id: int = RUN_ID,
     ) -> None:
-        assume_identity(SERVER_NODE_ID)
+        assume_identity(SERVER_NODE_ID, run_id)
         self._clients = clients
         self._node_config = dict(node_config or {})
         self._own_folders = dict(own_folders or {})
@@ -138,7 +139,7 @@ class InProcessGrid(Grid):
         self._letters: dict[str, _Letter] = {}
         self._turn = 0
         self._now_s = 0.0
-        self._run = Run.create_empty(RUN_ID)
+        self._run = Run.create_empty(run_id)
         self._workers = [self._start_worker() for _ in range(workers)]
 
     def __enter__(self) -> InProcessGrid:
@@ -313,7 +314,7 @@ class InProcessGrid(Grid):
         if memory := self._traces.memory(node):
             own["memory-budget"] = memory
         config = {"threads": 1, **self._node_config, **own, "partition-id": node, "num-partitions": self._clients}
-        context = Context(RUN_ID, node, config, self._state_before(letter), {})
+        context = Context(self._run.run_id, node, config, self._state_before(letter), {})
         limit_s = message.metadata.ttl
         if self._traces.moves:
             limit_s = max(limit_s, LEAST_TIMEOUT_S)

@@ -49,7 +49,7 @@ def serve(channel: Channel, app: App) -> None:
     """Answer (message, context) pairs with (reply, state); an exception of the app becomes a Flower error."""
     while True:
         message, context = channel.receive()
-        assume_identity(message.metadata.dst_node_id)
+        assume_identity(message.metadata.dst_node_id, context.run_id)
         channel.send((answer(app, message, context), context.state))
 
 

@@ -269,9 +269,11 @@ class RoundTask:
 
     With `control`, model and update have SCAFFOLD's control variates behind them; with `normalise`, the update is
     divided by what its local steps add up to, as FedNova has it. `per_client`: every answer must be one client's
-    own, for what is promised or counted is so for each.
+    own, for what is promised or counted is so for each. `run` is what clients keep their state under: it stays the same
+    when the run goes on under another Flower run; 0: Flower's own id of the run.
     """
 
+    run: int = key(0, low=0, high=2**63 - 1)
     round: int = key(1, low=1, high=2**31 - 1)
     seed: int = key(1, low=0, high=2**31 - 1)
     proximal_mu: float = key(0.0, low=0, high=1000)

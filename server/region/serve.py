@@ -109,7 +109,8 @@ class Region:
     def answer(self, work: Work) -> Done:
         """Never raises for what the work or the devices bring: that is the region's failure above."""
         try:
-            task = from_flat(RoundTask, dict(work.task))
+            # A device below keeps its state under this server's own run, which serves one run above after another.
+            task = replace(from_flat(RoundTask, dict(work.task)), run=0)
             return (self._train if work.kind == KINDS[0] else self._evaluate)(work, task)
         except EdgeRuntimeError as error:
             return Done({}, _NOTHING, error=str(error))

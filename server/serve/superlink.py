@@ -15,6 +15,7 @@ import contextlib
 import hmac
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -37,9 +38,12 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
 
 from server.serve.door import CONTROL, FLEET, HEALTH, RUNTIME, App, Door
+from server.serve.fleet_rules import FleetRules
+from server.serve.patience import HEAD_BYTES, PatientProtocol
 
 TOKEN = "HEDGEROW_CONTROL_TOKEN"  # noqa: S105  # the name of the variable that holds it
 _INNER_BYTES = 1 << 30  # requests of our own processes
+_OWN_DESCRIPTORS = 512  # files, the database and the other door
 _PATIENCE_S = 2  # with requests in progress, at the end
 
 
@@ -89,16 +93,21 @@ def main() -> None:
         options.superexec_secret.read_bytes(),
         node_keys=options.certificate is not None,
     )
+    # Twice: those whose TLS is still to be agreed on are not counted yet.
+    descriptors = _allow_descriptors(2 * options.connections + _OWN_DESCRIPTORS)
     public = uvicorn.Config(
-        Door(app, routes(FLEET), options.request_bytes),
+        public_door(app, options.request_bytes, node_keys=options.certificate is not None),
+        http=PatientProtocol,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        proxy_headers=False,
         lifespan="off",
         ssl_certfile=options.certificate,
         ssl_keyfile=options.key,
-        limit_concurrency=options.connections,
+        limit_concurrency=max(1, min(options.connections, (descriptors - _OWN_DESCRIPTORS) // 2)),
         server_header=False,
         access_log=False,
         ws="none",
-        log_level="warning",
+        log_level="error",  # each malformed request would be a line in the log
         timeout_graceful_shutdown=_PATIENCE_S,
     )
     inner = uvicorn.Config(
@@ -142,11 +151,31 @@ def superlink_app(database: str, token: str, superexec_secret: bytes, *, node_ke
     return create_app(config, SuperLinkLifespan)
 
 
+def public_door(app: App, max_bytes: int, *, node_keys: bool) -> Door:
+    """The door for devices."""
+    factory = app.state.linkstate_factory  # type: ignore[attr-defined]  # it is a FastAPI
+
+    def known(public_key: bytes) -> bool:
+        return factory.state().get_node_id_by_public_key(public_key) is not None
+
+    return Door(app, routes(FLEET), max_bytes, FleetRules(known if node_keys else None))
+
+
 def routes(*prefixes: str) -> set[tuple[str, str]]:
     """Flower's requests under these prefixes, and the question whether it is well."""
     found = {route for route in PROTOBUF_REQUEST_TYPES if route[1].startswith(prefixes)}
     assert all(any(path.startswith(prefix) for _, path in found) for prefix in prefixes)
     return found | HEALTH
+
+
+def _allow_descriptors(wanted: int) -> int:
+    """How many files may be open, at best `wanted`: where they run out, neither can the database be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 async def _serve(

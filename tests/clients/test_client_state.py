@@ -18,9 +18,10 @@ from flwr.app import Context, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients.records import open_state
-from clients.state import KEPT_RUNS, ClientState, FileStore
-from edge_runtime.errors import ConfigError
+from clients.records import STATE, open_claims, open_state
+from clients.state import KEPT_RUNS, Claims, ClientState, FileStore
+from edge_runtime.errors import ConfigError, PeerError
+from edge_runtime.train.config import RoundTask
 from edge_runtime.updates import TensorLayout
 from edge_runtime.updates.delta import FloatVector
 from edge_runtime.updates.versions import model_id
@@ -34,7 +35,7 @@ def in_files(folder: Path, run_id: int = 1) -> ClientState:
 
 
 def in_context(folder: Path) -> ClientState:
-    return open_state(Context(1, 7, {}, RecordDict(), {}))
+    return open_state(Context(1, 7, {}, RecordDict(), {}), RoundTask())
 
 
 def keep(state: ClientState, values: FloatVector = VALUES) -> None:
@@ -51,7 +52,7 @@ def unsent(state: ClientState, layout: TensorLayout = LAYOUT) -> float:
 
 def test_a_step_is_taken_once_also_by_who_comes_after_a_later_round_was_entered(tmp_path: Path) -> None:
     """A process that is late must not find its step free because the next round's has cleared it away."""
-    state = in_files(tmp_path)
+    state = Claims(FileStore(tmp_path, 1, "secure"))
     assert state.once(5, "Survivors")
     assert not state.once(5, "Survivors")
     assert state.enter(6)
@@ -93,9 +94,39 @@ def test_state_of_a_model_with_other_tensors_is_none(tmp_path: Path, make: Calla
 def test_a_node_keeps_its_state_where_its_owner_says(tmp_path: Path) -> None:
     node = {"state-path": str(tmp_path / "kept")}
     context = Context(5, 7, node, RecordDict(), {})
-    keep(open_state(context))
-    assert not context.state
-    assert open_state(Context(5, 8, node, RecordDict(), {})).anchor(LAYOUT) is not None
+    keep(open_state(context, RoundTask()))
+    assert STATE not in context.state
+    assert open_state(Context(5, 8, node, RecordDict(), {}), RoundTask()).anchor(LAYOUT) is not None
+
+
+def test_a_run_that_goes_on_as_another_flower_run_finds_what_was_kept(tmp_path: Path) -> None:
+    node = {"state-path": str(tmp_path)}
+    first, second, other = (Context(flower, 7, node, RecordDict(), {}) for flower in (5, 2**64 - 1, 9))
+    keep(open_state(first, RoundTask(run=77)))
+    assert open_claims(first).enter(4)
+    assert open_state(second, RoundTask(run=77)).anchor(LAYOUT) is not None
+    assert open_state(other, RoundTask(run=78)).anchor(LAYOUT) is None
+    # A round is entered once in a Flower run, and again in another that plays it again.
+    assert not open_claims(first).enter(4)
+    assert open_claims(second).enter(4)
+
+
+def test_a_flower_run_has_one_key_and_so_one_folder(tmp_path: Path) -> None:
+    context = Context(5, 7, {"state-path": str(tmp_path)}, RecordDict(), {})
+    keep(open_state(context, RoundTask(run=77)))
+    for run in (78, 0):
+        with pytest.raises(PeerError, match="another than that of this Flower run's first task"):
+            open_state(context, RoundTask(run=run))
+    keep(open_state(context, RoundTask(run=77)))
+    assert [path.name for path in tmp_path.iterdir()] == [f"run-{77:016x}"]
+
+
+def test_claims_push_out_no_state(tmp_path: Path) -> None:
+    keep(in_files(tmp_path))
+    for flower in range(KEPT_RUNS + 3):
+        assert Claims(FileStore(tmp_path, flower, "secure")).enter(1)
+    assert in_files(tmp_path).anchor(LAYOUT) is not None
+    assert len(list(tmp_path.glob("secure-*"))) == KEPT_RUNS
 
 
 def test_two_runs_do_not_mix_and_old_ones_go(tmp_path: Path) -> None:

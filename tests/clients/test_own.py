@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
+from clients.agent import Agent
 from clients.app import app
 from clients.datasets import held_out
+from clients.device import open_key
 from clients.mods import update_codec_mod
-from clients.records import ContextStore
+from clients.records import SECURE, ContextStore
+from clients.secure_config import SecureConfig
 from clients.state import ClientState, FileStore
 from edge_runtime.config import flatten, from_flat
 from edge_runtime.errors import PeerError
@@ -49,15 +56,34 @@ def test_a_lost_control_variate_is_zero_and_the_log_says_so(caplog: pytest.LogCa
 
 def test_layers_of_its_own_survive_a_restart_and_damage_is_seen(tmp_path: Path) -> None:
     state = ClientState(FileStore(tmp_path, 1))
-    assert state.personal(LAYOUT) is None
+    assert state.personal(LAYOUT, 2) is None
     state.keep_personal(LAYOUT, 2, TWO)
     again = ClientState(FileStore(tmp_path, 1))
-    values = again.personal(LAYOUT)
-    assert values is not None
-    np.testing.assert_array_equal(values, TWO)
-    path = tmp_path / f"run-{1:016x}" / "personal"
+    np.testing.assert_array_equal(again.personal(LAYOUT, 3), TWO)
+    path = tmp_path / f"run-{1:016x}" / "personal-a"
     path.write_bytes(path.read_bytes()[:-1] + b"\x55")
-    assert again.personal(LAYOUT) is None
+    assert again.personal(LAYOUT, 3) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=12),
+    st.lists(st.integers(1, 3), max_size=2),
+)
+def test_layers_of_its_own_are_what_closed_rounds_made_of_them(rounds: list[tuple[int, int]], lost: list[int]) -> None:
+    """Rounds this client is in (how many further on, attempts at each), each attempt adding its round's number."""
+    state, number, expected = ClientState(ContextStore(RecordDict())), 1, np.zeros(3, np.float32)
+    state.keep_personal(LAYOUT, 0, expected)
+    for step, attempts in rounds:
+        for _ in range(attempts):
+            before = state.personal(LAYOUT, number)
+            np.testing.assert_array_equal(before, expected)
+            assert before is not None
+            state.keep_personal(LAYOUT, number, before + number)
+        expected = expected + np.float32(number)
+        np.testing.assert_array_equal(state.personal(LAYOUT, number + 1), expected)
+        number += step
+    for back in lost:  # a server that lost more than a round: later values rather than none
+        assert state.personal(LAYOUT, max(1, number - 3 - back)) is not None
 
 
 def test_examples_held_out_are_a_share_of_each_class_and_apart() -> None:
@@ -94,7 +120,7 @@ class Node:
 
     @property
     def own(self) -> np.ndarray[Any, Any] | None:
-        return ClientState(ContextStore(self.context.state)).personal(self.parts.personal)
+        return ClientState(ContextStore(self.context.state)).personal(self.parts.personal, 99)
 
     def content(self, values: np.ndarray[Any, Any], **beside: Any) -> RecordDict:
         payload = make_codec("float32").encode_vector(values, self.parts.down, round_number=self.task.round)
@@ -129,7 +155,12 @@ def test_own_layers_are_trained_and_kept_and_neither_sent_nor_overwritten(traine
     kept = node.own
     assert kept is not None
     assert np.abs(kept - START).max() > 1e-4
-    second = node.ask(personal=np.zeros_like(START).tobytes())  # the server need not know that this node has its own
+    # The server need not know that this node has its own.
+    again = node.ask(personal=np.zeros_like(START).tobytes())
+    np.testing.assert_array_equal(delta_of(node, first), delta_of(node, again))  # from what was before this round
+    np.testing.assert_array_equal(node.own, kept)
+    node.task = replace(node.task, round=3)
+    second = node.ask()
     assert not np.array_equal(delta_of(node, first), delta_of(node, second))
     assert node.own is not None
     assert not np.array_equal(node.own, kept)
@@ -185,6 +216,38 @@ def test_a_control_variate_goes_up_behind_the_weights_and_back_into_the_steps(tr
     np.testing.assert_array_equal(delta_of(node, node.ask()), first)
     pulled = delta_of(node, node.ask(**{"control-round": 2}))[: parts.moving.size]
     assert np.linalg.norm(pulled) < 0.7 * np.linalg.norm(moved)
+
+
+def test_a_warm_process_hands_on_what_it_keeps_to_the_flower_run_that_goes_on_with_the_run() -> None:
+    """To that of the same key, and of what is a Flower run's own nothing."""
+    node = Node("engine", run=77)
+    agent = Agent(SimpleNamespace(node_id=7), app, node.context.node_config)  # type: ignore[arg-type]
+
+    def ask(flower_run: int, key: int, number: int, **beside: Any) -> RecordDict:
+        assume_identity(7, flower_run)
+        node.task = replace(node.task, run=key, round=number)
+        content = node.content(node.parts.shared.flatten(MODULE), **beside)
+        message = Message(content, 7, "train", group_id=str(number))
+        message.metadata.__dict__["_message_id"] = "asked"
+        reply = agent._answer(message)
+        node.context.state = agent._states[flower_run]
+        assert reply.has_content() or "holds no values of personal" in reply.error.reason
+        return reply.content if reply.has_content() else RecordDict()
+
+    try:
+        ask(1, 77, 2, personal=START.tobytes())
+        open_key(SecureConfig(), node.context)
+        kept = node.own
+        assert kept is not None
+        assert not ask(2, 78, 3)  # another run's: there is nothing for it
+        assert node.own is None
+        lost = delta_of(node, ask(1, 77, 3))
+        again = delta_of(node, ask(3, 77, 3))  # which is played again, from where it was before that round
+        np.testing.assert_array_equal(lost, again)
+        assert SECURE not in node.context.state
+        assert not ask(1, 77, 4)  # the Flower run that is over has nothing left
+    finally:
+        assume_identity(7)
 
 
 def test_a_client_of_fednova_says_how_many_steps_it_made() -> None:

@@ -75,6 +75,23 @@ def test_state_is_restored_as_it_was() -> None:
     assert all("personal" in parcel.beside for parcel in again.address(nodes).values())
 
 
+@pytest.mark.parametrize("lasting", [0, 1, 2, 3])
+def test_control_variates_go_on_where_most_clients_find_theirs_again(lasting: int) -> None:
+    control = Control(1)
+    keeping = Keeping(b"", control)
+    for node in range(6):
+        keeping.learn(node, answered=True, lasts=True)
+    for node in range(lasting, 6):
+        keeping.learn(node, answered=True, lasts=False)
+        keeping.learn(node, answered=True)
+    control.move(3, ["0", "1", "2"], np.ones(1))
+    restored = Control(1)
+    restored.restore(control.state())
+    restored.forget_nodes()
+    assert [restored.counted(node) for node in range(3)] == [3 if lasting >= 2 else 0] * 3
+    assert bool(restored.value.any()) == (lasting >= 2)
+
+
 def config(**settings: Any) -> ServerConfig:
     return from_flat(
         ServerConfig, {"data.name": "digits", "model.name": "digits_cnn", "model.input": "1x8x8", **settings}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,18 @@ class Run:
 
 @contextlib.contextmanager
 def started(
-    folder: Path, nodes: int, *, warm: int = 0, keep_state: bool = False, root_key: Path | None = None
+    folder: Path,
+    nodes: int,
+    *,
+    warm: int = 0,
+    keep_state: bool = False,
+    root_key: Path | None = None,
+    settings: Sequence[dict[str, Any]] = (),
 ) -> Iterator[Federation]:
     """That many SuperNodes, each with a state path if it is to keep state, and with slots where there is a root key.
 
-    The first `warm` of them are `hedgerow join`, of whose state folders each is the node's number. All processes are
-    ended by id afterwards.
+    The first `warm` of them are `hedgerow join`, of whose state folders each is the node's number. `settings` are the
+    nodes' own; by default each is a partition of as many. All processes are ended by id afterwards.
     """
     home = folder / "flwr"
     home.mkdir(parents=True)
@@ -162,7 +168,7 @@ def started(
     try:
         wait_until_listening(host, int(port))
         for node in range(nodes):
-            config: dict[str, Any] = {"partition-id": node, "num-partitions": nodes}
+            config = dict(settings[node]) if settings else {"partition-id": node, "num-partitions": nodes}
             if keep_state:
                 config["state-path"] = str(folder / str(node))
             if root_key:
@@ -188,12 +194,20 @@ def words(settings: dict[str, Any]) -> list[str]:
 
 
 def wait_until_listening(host: str, port: int) -> None:
-    for _ in range(300):
+    def listens() -> bool:
         with socket.socket() as sock:
-            if sock.connect_ex((host, port)) == 0:
-                return
+            return sock.connect_ex((host, port)) == 0
+
+    wait_until(listens, 60)
+
+
+def wait_until(true: Callable[[], object], seconds: float) -> None:
+    """TimeoutError if it has not come true by then."""
+    until_s = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"not so within {seconds:g} s: {true}")
         time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on {host}:{port}")
 
 
 def end(roots: list[psutil.Popen]) -> None:

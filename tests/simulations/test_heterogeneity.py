@@ -55,6 +55,8 @@ class Memory:
     def write(self, name: str, content: bytes) -> None:
         self._held[name] = content
 
+    lasts = True
+
     def claim(self, round_number: int, step: str) -> bool:
         return True
 
