@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from flwr.app import Context
 
+from clients.key_file import read_key_file, write_key_file
 from clients.records import SECURE, ContextStore
 from clients.secure_config import SecureConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.secagg import Device, DeviceKey
 from edge_runtime.secagg.keys import KEY_BYTES, Secret, device_id, parse_public_keys
 
-MAX_KEY_BYTES = 4096
 MAX_LIST_BYTES = 8 << 20
 _EPHEMERAL = "device-key"
 _LOG = logging.getLogger(__name__)
@@ -66,38 +64,21 @@ def has_aes(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def _key_of(path: Path) -> DeviceKey:
     """The private key (Ed25519, PKCS #8, PEM) of a file that only its owner may read."""
+    name = f"node config: device-key = {str(path)!r}"
+    content = read_key_file(path, name, _make_key)
     try:
-        if not path.exists():
-            _make_key(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        with os.fdopen(descriptor, "rb") as file:
-            mode, content = os.fstat(descriptor).st_mode, file.read(MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"node config: device-key = {str(path)!r}: {error.strerror or error}") from error
-    if mode & 0o077:
-        raise ConfigError(f"node config: device-key = {str(path)!r}: others may read it; chmod 600 it")
-    try:
-        key = load_pem_private_key(content, None) if len(content) <= MAX_KEY_BYTES else None
+        key = load_pem_private_key(content, None)
     except (TypeError, ValueError):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"node config: device-key = {str(path)!r}: is no Ed25519 key in PEM without a passphrase")
+        raise ConfigError(f"{name}: is no Ed25519 key in PEM without a passphrase")
     return DeviceKey(Secret(key.private_bytes_raw()))
 
 
 def _make_key(path: Path) -> None:
-    """Of two processes that make it at once, the first one's stays."""
     private = Ed25519PrivateKey.generate()
-    content = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # 0600
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
-            return
+    if not write_key_file(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
+        return  # another process was first: its key stays
     public = private.public_key().public_bytes_raw().hex()
     path.with_name(path.name + ".pub").write_text(f"{public}\n")
     _LOG.info("a new device key is in %s; enrol its public key %s", path, public)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clients.key_file import read_key_file, write_key_file
 from edge_runtime.config import flatten_tree
 from edge_runtime.errors import ConfigError
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 KEY, NODE, ROUNDS = "device.key", "node-id", "rounds"  # in the state folder
-MAX_KEY_BYTES = 8192
 _SETTINGS = ("superlink", "ca", "insecure", "state", "key")
 _LOG = logging.getLogger(__name__)
 
@@ -131,18 +129,9 @@ def open_key(path: Path) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+    content = read_key_file(path, f"--key {path}", _make_key)
     try:
-        if not path.exists():
-            _make_key(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        with os.fdopen(descriptor, "rb") as file:
-            mode, content = os.fstat(descriptor).st_mode, file.read(MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"--key {path}: {error.strerror or error}") from error
-    if mode & 0o077:
-        raise ConfigError(f"--key {path}: others may read it; chmod 600 it")
-    try:
-        key = load_ssh_private_key(content, None) if len(content) <= MAX_KEY_BYTES else None
+        key = load_ssh_private_key(content, None)
     except (TypeError, ValueError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -155,15 +144,8 @@ def _make_key(path: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
     private = ec.generate_private_key(ec.SECP384R1())
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # 0600
-        file.write(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            os.link(file.name, path)
-        except FileExistsError:
-            return  # another process was first: its key stays
+    if not write_key_file(path, private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())):
+        return  # another process was first: its key stays
     public = path.with_name(f"{path.name}.pub")
     public.write_bytes(private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n")
     _LOG.info("a new device key is in %s; enrol it on the server: hedgerow devices enrol NAME %s", path, public)

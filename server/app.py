@@ -56,8 +56,10 @@ def make_app(
 def log_progress(event: Event) -> None:
     """Write every round to Flower's log, which `flwr run --stream` and `flwr log` show."""
     match event:
-        case RunStarted(config, directory, parameters, warnings):
+        case RunStarted(config, directory, parameters, warnings, closed):
             log(INFO, "%s rounds, %s parameters; run directory %s", config.server.rounds, parameters, directory)
+            if closed:
+                log(INFO, "goes on after round %s", closed)
             if config.protection:
                 log(INFO, "%s", config.protection)
             for warning in warnings:

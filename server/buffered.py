@@ -94,8 +94,8 @@ class BufferedGather:
                 if answer is not None:
                     self._land(answer, opened, asked)
                 self._give_up_silent(opened, asked)
-            elif not self._concurrency:
-                break  # all who were asked have answered
+            elif not self._concurrency or opened.good >= self._min_updates:
+                break  # all who could be asked have answered
             else:
                 self._link.pause(POLL_S)  # nobody is there to be asked
             if self._link.clock() >= end:
@@ -116,6 +116,7 @@ class BufferedGather:
             questions = {id(flight.question): flight.question for flight in flights}
             parcels = {id(flight.parcel): flight.parcel for flight in flights}
         return {
+            "now_s": self._link.clock(),
             "questions": [{"task": dict(one.task), "program": one.program} for one in questions.values()],
             "parcels": [
                 {"content": one.content, "whole": one.whole, "model": one.model_id, "beside": dict(one.beside)}
@@ -151,8 +152,10 @@ class BufferedGather:
         if self._link.replays:
             self._grounded = flights
             return
-        # The run is known by the same number: what was asked for is still on its way.
-        self._flights = {flight.node: flight for flight in flights}
+        # The run is known by the same number: what was asked for is still on its way. Clocks of two processes need not
+        # agree: those at work have as long as they had left.
+        gone_by = self._link.clock() - state["now_s"]
+        self._flights = {flight.node: replace(flight, since_s=flight.since_s + gone_by) for flight in flights}
         self._out = {flight.message: flight.node for flight in flights}
 
     def _send(self, asked: Asked, parcels: Mapping[int, Parcel]) -> int:

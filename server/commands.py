@@ -30,7 +30,9 @@ CREATE TABLE IF NOT EXISTS commands (
 class Name(StrEnum):
     """What can be asked."""
 
-    STOP = "stop"  # close the round in progress, then end the run as if it had been the last one
+    # Close the round in progress, then end the run as if it had been the last one; at once, if it is paused. A roll-out
+    # in progress is halted.
+    STOP = "stop"
     ROLLOUT_APPROVE = "rollout_approve"  # let the roll-out go on to its next stage
     ROLLOUT_HALT = "rollout_halt"  # stop the roll-out and bring back the version before
 
@@ -65,6 +67,8 @@ def read(directory: Path, after: int = 0) -> list[Command]:
     if not (directory / CONTROL).is_file():
         return []
     with _opened(directory) as control:
+        if not control.execute("SELECT 1 FROM sqlite_master WHERE name = 'commands'").fetchone():
+            return []  # whoever writes there first has only just begun
         rows = control.execute(
             "SELECT id, unix_s, name, by FROM commands WHERE id > ? ORDER BY id", (after,)
         ).fetchall()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_runtime.errors import RunError
@@ -29,12 +29,13 @@ def evaluated_on(config: ServerConfig) -> str | None:
 def write_model(
     config: ServerConfig,
     rows: Sequence[results.RoundRow],
+    figures: Mapping[str, float | None],
     model: GlobalModel,
     privacy: Privacy,
     store: RunStore,
     stopped: str | None,
 ) -> dict[str, Any]:
-    """Write `model.safetensors`, and begin `run.json`'s `final`.
+    """Write `model.safetensors`, and begin `run.json`'s `final`; `figures` are its loss and accuracy, where known.
 
     Raises:
         RunError: no round moved the model.
@@ -47,8 +48,8 @@ def write_model(
         raise RunError(stopped if stopped and not rows else _why_nothing_was_applied(rows, store))
     private = privacy.final()
     return {
-        "accuracy": rows[-1].accuracy,
-        "loss": rows[-1].loss,
+        "accuracy": results.finite(figures.get("accuracy")),
+        "loss": results.finite(figures.get("loss")),
         "evaluated_on": evaluated_on(config),
         "rounds_applied": applied,
         "uplink_bytes": sum(row.uplink_bytes for row in rows),

@@ -13,12 +13,16 @@ from server.config import ServerConfig
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """The model is built and clients are there; round 1 is about to be sent. `warnings` are lines for the user."""
+    """The model is built, and clients are waited for. `warnings` are lines for the user.
+
+    `closed` rounds were played before, by a run that is resumed now.
+    """
 
     config: ServerConfig
     directory: Path
     parameters: int
     warnings: tuple[str, ...] = ()
+    closed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from server.parts import load_test, make_gather, make_privacy, make_publisher
 from server.pool import Pool
 from server.release import check_key
 from server.rollout_driver import roll_out
-from server.rounds import RoundResult, choose_cohort, not_played
+from server.rounds import Failure, RoundResult, choose_cohort, not_played
 from server.run_store import EVENTS, RunStore, model_bytes, refuse_used, run_directory
 
 _TOLD = ("client", "bytes", "reason", "phase")  # of single clients, where they are promised privacy
@@ -42,7 +42,7 @@ def federate(
     began with. `peers` are the clients' own states, where they are this process's to keep.
 
     Raises:
-        RunError: too few clients ever came, or came back within `server.patience_s`; no round gathered enough good
+        RunError: too few clients came, or came back, within `server.patience_s`; no round gathered enough good
             updates; or the disk is full.
         ConfigError: the run directory already holds a run; to be resumed, it holds none, or one that is finished.
 
@@ -114,46 +114,36 @@ class _Run:
         self._started_s = time.monotonic()
         # Last: what fails before this leaves nothing behind.
         self._store = store or RunStore(run_directory(config.run.out))
+        self._orders = Orders(self._store)
+        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
         parts: dict[str, Stateful] = {
             "model": self._model,
             "keeping": self._model.keeping,
             "publisher": self._publisher,
             "privacy": self._privacy,
             "fleet": self._fleet,
+            "pool": self._pool,
             "gather": self._gather,
         }
         self._journal = Journal(self._store, parts, link.run_id, config.run.keep_models, peers)
-        self._orders = Orders(self._store)
-        self._pool = Pool(link, self._fleet, config.server, self._store.append, self._emit, self._orders.why_stop)
 
     def play(self, *, resumed: bool) -> RunFinished:
         settings = self._config.server
         if resumed:
             self._resume()
         self._fleet.open(self._store)
-        self._gather_fleet()
         if not resumed:
             self._store.append("run_started", flatten(self._config))
         self._journal.open(self._facts())
         self._privacy.open(self._store)
         size, warnings = self._model.size, self._privacy.warnings()
-        self._emit(RunStarted(self._config, self._store.directory, size, warnings))
+        self._emit(RunStarted(self._config, self._store.directory, size, warnings, self._journal.last))
         stopped = None
         for number in range(self._journal.last + 1, settings.rounds + 1):
-            if stopped := self._why_stop():
+            if (stopped := self._why_stop()) or not self._play_round(number):
+                stopped = stopped or self._why_stop()
                 break
-            self._play_round(number)
         return self._finish(stopped)
-
-    def _gather_fleet(self) -> None:
-        """Wait for a cohort to come; fewer do, but not fewer than a round needs."""
-        settings = self._config.server
-        nodes = self._pool.now(settings.cohort)
-        if len(nodes) < settings.min_updates and not self._orders.why_stop():
-            raise RunError(
-                f"{len(nodes)} clients online after {settings.deadline_s:g} s, but server.min_updates = "
-                f"{settings.min_updates}; start more clients or lower it"
-            )
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -177,9 +167,12 @@ class _Run:
         """Why no further round is to be played; None if one is."""
         return self._orders.why_stop() or self._privacy.why_stop()
 
-    def _play_round(self, number: int) -> None:
+    def _play_round(self, number: int) -> bool:
+        """False, and no round was played, if the operator has asked to stop before anybody was asked to train."""
         settings, started_s = self._config.server, time.monotonic()
-        result, unchanged = self._train(number)
+        if (result := self._gather_round(number)) is None:
+            return False
+        unchanged = self._move(number, result)
         last = number == settings.rounds or self._why_stop() is not None
         due = last or number % settings.eval_every == 0
         figures = self._evaluate(number) if due else {}
@@ -196,25 +189,33 @@ class _Run:
         self._journal.close_round(row, model_bytes(self._model.state_dict()))
         self._downlink_bytes = 0
         self._emit(RoundClosed(row, settings.rounds))
+        return True
 
-    def _train(self, number: int) -> tuple[RoundResult, str | None]:
-        """Gather a round's updates and move the model; returns also why the model stayed as it was, if it did."""
-        result = self._attempt(number)
+    def _gather_round(self, number: int) -> RoundResult | None:
+        """What a cohort's updates come to; None if the operator wants no more of them."""
+        result, declined = self._attempt(number), list[Failure]()
         # Where nobody has begun, nothing has been played: asked again, as long as the pool has patience. Noise is
         # accounted by who was asked, and such a round counts.
-        while result.all_declined and self._config.mechanism == "none" and not self._orders.why_stop():
+        while result is not None and result.all_declined and self._config.mechanism == "none":
+            declined += result.declined
             result = self._attempt(number)
+        return None if result is None else replace(result, declined=(*declined, *result.declined))
+
+    def _move(self, number: int, result: RoundResult) -> str | None:
+        """Move the model by what was gathered; returns why it stays as it was, if it does."""
         self._privacy.settle(number, result)
         if result.delta is None:
-            return result, result.unchanged
+            return result.unchanged
         if not self._model.apply(result.delta, tau_eff=result.tau_eff, number=number, clients=result.clients):
-            return result, "the new weights would not be finite"
-        return result, None
+            return "the new weights would not be finite"
+        return None
 
-    def _attempt(self, number: int) -> RoundResult:
-        """Ask a cohort, and gather what comes."""
+    def _attempt(self, number: int) -> RoundResult | None:
+        """Ask a cohort, and gather what comes; None if the operator has asked to stop before anybody was asked."""
         settings = self._config.server
         nodes = self._pool.enough(number, self._model.training_bytes(number))
+        if self._orders.why_stop():
+            return None
         if self._model.control is not None:
             self._model.control.meet(nodes)
         cohort = self._choose(nodes, number)
@@ -256,6 +257,7 @@ class _Run:
             nodes = self._choose(able, number, count)
             self._fleet.ask(nodes)
             if nodes:
+                self._store.append("clients_asked", {"asked": [str(node) for node in nodes]}, number)
                 self._privacy.task(self._task(number))  # which is in the question, and books who is asked
             return self._model.keeping.address({node: self._publisher.parcel(node) for node in nodes})
 
@@ -311,7 +313,8 @@ class _Run:
     def _finish(self, stopped: str | None) -> RunFinished:
         config, store = self._config, self._store
         rows = self._journal.rows
-        final = ending.write_model(config, rows, self._model, self._privacy, store, stopped)
+        figures = self._last_figures() if rows else {}
+        final = ending.write_model(config, rows, figures, self._model, self._privacy, store, stopped)
         if config.deploy.formats:
             final |= ending.export(config, self._model.state_dict(), self._test, store)
             final["files"] |= {name: entry["bytes"] for name, entry in final["deploy"].get("files", {}).items()}
@@ -329,6 +332,13 @@ class _Run:
         finished = RunFinished(store.directory, final)
         self._emit(finished)
         return finished
+
+    def _last_figures(self) -> Mapping[str, float | None]:
+        """Of the model as it is: a run that was stopped may have closed rounds since it was evaluated last."""
+        last = self._journal.rows[-1]
+        if last.accuracy is None and self._test is not None:
+            return self._evaluate(last.round)
+        return {"loss": last.loss, "accuracy": last.accuracy}
 
     def record_failure(self, error: BaseException) -> None:
         """Leave what happened so far on disk, and why it ended."""

@@ -117,8 +117,8 @@ def describe(row: RoundRow, rounds: int) -> str:
     parts.append(f"clients {row.clients}")
     if row.dropped:
         parts.append(f"dropped {row.dropped}")
-    if row.late:
-        parts.append(f"late {row.late}")
+    if row.declined:
+        parts.append(f"declined {row.declined}")
     if row.staleness:
         parts.append(f"staleness {row.staleness:.1f}")
     if row.epsilon is not None:

@@ -97,6 +97,10 @@ def play(link: Link, config: ServerConfig, release: Release, store: RunStore, te
     return ended
 
 
+# What ends a roll-out, and how that is called. There is no round left for `stop` to end.
+_ENDS = {Name.ROLLOUT_HALT: "halted", Name.STOP: "stopped"}
+
+
 class _Operator:
     """Whoever may halt the roll-out and approve of its stages, by commands after that of id `since`."""
 
@@ -105,11 +109,12 @@ class _Operator:
 
     def look(self) -> bool:
         """Halt the roll-out if that was asked; returns whether it was."""
-        halt = self._orders.last(Name.ROLLOUT_HALT)
-        if halt is None or halt.id <= self._since:
-            return False
-        self._rollout.halt(f"halted by {halt.by}")
-        return True
+        for name, word in _ENDS.items():
+            order = self._orders.last(name)
+            if order is not None and order.id > self._since:
+                self._rollout.halt(f"{word} by {order.by}")
+                return True
+        return False
 
     def wait(self, after: int) -> None:
         """Until there is an approval newer than the command of that id, or the order to halt."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from edge_runtime.errors import RunError
 from server import run_devices, run_files, run_lock
-from server.run_store import EVENTS, LOCK
-from server.run_view import COUNTED, Data, LoggedEvent, Now, RunView, mapping, number, text, whole
+from server.run_store import EVENTS, LOCK, LoggedEvent
+from server.run_view import COUNTED, Data, Now, RunView, mapping, number, text, whole
 
 _MOST_BYTES = 16 << 20  # of one event's data that is read; what is longer reads as empty
 _BATCH = 5000  # events a query

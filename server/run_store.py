@@ -74,6 +74,7 @@ class LoggedEvent:
     """One row of the event log."""
 
     id: int
+    unix_s: float
     kind: str
     round: int | None
     data: dict[str, Any]
@@ -171,11 +172,11 @@ class RunStore:
     def log(self, *kinds: str, newest_first: bool = False, most: int = -1) -> list[LoggedEvent]:
         """The events of these kinds, in order."""
         found = self.read(
-            "SELECT id, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
+            "SELECT id, unix_s, kind, round, data FROM events WHERE kind IN (SELECT value FROM json_each(?)) "
             "ORDER BY CASE WHEN ? THEN -id ELSE id END LIMIT ?",
             (json.dumps(kinds), newest_first, most),
         )
-        return [LoggedEvent(number, kind, at, json.loads(data)) for number, kind, at, data in found]
+        return [LoggedEvent(at, unix_s, kind, number, json.loads(data)) for at, unix_s, kind, number, data in found]
 
     def events_after(self, number: int) -> int:
         """How many events have a higher id."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.run_store import LoggedEvent
+
 Data = Mapping[str, Any]
 
 # What each device did in a round; the fold counts these and never looks into them, for there can be many.
@@ -22,17 +24,6 @@ COUNTED = {
     "client_dropped": "dropped",
     "client_declined": "declined",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
-    """One row of the log."""
-
-    id: int
-    unix_s: float
-    kind: str
-    round: int | None
-    data: Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +109,12 @@ def _round_planned(view: RunView, event: LoggedEvent) -> None:
     view.now = Now(event.round, count, count if goal is None else goal, view.mode, number(event.data.get("deadline_s")))
 
 
+def _clients_asked(view: RunView, event: LoggedEvent) -> None:
+    asked = event.data.get("asked")
+    if view.now and isinstance(asked, list):
+        view.now.asked += len(asked)
+
+
 def _round_closed(view: RunView, event: LoggedEvent) -> None:
     view.rounds.append(ClosedRound(event.id, event.unix_s, event.data))
     view.now = None
@@ -153,6 +150,7 @@ _HANDLERS: Mapping[str, Callable[[RunView, LoggedEvent], None]] = {
     "run_facts": _run_facts,
     "run_resumed": _run_resumed,
     "round_planned": _round_planned,
+    "clients_asked": _clients_asked,
     "round_closed": _round_closed,
     "checkpoint": _checkpoint,
     "artefact": _artefact,

@@ -95,6 +95,8 @@ class Console:
             + (f"; {config.protection}" if config.protection else ""),
             soft_wrap=True,
         )
+        if event.closed:
+            self._out.print(f"goes on after round {event.closed}")
         for warning in event.warnings:
             self._out.print(warning, soft_wrap=True)
         if self._out.is_terminal:
@@ -105,7 +107,10 @@ class Console:
                 TimeElapsedColumn(),
                 console=self._out,
             )
-            self._progress.add_task("client updates", total=config.server.rounds * config.server.cohort)
+            cohort = config.server.cohort
+            self._progress.add_task(
+                "client updates", total=config.server.rounds * cohort, completed=event.closed * cohort
+            )
             self._progress.start()
 
     def _round(self, row: RoundRow, rounds: int) -> None:

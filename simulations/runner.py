@@ -87,9 +87,12 @@ def make_traces(scenario: Scenario) -> Traces:
 
 
 def worker_count(scenario: Scenario) -> int:
-    """Client processes to start: as the scenario says, else one per core this process may use, at most the cohort."""
+    """Client processes to start: as the scenario says, else one per core this process may use.
+
+    Never more than there are clients at work at once.
+    """
     wanted = scenario.server.workers or len(os.sched_getaffinity(0))
-    return min(wanted, scenario.server.cohort)
+    return min(wanted, scenario.concurrency if scenario.server.mode == "async" else scenario.server.cohort)
 
 
 def check(scenario: Scenario) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 
 from edge_runtime.errors import RunError
 from server.run_reader import RunReader, plain_row, shown
-from server.run_view import LoggedEvent, RunView
+from server.run_store import LoggedEvent
+from server.run_view import RunView
 
 PERIOD_S = 0.5  # between two looks at a run
 ALIVE_S = 15.0  # between two signs of life

@@ -138,6 +138,8 @@ class Player:
         error = log.error(attempt.last_event)
         if log.finished() is not None:
             self._done(attempt.job, log)
+        elif error and attempt.asked_to_stop and not log.closed_rounds():
+            self._end(attempt.job, JobState.STOPPED, "by an operator")  # there is no model to end with
         elif error and not error.startswith(_FORCED):
             self._end(attempt.job, JobState.FAILED, error)
         elif not error and run.details.startswith(_APP_RAISED):

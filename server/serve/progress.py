@@ -5,23 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.run_store import EVENTS
+from server.results import describe, row_from_json
+from server.run_store import EVENTS, LoggedEvent
 
 _WAIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One event."""
-
-    id: int
-    kind: str
-    round: int | None
-    data: Mapping[str, Any]
 
 
 class RunLog:
@@ -30,9 +20,9 @@ class RunLog:
     def __init__(self, directory: Path) -> None:
         self._path = directory / EVENTS
 
-    def entries(self, after: int = 0) -> list[Entry]:
-        rows = self._read("SELECT id, kind, round, data FROM events WHERE id > ? ORDER BY id", after)
-        return [Entry(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+    def entries(self, after: int = 0) -> list[LoggedEvent]:
+        rows = self._read("SELECT id, unix_s, kind, round, data FROM events WHERE id > ? ORDER BY id", after)
+        return [LoggedEvent(at, unix_s, kind, number, json.loads(data)) for at, unix_s, kind, number, data in rows]
 
     def begun(self) -> bool:
         """Whether there is a run to resume."""
@@ -71,7 +61,7 @@ class RunLog:
             log.close()
 
 
-def lines(entry: Entry, rounds: int) -> list[str]:
+def lines(entry: LoggedEvent, rounds: int) -> list[str]:
     """What a person is told of an event, if anything."""
     data = entry.data
     match entry.kind:
@@ -82,7 +72,7 @@ def lines(entry: Entry, rounds: int) -> list[str]:
         case "run_resumed":
             return [f"goes on after round {data.get('round', '?')}"]
         case "round_closed":
-            return [_round(data, rounds)]
+            return [describe(row_from_json(data), rounds)]
         case "client_dropped":
             return [f"round {entry.round}: client {data.get('client')} dropped: {data.get('reason')}"]
         case "run_paused":
@@ -94,16 +84,3 @@ def lines(entry: Entry, rounds: int) -> list[str]:
             shown = "" if accuracy is None else f"accuracy {accuracy:.3f}, "
             return [f"finished: {shown}model.safetensors sha256 {data.get('model_sha256')}"]
     return []
-
-
-def _round(row: Mapping[str, Any], rounds: int) -> str:
-    parts = [f"round {row.get('round', 0):>{len(str(rounds))}}/{rounds}"]
-    parts += [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if row.get(name) is not None]
-    parts.append(f"clients {row.get('clients', 0)}")
-    if row.get("dropped"):
-        parts.append(f"dropped {row['dropped']}")
-    if row.get("epsilon") is not None:
-        parts.append(f"epsilon {row['epsilon']:.3g}")
-    if row.get("unchanged"):
-        parts.append(f"model unchanged: {row['unchanged']}")
-    return "  ".join([*parts, f"{row.get('seconds', 0.0):.1f} s"])

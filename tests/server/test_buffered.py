@@ -37,6 +37,7 @@ class Fleet:
         concurrency: int = 0,
         period_s: float = DEADLINE_S,
         timed: bool = True,
+        min_updates: int = 1,
         **rules: Any,
     ) -> None:
         kind = TimedScriptedGrid if timed else ScriptedGrid
@@ -49,7 +50,7 @@ class Fleet:
             LAYOUT,
             lambda: WeightedSum(LAYOUT.size),
             BufferConfig(**rules),
-            min_updates=1,
+            min_updates=min_updates,
             deadline_s=DEADLINE_S,
             period_s=period_s,
             concurrency=concurrency,
@@ -107,11 +108,13 @@ def test_a_node_that_stays_silent_is_given_up_at_its_deadline() -> None:
     assert reasons == {"no reply within 100 s": "0"}
 
 
-def test_a_pool_that_runs_dry_ends_the_round_at_its_deadline() -> None:
-    fleet = Fleet(2, lambda node, _: 1.0, goal=5, concurrency=5)
+@pytest.mark.parametrize(("least", "lasts_s"), [(2, 1.0), (3, DEADLINE_S)])
+def test_a_pool_that_runs_dry_ends_the_round(least: int, lasts_s: float) -> None:
+    """With the last answer that can come; at its deadline, if those are too few."""
+    fleet = Fleet(2, lambda node, _: 1.0, goal=5, concurrency=5, min_updates=least)
     result = fleet.play()
     assert result.clients == ("0", "1")  # each once
-    assert DEADLINE_S <= fleet.grid.now < DEADLINE_S + 1
+    assert lasts_s <= fleet.grid.now < lasts_s + 1
 
 
 def test_a_semi_synchronous_round_ends_with_its_period_or_its_goal() -> None:
@@ -200,3 +203,17 @@ def test_on_a_real_link_a_restored_buffer_waits_for_what_was_asked_for() -> None
     assert 0 in other.gather.busy
     other.gather.forget_nodes()
     assert not other.gather.busy
+
+
+@pytest.mark.parametrize("now", [0.0, 1e6])
+def test_whoever_was_at_work_has_as_long_as_it_had_left_by_whichever_clock(now: float) -> None:
+    """A machine that was started anew counts its seconds from 0."""
+    fleet = Fleet(2, lambda node, _: None if node == 0 else 30.0, goal=1, concurrency=2, timed=False)
+    fleet.grid.now = 5000.0
+    fleet.play()
+    other = Fleet(2, lambda node, _: None, goal=1, concurrency=2, timed=False)
+    other.grid.now, other.number = now, fleet.number
+    other.gather.restore(unpack(pack(fleet.gather.state())))
+    result = other.play()
+    assert ("0", "no reply within 100 s") in [(failure.client, failure.reason) for failure in result.failures]
+    assert other.grid.now - now <= DEADLINE_S + 1

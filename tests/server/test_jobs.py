@@ -26,6 +26,8 @@ from edge_runtime.errors import ConfigError
 from server import commands
 from server.cli import follow
 from server.config import ServerConfig
+from server.results import as_json, round_row
+from server.rounds import RoundResult
 from server.run_store import Checkpoint, RunStore
 from server.serve.config import ServeConfig, load
 from server.serve.notify import notify
@@ -60,7 +62,8 @@ def store(state: State, name: str, *, resume: bool = False) -> RunStore:
 
 
 def close_round(run: RunStore, number: int) -> None:
-    run.close_round(number, {"round": number, "clients": 2, "seconds": 1.0}, Checkpoint(number, "blob", "model"))
+    row = round_row(RoundResult(number, None, ("1", "2"), (), None, 0, None), None, {}, 0, None, 1.0)
+    run.close_round(number, as_json(row), Checkpoint(number, "blob", "model"))
 
 
 def last_run(superlink: SuperLink) -> Any:

@@ -7,8 +7,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import hypothesis
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_runtime.device.report import DeviceReport
 from edge_runtime.errors import RunError
@@ -16,7 +19,7 @@ from server.config import StrategyConfig
 from server.events import Event, RunContinued, RunPaused
 from server.fleet import Fleet
 from server.link import Answer, Link
-from server.pool import LAST_TRY_S, SLICE_S, Pool
+from server.pool import LAST_TRY_S, LEAST_S, SLICE_S, Pool
 from server.rounds import Failure, RoundResult
 
 
@@ -29,7 +32,7 @@ class World:
         self.log: list[tuple[str, Mapping[str, Any], int]] = []
         self.told: list[Event] = []
         self.order: Callable[[], str | None] = lambda: None
-        settings = {"min_updates": 3, "cohort": 5, "deadline_s": 20.0, "patience_s": 600.0} | settings
+        settings = {"min_updates": 3, "cohort": 3, "deadline_s": 20.0, "patience_s": 600.0} | settings
         self.link = Link(self, lambda: self.now_s, self.pause)  # type: ignore[arg-type]
         self.fleet = Fleet(self.link.clock)
         self.pool = Pool(
@@ -46,6 +49,7 @@ class World:
 
     def pause(self, seconds: float) -> None:
         assert 0 < seconds <= SLICE_S
+        assert self.now_s + seconds > self.now_s
         self.slept += seconds
         self.now_s += seconds if self.moves else 0.0
 
@@ -127,6 +131,20 @@ def test_rounds_in_a_row_that_bring_nothing_are_played_ever_more_slowly_and_then
     assert world.now_s <= 600.0 + LAST_TRY_S
 
 
+@hypothesis.settings(deadline=None)
+@given(st.floats(0, 1e6), st.floats(100, 1e4), st.floats(1, 50))
+def test_every_wait_moves_the_clock_and_patience_ends_by_any_clock(
+    began_s: float, patience_s: float, round_s: float
+) -> None:
+    world = World(lambda now: [1], patience_s=patience_s)
+    world.now_s = began_s
+    world.round(good=0)
+    world.now_s += round_s
+    with pytest.raises(RunError, match="patience_s"):
+        world.pool.enough(1)
+    assert world.slept <= patience_s + 20 + LEAST_S
+
+
 def test_a_good_round_gives_patience_back() -> None:
     world = World(lambda now: [1, 2, 3], patience_s=100.0)
     for number in range(1, 200):
@@ -135,11 +153,30 @@ def test_a_good_round_gives_patience_back() -> None:
     assert math.isclose(world.slept, 199 // 4 * (10 + 20) + 10 + 20, abs_tol=31)
 
 
-def test_an_order_to_stop_is_heard_in_the_middle_of_a_wait() -> None:
-    world = World(lambda now: [1])
+@pytest.mark.parametrize("online", [[1], [1, 2, 3]])
+def test_an_order_to_stop_is_heard_in_the_middle_of_a_wait(online: list[int]) -> None:
+    world = World(lambda now: online)
     world.order = lambda: "stopped by ada" if world.now_s >= 50 else None
-    assert world.pool.enough(1) == [1]
+    for _ in range(2):
+        world.round(good=0)  # whoever is there fails
+    world.pool.enough(1)
+    while world.now_s < 50:
+        world.round(good=0)
+        world.pool.enough(1)
     assert world.now_s <= 50 + SLICE_S
+    assert world.kinds()[-1] == "run_paused"  # it does not go on
+
+
+def test_at_first_a_whole_cohort_is_waited_for_and_later_what_a_round_needs() -> None:
+    world = World(lambda now: [1, 2, 3, 4, 5] if now >= 12 else [1, 2, 3], cohort=5)
+    assert world.pool.enough(1) == [1, 2, 3, 4, 5]
+    assert 12 <= world.now_s < 13
+    few = World(lambda now: [1, 2, 3], cohort=5)
+    assert few.pool.enough(1) == [1, 2, 3]
+    assert few.now_s == pytest.approx(20.0)  # the deadline
+    assert few.pool.enough(2) == [1, 2, 3]
+    assert few.now_s == pytest.approx(20.0)
+    assert few.kinds() == []
 
 
 def test_in_real_time_too_a_run_ends_with_its_patience() -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from server import run_lock
 from server.run_reader import RunReader, find_runs, shown
-from server.run_store import Checkpoint, RunStore, Sighting
-from server.run_view import LoggedEvent, RunView
+from server.run_store import Checkpoint, LoggedEvent, RunStore, Sighting
+from server.run_view import RunView
 
 
 def row(number, **figures):
@@ -109,6 +109,8 @@ def test_a_run_from_start_to_end(store):
     details = reader.details()
     counts = {"asked": 3, "goal": 2, "received": 2, "late": 1, "dropped": 1, "declined": 1}
     assert details["now"] == {"round": 1, "deadline_s": 4.5, "mode": "async", **counts}
+    store.append("clients_asked", {"asked": ["4", "5"]}, 1)
+    assert reader.details()["now"]["asked"] == 5
     close(store, 1)
     details = reader.details()
     assert (details["now"], details["round"], details["uplink_bytes"]) == (None, 1, 100)

@@ -19,6 +19,8 @@ LAYOUT = TensorLayout((("w", (3, 2)), ("b", (2,))))
 CODEC = make_codec("float32")
 Script = Callable[[int, int], float | None]  # (node, round) -> seconds until it answers; None: never
 
+_GRIDS = itertools.count()
+
 
 class ScriptedGrid:
     """As a Flower grid: replies are there once their time has come, and time goes on while the server waits."""
@@ -31,6 +33,7 @@ class ScriptedGrid:
         self.asked: list[tuple[int, int]] = []  # (node, round) of every message
         self.out: dict[str, tuple[float, Message]] = {}
         self._ids = itertools.count()
+        self._mark = next(_GRIDS)  # no two grids know a message by the same id
 
     def clock(self) -> float:
         return self.now
@@ -49,7 +52,7 @@ class ScriptedGrid:
         return [self._reply(one) for one in due]
 
     def _post(self, message: Message, since_s: float) -> str:
-        message.metadata.__dict__["_message_id"] = message_id = f"m{next(self._ids)}"
+        message.metadata.__dict__["_message_id"] = message_id = f"{self._mark}.{next(self._ids)}"
         node, number = message.metadata.dst_node_id, int(message.metadata.group_id)
         self.asked.append((node, number))
         seconds = self.script(node, number)

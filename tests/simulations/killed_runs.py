@@ -1,4 +1,6 @@
-"""Plays a simulated run, kills it with SIGKILL at a given point, resumes it, and so on: `killed_runs.py JOB.json`.
+"""Plays a simulated run, kills it with SIGKILL at a given point, resumes it, and so on.
+
+Jobs come in on stdin, a line of JSON each: runs with their settings and kills. For every run a line goes out.
 
 Every attempt is a process of its own with a client process of its own, forked from this one, which has imported and
 traced all that they need: so an attempt takes tenths of a second rather than ten. What is forked runs the product's
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -54,7 +57,7 @@ class Forked:
 
 def start_worker(grid: simulations.grid.InProcessGrid) -> simulations.grid._Worker:
     (down, ours_down), (ours_up, up) = os.pipe(), os.pipe()
-    pid = fork(lambda: serve(down, up, (ours_down, ours_up)))
+    pid = fork(lambda: serve(down, up), keep=(down, up))
     os.close(down)
     os.close(up)
     channel = Channel(ours_up, ours_down, remembered=simulations.grid.REMEMBERED)
@@ -63,20 +66,24 @@ def start_worker(grid: simulations.grid.InProcessGrid) -> simulations.grid._Work
     return simulations.grid._Worker(Forked(pid), channel, deadline_s=deadline_s)  # type: ignore[arg-type]
 
 
-def serve(down: int, up: int, others: tuple[int, ...]) -> None:
-    for fd in others:
-        os.close(fd)
+def serve(down: int, up: int) -> None:
     sys.argv = ["worker", str(down), str(up)]
     simulations.worker.main()
 
 
-def fork(work: Callable[[], object]) -> int:
-    """The id of a process that does this work and ends: 0, or 1 with a traceback."""
+def fork(work: Callable[[], object], keep: tuple[int, ...] = ()) -> int:
+    """The id of a process that does this work and ends: 0, or 1 with a traceback.
+
+    Of what is open here it has `keep` alone: it must not hold on to a run directory's lock, or to a pipe's end.
+    """
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
+        bounds = [2, *sorted(keep), os.sysconf("SC_OPEN_MAX")]
+        for before, after in itertools.pairwise(bounds):
+            os.closerange(before + 1, after)
         work()
         code = 0
     except BaseException:
@@ -136,6 +143,7 @@ def count_writes(path: Path) -> None:
 
 
 _make_program, _programs = server.model.make_program, dict[str, Any]()
+_mechanisms = dict(server.parts.PRIVACY)
 
 
 def traced(model: Any, train: Any, example: Any, **options: Any) -> Any:
@@ -213,9 +221,9 @@ def warm(settings: list[str]) -> None:
     for module in (server.model, simulations.runner):
         module.make_program = traced  # type: ignore[attr-defined]
     simulations.grid.InProcessGrid._start_worker = start_worker  # type: ignore[method-assign]
-    mechanisms = dict(server.parts.PRIVACY)
+    mechanisms = dict(_mechanisms)
     for name in ("central", "distributed", "ftrl"):
-        make = mechanisms[name]
+        make = _mechanisms[name]
         mechanisms[name] = lambda config, size, make=make: make(config, size, entropy=Counter())  # type: ignore[misc]
     server.parts.PRIVACY = mechanisms  # type: ignore[misc]
     scenario = load_scenario("mnist", settings)
@@ -225,13 +233,14 @@ def warm(settings: list[str]) -> None:
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
-    warm(job[0]["settings"])
-    for run in job:
-        directory = Path(run["out"])
-        told = play(directory, run["settings"], run["kills"])
-        writes = directory.with_suffix(".writes")
-        print(json.dumps(told | {"writes": int(writes.read_text()) if writes.exists() else 0}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        warm(job[0]["settings"])
+        for run in job:
+            directory = Path(run["out"])
+            told = play(directory, run["settings"], run["kills"])
+            writes = directory.with_suffix(".writes")
+            print(json.dumps(told | {"writes": int(writes.read_text()) if writes.exists() else 0}), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,16 @@ def test_the_first_line_says_how_the_clients_data_are_kept(capsys):
     assert second == first + "; secure aggregation, distributed differential privacy"
 
 
+def test_a_round_is_one_line_that_says_who_is_missing_and_not_who_was_not_needed(capsys):
+    row = RoundRow(4, None, None, 3, 1, (), False, "too few", None, 10, 0.5, 10, None, 0.1, late=7, declined=2)
+    with Console() as console:
+        console.on_event(RunStarted(load_scenario("digits"), Path("run"), 10, closed=3))
+        console.on_event(RoundClosed(row, rounds=9))
+    _, again, line = capsys.readouterr().out.splitlines()
+    assert again == "goes on after round 3"
+    assert line == "round 4/9  clients 3  dropped 1  declined 2  model unchanged: too few  0.1 s"
+
+
 def test_a_pause_is_shown_and_its_end(capsys):
     with Console() as console:
         console.on_event(RunPaused(4, "1 devices can be asked, 3 are needed (server.min_updates): [1] online", 600.0))

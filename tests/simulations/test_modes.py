@@ -11,6 +11,7 @@ import pytest
 from edge_runtime.errors import ConfigError
 from edge_runtime.privacy import Ledger
 from server.events import Event, RoundClosed
+from server.run_store import RunStore
 from simulations.resume import kept_scenario
 from simulations.runner import simulate
 from simulations.scenario import load_scenario
@@ -56,10 +57,26 @@ def told(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in record["rounds"]]
 
 
+def everybody_asked_ended_once(out: Path) -> None:
+    """Who was asked, and what became of them, stands in the events; of some asked last nothing is heard any more."""
+    store = RunStore(out, resume=True)
+    log = store.log("round_planned", "clients_asked", "update_received", "client_dropped", "client_late")
+    store.close()
+    out_there: set[str] = set()
+    for event in log:
+        if "asked" in event.data:
+            assert not out_there & set(event.data["asked"])
+            out_there |= set(event.data["asked"])
+        else:
+            out_there.remove(event.data["client"])
+    assert len(out_there) <= 8
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_does_not_depend_on_its_processes_and_a_resumed_one_not_on_its_break(tmp_path: Path, mode: str) -> None:
     settings = [CARRIES, MODES[mode]]
     whole = run(tmp_path / "whole", *settings)
+    everybody_asked_ended_once(tmp_path / "whole")
     with pytest.raises(KilledError):
         run(tmp_path / "broken", *settings, die_after=ROUNDS // 2)
     simulate(kept_scenario(tmp_path / "broken", ["server.workers=2"]))

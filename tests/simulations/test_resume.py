@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ OTHERS = 12
 assert sum(KILLS.values()) + OTHERS == 50
 
 
+# Settings and kills of each run in; what its attempts left out.
+Play = Callable[[list[tuple[list[str], list[dict[str, Any]]]]], list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """In memory where there is such: a process that is killed loses nothing there that a disk would keep."""
@@ -72,22 +76,34 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def play(folder: Path, runs: list[tuple[list[str], list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Settings and kills of each run in; what its attempts left out."""
-    inside = Path(tempfile.mkdtemp(dir=folder))
-    job = [
-        {"out": str(inside / str(number)), "settings": settings, "kills": kills}
-        for number, (settings, kills) in enumerate(runs)
-    ]
-    (inside / "job.json").write_text(json.dumps(job))
-    done = subprocess.run(
-        [sys.executable, "-P", Path(__file__).with_name("killed_runs.py"), inside / "job.json"],
+@pytest.fixture(scope="module")
+def play(folder: Path) -> Iterator[Play]:
+    """By one process, for what all attempts import and trace takes longer than most of them."""
+    player = subprocess.Popen(
+        [sys.executable, "-P", Path(__file__).with_name("killed_runs.py")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    assert player.stdin is not None
+    assert player.stdout is not None
+    into, out = player.stdin, player.stdout
+
+    def play(runs: list[tuple[list[str], list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+        inside = Path(tempfile.mkdtemp(dir=folder))
+        job = [
+            {"out": str(inside / str(number)), "settings": settings, "kills": kills}
+            for number, (settings, kills) in enumerate(runs)
+        ]
+        into.write(json.dumps(job) + "\n")
+        into.flush()
+        return [json.loads(out.readline()) for _ in runs]
+
+    with player:
+        yield play
+        into.close()
+    assert player.returncode == 0
 
 
 def draw_kill(rng: np.random.Generator, writes: int) -> dict[str, Any]:
@@ -101,9 +117,9 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_killed_run_ends_like_one_that_was_not(folder: Path, variant: str) -> None:
+def test_a_killed_run_ends_like_one_that_was_not(play: Play, variant: str) -> None:
     settings = TINY + VARIANTS[variant]
-    (whole,) = play(folder, [(settings, [])])
+    (whole,) = play([(settings, [])])
     expected = whole["stages"][-1]["left"]["run"]
     assert whole["writes"] > 5 * ROUNDS
     rng = np.random.default_rng(sum(variant.encode()))
@@ -113,7 +129,7 @@ def test_a_killed_run_ends_like_one_that_was_not(folder: Path, variant: str) -> 
         for number in range(KILLS.get(variant, OTHERS))
     ]
     killed = 0
-    for run in play(folder, [(settings, one) for one in kills]):
+    for run in play([(settings, one) for one in kills]):
         *before, (last, end) = [(stage["code"], stage["left"]) for stage in run["stages"]]
         killed += bool(before)
         assert last == 0
@@ -145,7 +161,7 @@ AT = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("mechanism", PRIVATE)
-def test_what_was_told_stays_on_the_books(folder: Path, mechanism: str) -> None:
+def test_what_was_told_stays_on_the_books(play: Play, mechanism: str) -> None:
     """Killed around the writes that have to do with the budget, and once more while it goes on."""
     settings = [*TINY, "server.rounds=3", f"privacy.mechanism={mechanism}", "data.clients=8", "server.cohort=5"]
     settings += PRIVATE[mechanism]
@@ -154,7 +170,7 @@ def test_what_was_told_stays_on_the_books(folder: Path, mechanism: str) -> None:
         [{"number": number, "when": when, "only": at}, {"number": 1, "when": "before", "only": "close_round"}]
         for at, when in AT[mechanism]
     ]
-    whole, *killed = play(folder, [(settings, one) for one in [[], *kills]])
+    whole, *killed = play([(settings, one) for one in [[], *kills]])
     expected = whole["stages"][-1]["left"]["run"]["final"]
     lost_something = 0
     for run in killed:

@@ -229,8 +229,14 @@ def test_a_server_that_is_killed_goes_on_with_the_same_release_and_offers_it_to_
     assert fleet.answers() == [7.0] * CLIENTS
 
 
-def test_every_stage_waits_for_its_own_approval_and_an_order_halts_it(fleet: Fleet) -> None:
-    release, told = fleet.release(8), list[str]()
+@pytest.mark.parametrize(
+    ("number", "order", "halted"),
+    [(8, commands.Name.ROLLOUT_HALT, "halted by Ada"), (9, commands.Name.STOP, "stopped by Ada")],
+)
+def test_every_stage_waits_for_its_own_approval_and_an_order_halts_it(
+    fleet: Fleet, number: int, order: commands.Name, halted: str
+) -> None:
+    release, told = fleet.release(number), list[str]()
     store = RunStore(fleet.folder / "run")
     for name in commands.Name:  # said before there was a roll-out: not about this one
         commands.send(store.directory, name, "somebody")
@@ -239,14 +245,12 @@ def test_every_stage_waits_for_its_own_approval_and_an_order_halts_it(fleet: Fle
         told.append(line)
         if "waits" in line:
             first = sum("waits" in line for line in told) == 1
-            commands.send(
-                store.directory, commands.Name.ROLLOUT_APPROVE if first else commands.Name.ROLLOUT_HALT, "Ada"
-            )
+            commands.send(store.directory, commands.Name.ROLLOUT_APPROVE if first else order, "Ada")
 
     with fleet.grid() as grid:
-        record = play(Link(grid, grid.clock, grid.pause), fleet.config(8, approve=True), release, store, tell)
+        record = play(Link(grid, grid.clock, grid.pause), fleet.config(number, approve=True), release, store, tell)
     store.close()
-    assert record["halted"] == "halted by Ada"
+    assert record["halted"] == halted
     first, second = record["stages"]
     assert first["installed"] == first["offered"] > 0
     assert second["offered"] == 0

@@ -96,7 +96,7 @@ export function openEvents(place, data) {
 
 const KINDS = [
   "run_started", "run_resumed", "run_paused", "run_continued", "run_finished", "run_failed", "command",
-  "round_planned", "round_closed", "update_received", "client_dropped", "client_late", "client_declined",
+  "round_planned", "clients_asked", "round_closed", "update_received", "client_dropped", "client_late", "client_declined",
   "privacy_spent", "checkpoint", "artefact", "export_failed", "evaluation_failed",
   "rollout_started", "rollout_order", "rollout_device", "rollout_stage", "rollout_halted", "rollout_finished", "rollout_failed",
 ];
@@ -138,6 +138,7 @@ const TELL = {
   run_continued: (data) => String(data.reason ?? ""),
   command: (data) => `${title(String(data.name ?? ""))}, asked by ${data.by ?? "someone"}`,
   round_planned: (data) => `${data.asked?.length ?? data.asked ?? 0} clients asked, ${data.goal ?? "?"} updates wanted`,
+  clients_asked: (data) => `${data.asked?.length ?? 0} further clients asked`,
   round_closed: (data) => `accuracy ${percent(data.accuracy)}, loss ${figure(data.loss)}, ${data.clients} clients, ${data.dropped} dropped`,
   update_received: (data) => `${data.client}, ${bytes(data.bytes)}`,
   client_dropped: (data) => `${data.client}${data.phase ? ` in ${data.phase}` : ""}: ${data.reason ?? ""}`,

@@ -168,14 +168,14 @@ function privacyMeter(run, text) {
 async function stop(data) {
   const sure = await confirmed({
     title: `Stop ${data.run.name}?`,
-    text: "The round in progress is still closed and the model is written. After that the run is over: it cannot be continued.",
+    text: "The round in progress is still closed and the model is written; a roll-out in progress is halted. After that the run is over: it cannot be continued.",
     yes: "Stop run",
   });
   if (!sure) return;
   try {
     await command(data.id, "stop");
     announce("The run was asked to stop.");
-    setOutage("The run was asked to stop; it ends when the round in progress is closed.");
+    setOutage("The run was asked to stop; it ends when the round in progress is closed, or at once if it is paused.");
     setTimeout(() => setOutage(""), 8000);
   } catch (error) {
     setOutage(`The run was not stopped: ${error instanceof Error ? error.message : error}`);
