@@ -81,6 +81,8 @@ class SuperLink:
         try:
             root = None if ca is None else ca.read_bytes()
             self._client = FleetHttpClient.from_server_address(address, insecure, root, interceptors)
+            # What is signed, and what was learned, is for this server: to no other does it send us.
+            self._client._client.follow_redirects = False
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise LinkDownError(f"superlink {address}: {_line(error)}") from error
         self._address = address

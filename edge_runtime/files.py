@@ -16,7 +16,9 @@ def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memo
     # One writer a process; another process's half-written file is not ours to overwrite.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        temporary.unlink(missing_ok=True)
+        # In a folder where others may write, a file or link that waits under this name would be theirs to read.
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())

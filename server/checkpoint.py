@@ -59,7 +59,7 @@ def unpack(content: bytes) -> dict[str, Any]:
         if body["version"] != VERSION:
             raise RunError(f"checkpoint: version {body['version']!r}, this release reads {VERSION}")
         tree = _joined(body["tree"], tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"checkpoint: cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise RunError("checkpoint: holds no tree")

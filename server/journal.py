@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from edge_runtime.errors import ConfigError, RunError
+from edge_runtime.errors import ConfigError, EdgeRuntimeError, RunError
 from server import results
 from server.checkpoint import Stateful, pack, unpack
 from server.config import OutputConfig, ServerConfig
-from server.run_store import Checkpoint, RunStore
+from server.run_store import Checkpoint, LoggedEvent, RunStore
 
 
 class Blobs(Protocol):
@@ -100,8 +100,18 @@ class Journal:
         last = self._store.last_event("checkpoint")
         if last is None:
             return self._store.events_after(0)
+        try:
+            self._restore(last)
+        except EdgeRuntimeError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise RunError(f"checkpoint of round {last.round}: is none of this run ({what[:200]})") from error
+        return self._store.events_after(last.id)
+
+    def _restore(self, last: LoggedEvent) -> None:
         tree = unpack(self._store.blob(last.data["blob"]))
-        if missing := self._parts.keys() - tree.keys():
+        if missing := {*self._parts, "run_id"} - tree.keys():
             raise RunError(f"checkpoint of round {last.round}: does not hold {', '.join(sorted(missing))}")
         for name, part in self._parts.items():
             part.restore(tree[name])
@@ -109,7 +119,6 @@ class Journal:
         self.rows = [results.row_from_json(data) for _, data in self._store.events("round_closed")]
         self.seconds_before = sum(row.seconds for row in self.rows)
         self._models.extend(data["model"] for _, data in self._store.events("checkpoint"))
-        return self._store.events_after(last.id)
 
     def close_round(self, row: results.RoundRow, model: bytes) -> None:
         """When this returns the disk has the round, and a run that is killed goes on behind it.

@@ -8,6 +8,7 @@ reply is of the node, and to the message, that the SuperLink says. This touches 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import httpx
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import metadata_from_proto
+from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -70,11 +71,14 @@ class PullingGrid:
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to these that are there as a whole."""
-        asked = list(message_ids)
-        found = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=asked))
-        for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            about = metadata_from_proto(head.metadata)
-            self._arriving[about.reply_to_message_id] = _Arriving(about, tree.object_id, _names(tree))
+        asked, now_s = list(message_ids), time.time()
+        for name in [name for name, one in self._arriving.items() if one.about.created_at + one.about.ttl < now_s]:
+            del self._arriving[name]  # nobody asks for it any more
+        if unheard := [name for name in asked if name not in self._arriving]:  # the SuperLink names a reply once
+            found = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=unheard))
+            for head, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                about = metadata_from_proto(head.metadata)
+                self._arriving[about.reply_to_message_id] = _Arriving(about, tree.object_id, _names(tree))
         replies = []
         for message_id in asked:
             if (one := self._arriving.get(message_id)) and (reply := self._arrived(one)) is not None:

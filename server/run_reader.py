@@ -7,6 +7,7 @@ waits for a reader. A folder that was copied half-way, or damaged, reads as `unr
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sqlite3
@@ -341,10 +342,16 @@ def _parsed(data: Any) -> dict[str, Any]:
     if not data or not isinstance(data, str) or len(data) > _MOST_BYTES:
         return {}
     try:
-        found = json.loads(data, parse_constant=lambda _: None)
+        found = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _finite(text_: str) -> float | None:
+    """A number in JSON may be too large for one here, as 1e999 is."""
+    value = float(text_)
+    return value if math.isfinite(value) else None
 
 
 def _stamp(directory: Path) -> tuple[object, tuple[float, ...], object]:

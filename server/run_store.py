@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -56,6 +57,7 @@ CREATE INDEX IF NOT EXISTS devices_told ON devices (
 );
 """
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 EVENTS, BLOBS, MODELS, LOCK = "events.sqlite", "blobs", "models", "lock"
 
@@ -158,12 +160,15 @@ class RunStore:
     def last_checkpoint(self) -> Checkpoint | None:
         """Of the last closed round; None if there is none."""
         found = self.read("SELECT round, data FROM events WHERE kind = 'checkpoint' ORDER BY id DESC LIMIT 1")
-        return None if not found else Checkpoint(found[0][0], **json.loads(found[0][1]))
+        if not found:
+            return None
+        data = self._parsed(found[0][1])
+        return Checkpoint(found[0][0], str(data.get("blob")), str(data.get("model")))
 
     def events(self, kind: str) -> list[tuple[int | None, dict[str, Any]]]:
         """Round and data of all events of that kind, in order."""
         rows = self.read("SELECT round, data FROM events WHERE kind = ? ORDER BY id", (kind,))
-        return [(number, json.loads(data)) for number, data in rows]
+        return [(number, self._parsed(data)) for number, data in rows]
 
     def last_event(self, *kinds: str) -> LoggedEvent | None:
         """The newest event of these kinds."""
@@ -176,7 +181,7 @@ class RunStore:
             "ORDER BY CASE WHEN ? THEN -id ELSE id END LIMIT ?",
             (json.dumps(kinds), newest_first, most),
         )
-        return [LoggedEvent(at, unix_s, kind, number, json.loads(data)) for at, unix_s, kind, number, data in found]
+        return [LoggedEvent(at, unix_s, kind, number, self._parsed(data)) for at, unix_s, kind, number, data in found]
 
     def events_after(self, number: int) -> int:
         """How many events have a higher id."""
@@ -281,7 +286,19 @@ class RunStore:
             raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
         return name
 
+    def _parsed(self, data: Any) -> dict[str, Any]:
+        """An event's data; RunError if it is none that this class wrote."""
+        try:
+            found = json.loads(data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.directory / EVENTS}: is damaged, an event is no JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise RunError(f"{self.directory / EVENTS}: is damaged, an event is no JSON object")
+        return found
+
     def _kept(self, path: Path, name: str) -> bytes:
+        if not _SHA256.fullmatch(name):
+            raise RunError(f"{path.parent}: {name[:80]!r} is no file's name there")  # nor one of elsewhere
         try:
             content = path.read_bytes()
         except OSError as error:

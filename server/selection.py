@@ -22,6 +22,8 @@ from server.selection_config import SelectionConfig
 
 CUT_OFF = 0.95  # of the score of the last that would be taken: who reaches it is drawn by chance (Oort's c)
 OUTLIERS = 95.0  # the percentile at which utilities are clipped
+MAX_LOSS = 1e6  # what is more than that is a device's word for it, and sums of it must stay finite
+TIMES_MIDDLE = 10.0  # and at so many times the median
 CONFIDENCE = 0.1
 RECENT = 0.2  # weight of the present round in how often a device is online
 _PURPOSE = 0x5E1EC7
@@ -136,18 +138,19 @@ class _Measured:
 
     @property
     def utility(self) -> float:
-        return self.examples * abs(self.loss)
+        return self.examples * min(abs(self.loss), MAX_LOSS)
 
 
 class Utility:
     """Oort (Lai, Zhu, Madhyastha, Chowdhury, OSDI 2021): devices whose data teach the model most per second of waiting.
 
-    The statistical utility of a device is |B| sqrt(mean of loss^2) over its examples B. What devices report is one mean
-    loss, so its square stands for the mean of squares, of which it is the least. Utilities are clipped at their 95th
-    percentile and scaled to 1, and sqrt(0.1 ln R / L) is added in round R for a device last measured in round L. One
-    that takes t seconds, more than the preferred T, counts (T / t)^slowness, one with less memory left than training
-    takes as much less again; all by how often it came to the end of its rounds. T is a percentile of all times, which a
-    pacer raises when utility dries up. A share of the cohort explores devices that were never measured.
+    The statistical utility of a device is |B| sqrt(mean of loss^2) over its examples B. What devices report is one
+    mean loss, so its square stands for the mean of squares, of which it is the least. Utilities are clipped at their
+    95th percentile, or at ten times their median, and scaled to 1, and sqrt(0.1 ln R / L) is added in round R for a
+    device last measured in round L. One that takes t seconds, more than the preferred T, counts (T / t)^slowness, one
+    with less memory left than training takes as much less again; all by how often it came to the end of its rounds. T
+    is a percentile of all times, which a pacer raises when utility dries up. A share of the cohort explores devices
+    that were never measured.
     """
 
     def __init__(self, settings: SelectionConfig, seed: int) -> None:
@@ -197,7 +200,7 @@ class Utility:
         """Of devices that were measured; shape (len(nodes),)."""
         known = [self._known[node] for node in nodes]
         everyone = np.array([one.utility for one in self._known.values() if one.taken])
-        most = float(np.percentile(everyone, OUTLIERS)) if everyone.size else 0.0
+        most = _most(everyone)
         gain = np.minimum([one.utility for one in known], most) / (most or 1.0)
         last = np.maximum([one.round for one in known], 1)
         scores = gain + np.sqrt(CONFIDENCE * math.log(max(number, 1)) / last)
@@ -327,6 +330,14 @@ def _count(one: _Presence | _Measured, outcome: Outcome) -> None:
 
 def _reliability(one: _Presence | _Measured) -> float:
     return (one.taken + 1) / (one.asked + 2)
+
+
+def _most(utilities: NDArray[np.float64]) -> float:
+    """What utilities are clipped at; in a small fleet the percentile alone would be what one device claims."""
+    if not utilities.size:
+        return 0.0
+    most, middle = float(np.percentile(utilities, OUTLIERS)), float(np.percentile(utilities, 50, method="lower"))
+    return min(most, TIMES_MIDDLE * middle) if middle else most
 
 
 def _draw(pool: Sequence[int], weights: Sequence[float], size: int, rng: np.random.Generator) -> list[int]:

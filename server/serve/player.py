@@ -16,7 +16,7 @@ import psutil
 from server import commands
 from server.serve.control import Control, ControlError, Run
 from server.serve.processes import end
-from server.serve.progress import RunLog
+from server.serve.progress import RunLog, UnreadableError
 from server.serve.state import Job, JobState, State, Stop
 
 # A server app that was started, or has ended, shows within this time.
@@ -66,12 +66,16 @@ class Player:
         job = self._state.next_job()
         if job is None:
             return
-        if self._attempt is None:
-            if job.state is JobState.QUEUED:
-                self._fruitless = 0
-            self._begin(job, now_s)
-        else:
-            self._watch(job, self._attempt, now_s)
+        try:
+            if self._attempt is None:
+                if job.state is JobState.QUEUED:
+                    self._fruitless = 0
+                self._begin(job, now_s)
+            else:
+                self._watch(job, self._attempt, now_s)
+        except UnreadableError as error:  # one damaged run, and not the end of the server
+            end(self._apps(), patience_s=2.0)
+            self._end(job.name, JobState.FAILED, str(error))
 
     def interrupted(self, reason: str, now_s: float) -> None:
         """The SuperLink died, and took the Flower run with it."""

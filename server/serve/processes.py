@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,13 @@ class Child:
                 cwd="/",
             )
         self._started_s = now_s
+
+    def shorten_log(self) -> None:
+        """Keep its log within bounds while it runs; what was in it is the older log then."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > _MAX_LOG_BYTES:
+                shutil.copyfile(self.log, self.log.with_suffix(".1.log"))
+                os.truncate(self.log, 0)  # the child appends, so it goes on at the new end
 
     @property
     def pid(self) -> int:

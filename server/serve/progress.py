@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.errors import RunError
 from server.results import describe, row_from_json
 from server.run_store import EVENTS, LoggedEvent
 
 _WAIT_S = 5.0
+
+
+class UnreadableError(RunError):
+    """A run's log is damaged."""
 
 
 class RunLog:
@@ -49,16 +55,14 @@ class RunLog:
     def _read(self, query: str, *values: int) -> list[Any]:
         if not self._path.is_file():
             return []
-        log = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         try:
-            log.execute("PRAGMA query_only = ON")
-            return log.execute(query, values).fetchall()
-        except sqlite3.OperationalError as error:
+            with closing(sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)) as log:
+                log.execute("PRAGMA query_only = ON")
+                return log.execute(query, values).fetchall()
+        except sqlite3.Error as error:
             if "no such table" in str(error):  # its first transaction is still to come
                 return []
-            raise
-        finally:
-            log.close()
+            raise UnreadableError(f"{self._path}: cannot be read ({error})") from error
 
 
 def lines(entry: LoggedEvent, rounds: int) -> list[str]:

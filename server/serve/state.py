@@ -142,7 +142,10 @@ class State:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self.folder.stat().st_mode & 0o022:
+            found = self.folder.stat()
+            if found.st_uid != os.geteuid():
+                raise ConfigError(f"{folder}: belongs to another user, who could start runs as you; be that user")
+            if found.st_mode & 0o022:
                 raise ConfigError(f"{folder}: others may write here, and so start runs; chmod go-w {folder}")
             self._tables = sqlite3.connect(self.folder / "serve.sqlite", timeout=_WAIT_S, isolation_level=None)
             (self.folder / "serve.sqlite").chmod(0o600)

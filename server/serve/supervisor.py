@@ -111,6 +111,9 @@ class Supervisor:
     def step(self, now_s: float) -> None:
         self._keep_flower(now_s)
         self._keep_dashboard(now_s)
+        for child in (self._superlink, self._superexec, self._dashboard):
+            if child is not None:
+                child.shorten_log()
         if not self._up:
             return
         try:

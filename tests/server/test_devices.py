@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import subprocess
@@ -190,3 +191,23 @@ def test_without_a_superlink_nothing_is_settled(state: State, tmp_path: Path) ->
         reconcile(state, control, lambda line: None)
     control.close()
     assert not by_name(state)["pi"].settled
+
+
+def test_a_key_is_written_into_no_file_that_another_user_has_put_there(tmp_path: Path) -> None:
+    """As one could, by guessing the process's number, in a folder where others may write."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    for name in ("a.key", "b.key"):
+        trap = folder / f".{name}.{os.getpid()}.part"
+        if name == "a.key":
+            trap.touch(0o666)
+        else:
+            trap.symlink_to(tmp_path / "elsewhere")
+        opened = trap.open("rb") if name == "a.key" else None
+        make_key(folder / name, "pi")
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+        assert not (folder / name).is_symlink()
+        if opened:
+            assert opened.read() == b""
+            opened.close()
+    assert not (tmp_path / "elsewhere").exists()

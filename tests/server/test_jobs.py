@@ -211,6 +211,22 @@ def test_stopped_before_and_after_it_began(superlink: SuperLink, state: State) -
     player.step(6.0)
 
 
+def test_a_run_directory_that_is_damaged_fails_its_job_and_not_the_server(superlink: SuperLink, state: State) -> None:
+    player, _ = play(state, superlink)
+    state.submit("broken", CONFIG)
+    state.submit("next", CONFIG)
+    directory = state.run_directory("broken")
+    directory.mkdir(parents=True)
+    (directory / "events.sqlite").write_bytes(os.urandom(5000))
+    player.step(0.0)
+    assert state.job("broken").state is JobState.FAILED
+    assert "events.sqlite: cannot be read" in state.job("broken").reason
+    player.step(1.0)
+    assert player.playing == "next"
+    state.ask_to_stop("next", Stop.NOW)
+    player.step(2.0)
+
+
 def test_followed_to_its_end(state: State, capsys: pytest.CaptureFixture[str]) -> None:
     state.submit("a", CONFIG)
     run = store(state, "a")
@@ -290,3 +306,15 @@ def test_paths_in_the_settings_are_relative_to_them(tmp_path: Path) -> None:
     assert load(None, tmp_path / "elsewhere") == ServeConfig()
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.toml", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+def test_a_state_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    """Its owner could put jobs there, which would run as whoever serves."""
+    folder = tmp_path / "state"
+    State(folder, create=True).close()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        State(folder)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        State(folder, create=True)

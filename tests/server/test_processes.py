@@ -127,3 +127,18 @@ def test_a_process_is_ours_by_its_environment_alone(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait(10)
+
+
+def test_a_log_is_cut_while_its_child_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.serve.processes._MAX_LOG_BYTES", 1000)
+    one = child(tmp_path, f"for n in range(200): print('line', n, flush=True)\nimport sys; sys.stdin.read()\n{SLEEP}")
+    one.start(0.0)
+    try:
+        wait_for(lambda: "line 199" in one.last_line())
+        one.shorten_log()
+        assert one.log.stat().st_size == 0
+        assert "line 199" in one.log.with_suffix(".1.log").read_text()
+        one.shorten_log()  # nothing to do
+        assert "line 0\n" in one.log.with_suffix(".1.log").read_text()
+    finally:
+        one.stop()

@@ -294,7 +294,8 @@ def test_no_event_however_odd_breaks_a_reader(tmp_path_factory, data, kinds):
 
 
 @pytest.mark.parametrize(
-    "data", ["", "[", "[]", "null", "7", "NaN", '{"round": NaN}', "{" * 9000, b"\xff\xfe", None, 3.5]
+    "data",
+    ["", "[", "[]", "null", "7", "NaN", '{"round": NaN}', "{" * 9000, b"\xff\xfe", None, 3.5],
 )
 def test_data_that_is_no_json_object_reads_as_empty(store, data):
     with sqlite3.connect(store.directory / "events.sqlite") as events:
@@ -404,3 +405,14 @@ def test_paths_with_odd_characters_are_read(tmp_path):
     before = sorted(Path(tmp_path).rglob("*"))
     assert RunReader("x", directory).summary()["error"] == "no event is written yet"
     assert sorted(Path(tmp_path).rglob("*")) == before
+
+
+@pytest.mark.parametrize("data", ['{"loss": 1e999, "final": [-1e999]}', '{"loss": 1' + "0" * 400 + "}"])
+def test_a_number_too_large_for_json_is_shown_all_the_same(store, data):
+    """In JSON 1e999 is a number, and no constant as NaN is."""
+    for kind in ("run_started", "run_facts", "round_planned", "round_closed", "run_finished"):
+        store._events.execute("INSERT INTO events (unix_s, kind, round, data) VALUES (1, ?, 1, ?)", (kind, data))
+    reader = read(store)
+    for answer in (reader.summary(), reader.details(), reader.rounds(), reader.events(), reader.models()):
+        json.dumps(answer, allow_nan=False)
+    assert reader.summary()["loss"] is None

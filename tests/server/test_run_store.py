@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import load
 
 from edge_runtime.errors import ConfigError, RunError
+from server.checkpoint import pack, unpack
+from server.journal import Journal
 from server.run_store import RunStore, model_bytes
 
 
@@ -57,3 +59,53 @@ def test_nan_never_reaches_the_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         RunStore(tmp_path).write_json("run.json", {"loss": float("nan")})
     assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("data", ["", "[1]", "{" * 9000, '{"a": 1', "7"])
+def test_an_event_that_is_damaged_is_said_to_be(tmp_path, data):
+    store = RunStore(tmp_path)
+    store._events.execute("INSERT INTO events (unix_s, kind, data) VALUES (1, 'checkpoint', ?)", (data,))
+    for read in (store.last_checkpoint, lambda: store.events("checkpoint"), lambda: store.last_event("checkpoint")):
+        with pytest.raises(RunError, match="is damaged"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../../../dev/zero", "/etc/passwd", "A" * 64])
+def test_no_name_leads_out_of_the_directory(tmp_path, name):
+    store = RunStore(tmp_path)
+    for read in (store.blob, store.model):
+        with pytest.raises(RunError, match="no file's name"):
+            read(name)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"model": {}},
+        {"model": {}, "run_id": 7},
+        {"model": {"values": [1]}, "run_id": "7"},
+        {"model": 3, "run_id": ""},
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_one_line(tmp_path, tree):
+    class Model:
+        def state(self):
+            return {}
+
+        def restore(self, state):
+            self.values = state["values"].astype("f4")
+
+    store = RunStore(tmp_path)
+    store.append("checkpoint", {"blob": store.keep(pack(tree)), "model": "m"}, 1)
+    with pytest.raises(RunError, match="checkpoint of round 1"):
+        Journal(store, {"model": Model()}, 1, 1).resume()
+
+
+@pytest.mark.parametrize("inner", ['{"a":' * 3000 + "1" + "}" * 3000, "[" * 5000 + "]" * 5000])
+def test_a_checkpoint_that_is_too_deep_is_refused(inner):
+    metadata = {"hedgerow": '{"version": 1, "tree": ' + inner + "}"}
+    header = json.dumps({"__metadata__": metadata}).encode()
+    header += b" " * (-len(header) % 8)
+    with pytest.raises(RunError, match="cannot be read"):
+        unpack(len(header).to_bytes(8, "little") + header)

@@ -357,3 +357,19 @@ def test_state_is_small() -> None:
     selection.learn(1, [taken(node) for node in range(10_000)])
     assert len(pack(selection.state())) < 1_000_000
     assert json.dumps(sorted(selection.state()))
+
+
+@pytest.mark.parametrize("claim", [1e300, 1.7e308, 1e12])
+@pytest.mark.parametrize("fleet", [2, 10])
+def test_what_one_device_claims_neither_empties_a_cohort_nor_hides_the_others(claim: float, fleet: int) -> None:
+    """Its loss may be any finite number, and it may say that it has 2^28 examples."""
+    selection = Utility(SelectionConfig(policy="utility", exploration=0.0, exploration_min=0.0), 1)
+    honest = [taken(node, loss=1.0 if node % 2 else 5.0) for node in range(1, fleet)]
+    selection.learn(1, [taken(0, loss=claim, examples=2**28), *honest])
+    nodes = list(range(fleet))
+    scores = selection.scores(nodes, 2)
+    assert np.all(np.isfinite(scores))
+    assert len(selection.choose(nodes, 2, 2)) == 2
+    if fleet > 2:
+        assert scores[2] > scores[1] + 0.1  # who learns more still counts for more
+    assert json.dumps(selection.state()["pacer"], allow_nan=False)
