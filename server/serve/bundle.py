@@ -13,18 +13,20 @@ from edge_runtime.config import Scalar, flatten
 from edge_runtime.errors import RunError
 from server.config import ServerConfig
 
-ROOMS = ("server", "clients")
+# As in pyproject.toml: what neither app needs would only cost every node its bytes.
+INCLUDED = ("server/*.py", "server/region/*.py", "clients/**/*.py")
 
 
 def build() -> bytes:
     """The bundle; the same bytes for the same installed version, so that a device can know it by its hash."""
     files: dict[str, bytes | Path] = {"pyproject.toml": _project().encode()}
-    for room in ROOMS:
+    for pattern in INCLUDED:
+        room, _, inside = pattern.partition("/")
         spec = importlib.util.find_spec(room)
         if spec is None or spec.origin is None:
             raise RunError(f"the package {room} is not installed; pip install 'hedgerow[server]'")
         folder = Path(spec.origin).parent
-        files |= {f"{room}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*.py")}
+        files |= {f"{room}/{path.relative_to(folder).as_posix()}": path for path in folder.glob(inside)}
     content, _ = build_fab_from_files(files)
     return content
 
@@ -39,7 +41,7 @@ license = "Apache-2.0"
 
 [tool.flwr.app]
 publisher = "hedgerow"
-fab-include = [{", ".join(f'"{room}/**/*.py"' for room in ROOMS)}]
+fab-include = [{", ".join(f'"{pattern}"' for pattern in INCLUDED)}]
 
 [tool.flwr.app.components]
 serverapp = "server.app:app"

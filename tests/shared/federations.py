@@ -23,9 +23,9 @@ from edge_runtime.cli import FLOWER_ENV
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-# What Flower adds, both nodes together: a run's bundle of some 130 kB to each, per message some ten requests with their
+# What Flower adds, both nodes together: a run's bundle of some 600 kB to each, per message some ten requests with their
 # headers, records and object trees, and polls and heartbeats all the time.
-BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 460_000, 15_000, 3_000
+BUNDLE_BYTES, MESSAGE_BYTES, IDLE_BYTES_PER_S = 1_300_000, 15_000, 3_000
 
 
 def free_port() -> int:

@@ -76,8 +76,9 @@ def test_the_model_does_not_depend_on_the_number_of_processes(tmp_path: Path, co
 @pytest.mark.parametrize("codecs", SMALL.values(), ids=SMALL.keys())
 def test_clients_that_drop_out_are_brought_up_to_date(tmp_path: Path, codecs: str) -> None:
     """Whoever is asked and does not drop out answers: no round is lost to a version that a client does not hold."""
-    settings = scenario(tmp_path / "run", codecs, "faults.dropout=0.35")
-    record = run(tmp_path / "run", codecs, "faults.dropout=0.35")
+    faults = "faults.dropout=0.35 server.over_selection=1"
+    settings = scenario(tmp_path / "run", codecs, faults)
+    record = run(tmp_path / "run", codecs, faults)
     for row in record["rounds"]:
         cohort = choose_cohort(range(6), 4, settings.seed, row["round"])
         gone = {str(node) for node in cohort if settings.faults.draw(settings.seed, row["round"], node)}
