@@ -73,6 +73,17 @@ def submit(options: argparse.Namespace, name: str, config: Mapping[str, Any]) ->
     """Put a run into the queue, and follow it if asked to."""
     state = State(state_folder(options.state))
     state.submit(name, config)
+    return _queued(options, state, name)
+
+
+def resume_run(options: argparse.Namespace) -> int:
+    """Let a run that failed, or was stopped at once, go on after its last closed round."""
+    state = State(state_folder(options.state))
+    state.again(options.resume)
+    return _queued(options, state, options.resume)
+
+
+def _queued(options: argparse.Namespace, state: State, name: str) -> int:
     waits = "" if is_served(state.folder) else "; no server is at work here: it begins when `hedgerow serve` does"
     _say(f"run {name} is queued{waits}")
     return follow(state, name) if options.follow else 0

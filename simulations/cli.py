@@ -26,7 +26,7 @@ def simulate_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(parser: argparse.ArgumentParser) -> None:
-    """Start a run on this machine's `hedgerow serve`, with real devices; list or stop runs."""
+    """Start a run on this machine's `hedgerow serve`, with real devices; list, stop or resume runs."""
     from server.cli import add_state
 
     parser.add_argument("scenario", nargs="?", help="a shipped scenario's name or a .toml file")
@@ -38,6 +38,7 @@ def run_command(parser: argparse.ArgumentParser) -> None:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--list", action="store_true", help="all runs there are and were")
     other.add_argument("--stop", metavar="NAME", help="end a run when the round in progress is closed")
+    other.add_argument("--resume", metavar="NAME", help="let a run go on that failed, or was stopped with --now")
     parser.add_argument("--now", action="store_true", help="with --stop: do not wait for the round")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of --list")
     add_state(parser)
@@ -100,8 +101,10 @@ def _run(options: argparse.Namespace) -> int:
         return cli.list_runs(options)
     if options.stop:
         return cli.stop_run(options)
+    if options.resume:
+        return cli.resume_run(options)
     if not options.scenario:
-        raise ConfigError("run: give a scenario, --list or --stop NAME")
+        raise ConfigError("run: give a scenario, --list, --stop NAME or --resume NAME")
     values = read_scenario(options.scenario, options.set)
     if given := [name for name in values if name in ("run.out", "run.resume")]:
         raise ConfigError(f"{given[0]}: the server chooses the run directory; use --name")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import ConfigError, RunError
+from server import commands
 from server.devices import DeviceKey, check_name
 
 VARIABLE = "HEDGEROW_STATE"
@@ -245,6 +246,23 @@ class State:
         with self._writing() as tables:
             tables.execute("UPDATE jobs SET stop = ? WHERE name = ?", (stop.value, name))
         return job
+
+    def again(self, name: str) -> None:
+        """Put a job back into the queue that failed, or was stopped at once: it goes on after its last closed round.
+
+        Raises:
+            ConfigError: it did not, or the run itself was told to stop, which it would hear again.
+
+        """
+        job = self.job(name)
+        if job.state not in (JobState.FAILED, JobState.STOPPED):
+            raise ConfigError(f"run {name}: is {job.state}; only a run that failed or was stopped can go on")
+        if any(one.name is commands.Name.STOP for one in commands.read(self.run_directory(name))):
+            raise ConfigError(f"run {name}: was told to stop after its round, and would hear that again")
+        with self._writing() as tables:
+            tables.execute(
+                "UPDATE jobs SET state = 'queued', stop = '', reason = '', ended_s = NULL WHERE name = ?", (name,)
+            )
 
     def job(self, name: str) -> Job:
         """ConfigError if there is none of that name."""

@@ -102,11 +102,34 @@ def test_one_name_one_run(state: State) -> None:
         state.ask_to_stop("a", Stop.NOW)
 
 
+def test_a_job_that_failed_goes_back_into_the_queue(state: State) -> None:
+    state.submit("a", CONFIG)
+    with pytest.raises(ConfigError, match="a: is queued; only a run that failed or was stopped can go on"):
+        state.again("a")
+    state.job_started("a")
+    state.job_ended("a", JobState.FAILED, "too few devices")
+    assert state.next_job() is None
+    state.again("a")
+    job = state.next_job()
+    assert job is not None
+    assert (job.name, job.stop, job.reason, job.ended_s, job.starts) == ("a", Stop.NO, "", None, 1)
+
+    state.job_ended("a", JobState.STOPPED, "by an operator")
+    state.run_directory("a").mkdir(parents=True)
+    commands.send(state.run_directory("a"), commands.Name.STOP, "an operator")
+    with pytest.raises(ConfigError, match="would hear that again"):
+        state.again("a")
+    state.job_ended("a", JobState.DONE, "")
+    with pytest.raises(ConfigError, match="is done"):
+        state.again("a")
+
+
 def test_the_bundle_is_the_installed_apps_with_every_setting(tmp_path: Path) -> None:
     """The same bytes from any folder: devices can know it by its hash."""
     content = zipfile.ZipFile(io.BytesIO(bundle()))
     names = set(content.namelist())
-    assert {"server/app.py", "server/serve/supervisor.py", "clients/app.py", "pyproject.toml"} <= names
+    assert {"server/app.py", "server/region/serve.py", "clients/app.py", "pyproject.toml"} <= names
+    assert not [name for name in names if name.startswith(("server/serve/", "server/dashboard/"))]
     assert {name.partition("/")[0] for name in names} == {"server", "clients", "pyproject.toml", ".info"}
     app = tomllib.loads(content.read("pyproject.toml").decode())["tool"]["flwr"]["app"]
     assert flatten_tree(app["config"]) == CONFIG
