@@ -14,17 +14,12 @@ from typing import Any
 from edge_runtime.cli import EXIT_FAILED
 from edge_runtime.errors import ConfigError
 from server import certs, devices
+from server.options import add_state
 from server.serve.progress import RunLog, lines
 from server.serve.state import ENDED, Device, Job, JobState, State, Stop, is_served, state_folder
 
 _POLL_S = 0.3
 _SETTLE_S = 10.0
-
-
-def add_state(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--state", metavar="DIR", help="the server's state folder (default: $HEDGEROW_STATE or ~/.hedgerow/server)"
-    )
 
 
 def certs_command(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ def simulate_command(parser: argparse.ArgumentParser) -> None:
 
 def run_command(parser: argparse.ArgumentParser) -> None:
     """Start a run on this machine's `hedgerow serve`, with real devices; list, stop or resume runs."""
-    from server.cli import add_state
+    from server.options import add_state
 
     parser.add_argument("scenario", nargs="?", help="a shipped scenario's name or a .toml file")
     parser.add_argument(
