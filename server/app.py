@@ -24,6 +24,7 @@ from server.events import (
 from server.federation import federate
 from server.journal import Peers
 from server.link import Link
+from server.pulling import pulling
 from server.region.serve import serve_region
 from server.results import describe, personal_lines, privacy_lines
 from server.rollout_report import rollout_lines
@@ -43,7 +44,7 @@ def make_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        link, config = Link(grid, clock, pause), ServerConfig.from_run_config(context.run_config)
+        link, config = Link(pulling(grid), clock, pause), ServerConfig.from_run_config(context.run_config)
         if config.region.socket:
             serve_region(link, config)
         else:

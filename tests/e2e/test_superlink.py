@@ -142,7 +142,7 @@ def test_a_warm_process_and_a_stock_node_train_the_model_of_the_simulation(tmp_p
 
 def kill_when_sharing(node: psutil.Popen, state: Path) -> None:
     """End a SuperNode, and all that it started, as soon as it works on the phase in which keys are shared."""
-    while not list(state.glob("run-*/round-1.Roster")):
+    while not list(state.glob("secure-*/round-1.Roster")):
         time.sleep(0.02)
     for process in [*node.children(recursive=True), node]:
         with contextlib.suppress(psutil.NoSuchProcess):
